@@ -1,0 +1,1 @@
+//! Workloads, recorder, reports, peers.

@@ -1,0 +1,228 @@
+//! Aligned memory that devices and sockets read and write directly.
+//!
+//! A [`DmaBuf`] is owned and writable; [`DmaBuf::freeze`] turns it into a [`DmaSlice`], which is shared, read-only and
+//! cheap to clone, so that one copy of file data serves the socket, the device and the client's retained batch.
+//! Invariant: the pointer is valid for `capacity` bytes, aligned to [`BLOCK_SIZE`], and initialised (zeroed once).
+#![allow(unsafe_code)] // the home of aligned allocation; every block below states its argument
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crate::units::BLOCK_SIZE;
+
+/// Freed buffers kept per thread and size class, in bytes of capacity.
+const CACHE_BYTES_PER_CLASS: usize = 8 << 20;
+/// Size classes: 4 KiB << i, up to 2 MiB. Larger buffers go back to the allocator at once.
+const CLASSES: usize = 10;
+
+thread_local! {
+    static FREE: RefCell<[Vec<NonNull<u8>>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
+}
+
+fn class_of(capacity: usize) -> Option<usize> {
+    let class = (capacity / BLOCK_SIZE).trailing_zeros() as usize;
+    (class < CLASSES && capacity == BLOCK_SIZE << class).then_some(class)
+}
+
+fn layout(capacity: usize) -> Layout {
+    Layout::from_size_align(capacity, BLOCK_SIZE).expect("capacity is bounded by isize::MAX")
+}
+
+/// Owned memory: block-aligned, capacity a multiple of the block size, `len` bytes in use.
+pub struct DmaBuf {
+    ptr: NonNull<u8>,
+    capacity: usize,
+    len: usize,
+}
+
+// SAFETY: the memory is owned by exactly one DmaBuf and has no thread affinity.
+unsafe impl Send for DmaBuf {}
+// SAFETY: shared access is read-only.
+unsafe impl Sync for DmaBuf {}
+
+impl DmaBuf {
+    /// A buffer of `len` bytes whose content is unspecified (zeros, or what an earlier buffer left).
+    pub fn new(len: usize) -> DmaBuf {
+        let blocks = len.div_ceil(BLOCK_SIZE).max(1);
+        let capacity = if blocks <= 1 << (CLASSES - 1) { blocks.next_power_of_two() } else { blocks } * BLOCK_SIZE;
+        let cached =
+            class_of(capacity).and_then(|class| FREE.try_with(|free| free.borrow_mut()[class].pop()).ok().flatten());
+        let ptr = cached.unwrap_or_else(|| {
+            let layout = layout(capacity);
+            // SAFETY: the layout's size is at least one block.
+            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
+        });
+        DmaBuf { ptr, capacity, len }
+    }
+
+    pub fn zeroed(len: usize) -> DmaBuf {
+        let mut buf = DmaBuf::new(len);
+        buf.fill(0);
+        buf
+    }
+
+    /// Copies `data`, padded with zeros to whole blocks when `pad_to_block`.
+    pub fn copy_from(data: &[u8], pad_to_block: bool) -> DmaBuf {
+        let len = if pad_to_block { data.len().next_multiple_of(BLOCK_SIZE) } else { data.len() };
+        let mut buf = DmaBuf::new(len);
+        buf[..data.len()].copy_from_slice(data);
+        buf[data.len()..].fill(0);
+        buf
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Changes the length within the capacity; bytes past the old length have unspecified content.
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.capacity, "length {len} passes the capacity {}", self.capacity);
+        self.len = len;
+    }
+
+    /// The address given to the kernel or the device.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
+    pub fn freeze(self) -> DmaSlice {
+        let end = self.len;
+        DmaSlice { buf: Arc::new(self), start: 0, end }
+    }
+}
+
+impl Deref for DmaBuf {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        // SAFETY: ptr is valid and initialised for capacity >= len bytes.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for DmaBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in deref, and the buffer is borrowed exclusively.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        let kept = class_of(self.capacity).is_some_and(|class| {
+            FREE.try_with(|free| {
+                let list = &mut free.borrow_mut()[class];
+                let room = list.len() * self.capacity < CACHE_BYTES_PER_CLASS;
+                if room {
+                    list.push(self.ptr);
+                }
+                room
+            })
+            .unwrap_or(false)
+        });
+        if !kept {
+            // SAFETY: the memory came from alloc_zeroed with this very layout and has no other owner.
+            unsafe { dealloc(self.ptr.as_ptr(), layout(self.capacity)) }
+        }
+    }
+}
+
+impl fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaBuf({} of {} bytes)", self.len, self.capacity)
+    }
+}
+
+/// A shared, read-only part of a frozen [`DmaBuf`].
+#[derive(Clone)]
+pub struct DmaSlice {
+    buf: Arc<DmaBuf>,
+    start: usize,
+    end: usize,
+}
+
+impl DmaSlice {
+    /// The part `range` (bytes relative to this slice).
+    pub fn slice(&self, range: std::ops::Range<usize>) -> DmaSlice {
+        assert!(range.start <= range.end && range.end <= self.end - self.start, "slice out of bounds");
+        DmaSlice { buf: self.buf.clone(), start: self.start + range.start, end: self.start + range.end }
+    }
+
+    /// True when it can be given to a device as it is: whole blocks at a block boundary.
+    pub fn is_block_aligned(&self) -> bool {
+        self.start % BLOCK_SIZE == 0 && self.len() % BLOCK_SIZE == 0
+    }
+
+    /// The buffer itself when nothing else shares it, else a copy.
+    pub fn into_buf(self) -> DmaBuf {
+        if self.start == 0 {
+            let end = self.end;
+            match Arc::try_unwrap(self.buf) {
+                Ok(mut buf) => {
+                    buf.set_len(end);
+                    return buf;
+                }
+                Err(shared) => return DmaBuf::copy_from(&shared[..end], false),
+            }
+        }
+        DmaBuf::copy_from(&self, false)
+    }
+}
+
+impl Deref for DmaSlice {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.buf[self.start..self.end]
+    }
+}
+
+impl From<DmaBuf> for DmaSlice {
+    fn from(buf: DmaBuf) -> DmaSlice {
+        buf.freeze()
+    }
+}
+
+impl fmt::Debug for DmaSlice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "DmaSlice({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_aligned_and_recycled() {
+        let mut a = DmaBuf::new(5000);
+        assert_eq!((a.len(), a.capacity()), (5000, 8192));
+        assert_eq!(a.as_mut_ptr() as usize % BLOCK_SIZE, 0);
+        let at = a.as_mut_ptr() as usize;
+        drop(a);
+        assert_eq!(DmaBuf::new(8192).as_mut_ptr() as usize, at, "the freed buffer is used again");
+        assert_eq!(DmaBuf::new(3 << 20).capacity(), 3 << 20);
+    }
+
+    #[test]
+    fn slices_share_until_they_must_copy() {
+        let mut buf = DmaBuf::copy_from(b"hello world", true);
+        assert_eq!(buf.len(), BLOCK_SIZE);
+        let at = buf.as_mut_ptr() as usize;
+        let slice = buf.freeze();
+        assert_eq!(&slice.slice(6..11)[..], b"world");
+        assert!(slice.is_block_aligned() && !slice.slice(1..2).is_block_aligned());
+        let copy = slice.clone().into_buf();
+        assert_ne!(copy.as_ptr() as usize, at);
+        drop(copy);
+        assert_eq!(slice.into_buf().as_ptr() as usize, at, "the last owner gets the memory itself");
+    }
+
+    #[test]
+    #[should_panic(expected = "passes the capacity")]
+    fn a_length_beyond_the_capacity_is_our_bug() {
+        DmaBuf::new(1).set_len(5000);
+    }
+}

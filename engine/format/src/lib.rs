@@ -1,0 +1,1 @@
+//! Every durable struct, and nothing else.

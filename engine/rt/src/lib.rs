@@ -1,0 +1,1 @@
+//! The runtime seam: native polled reactor and deterministic simulation.

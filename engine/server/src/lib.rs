@@ -1,0 +1,1 @@
+//! The node: sessions and locks wired to the store.

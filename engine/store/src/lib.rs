@@ -1,0 +1,1 @@
+//! Shards, logs, segments, compaction, manifest, epochs, space.

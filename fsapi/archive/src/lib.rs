@@ -1,0 +1,1 @@
+//! What archive agents ask: walks, paths, totals.

@@ -1,0 +1,1 @@
+//! Connection, locks, item cache, batches.

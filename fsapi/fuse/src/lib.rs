@@ -1,0 +1,1 @@
+//! The FUSE gateway on our own kernel transport.

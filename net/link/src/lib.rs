@@ -1,0 +1,1 @@
+//! Polled sockets and the in-process transport under a session.

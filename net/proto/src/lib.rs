@@ -1,0 +1,1 @@
+//! Sessions as state machines: no IO, no clock.

@@ -1,0 +1,1 @@
+//! Polled block devices behind one Device trait.
