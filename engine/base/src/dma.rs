@@ -153,7 +153,7 @@ impl DmaSlice {
 
     /// True when it can be given to a device as it is: whole blocks at a block boundary.
     pub fn is_block_aligned(&self) -> bool {
-        self.start % BLOCK_SIZE == 0 && self.len() % BLOCK_SIZE == 0
+        self.start.is_multiple_of(BLOCK_SIZE) && self.len().is_multiple_of(BLOCK_SIZE)
     }
 
     /// The buffer itself when nothing else shares it, else a copy.
