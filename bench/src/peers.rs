@@ -1,0 +1,3 @@
+//! What Vellum is compared with in the same run.
+
+pub mod memfs;
