@@ -6,7 +6,9 @@
 //! are not ours.
 
 pub mod item;
+pub mod segment;
 
 pub use item::{
     Dirent, Extent, ExtentHeader, FileKind, IndexKind, Inode, ItemError, ItemKind, Timestamp, Value, name_hash,
 };
+pub use segment::{Place, SegmentError, SegmentMeta};
