@@ -25,5 +25,5 @@ pub use item::{
 pub use log::{PartBuilder, PartPlace, Record};
 pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};
 pub use seal::{PartRef, Seal};
-pub use segment::SegmentMeta;
+pub use segment::{Place, SegmentError, SegmentMeta};
 pub use superblock::Superblock;
