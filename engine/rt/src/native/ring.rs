@@ -88,6 +88,7 @@ impl Slot {
 
 struct Inner {
     uring: IoUring,
+    #[expect(clippy::vec_box, reason = "the kernel holds the slots' addresses")]
     slots: Vec<Box<Slot>>,
     free: Vec<u32>,
     /// Entries that found the submission queue full.
