@@ -349,7 +349,9 @@ fn is_transient(e: &io::Error) -> bool {
 impl Drop for Inner {
     fn drop(&mut self) {
         let all = opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED);
-        self.backlog.clear(); // never submitted; nothing of theirs is in the kernel
+        // What was never submitted is not in the kernel.
+        let unsent = self.backlog.drain(..).filter(|entry| entry.get_user_data() < DOORBELL).count();
+        self.in_flight -= unsent;
         self.push(all);
         let mut wakers = Vec::new();
         for _ in 0..DRAIN_STEPS {
