@@ -13,10 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::memfs::Watch;
 use common::{MemFs, TestMount, block_on, can_mount, eventually};
-use vellum_fuse::{
-    Attr, Context, Dirents, End, Entry, Errno, Filesystem, MountError, MountOptions, Name, Payload, ReadRequest,
-    Statfs, Statistics, Unmount, mount_filesystem,
-};
+use vellum_fuse::{End, MountError, MountOptions, Statistics, Unmount, mount_filesystem};
 
 fn mounted() -> (TestMount, Arc<Watch>) {
     let watch = Arc::new(Watch::default());
