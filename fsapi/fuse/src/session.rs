@@ -41,8 +41,9 @@ const SECOND_SIGNAL_LOOK: Duration = Duration::from_millis(100);
 /// Why a session ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
+    /// Nothing was under way.
     Unmounted,
-    /// Forced away, or aborted by the kernel.
+    /// Forced away or aborted, with requests cut off.
     Aborted,
     /// Reading failed with this errno.
     Failed(Errno),
@@ -140,6 +141,10 @@ impl<F: Filesystem> Session<F> {
 
     fn finish(&self, end: End) {
         if self.end.get().is_none() {
+            // The kernel says the same (ENODEV) for both; but a mount that is idle has nothing waiting.
+            let cut_off = self.pending.len();
+            self.recorder.rest.borrow_mut().cut_off = cut_off as u64;
+            let end = if end == End::Unmounted && cut_off > 0 { End::Aborted } else { end };
             tracing::debug!(?end, "the mount is gone");
             self.end.set(Some(end));
             self.pending.cancel_all();
