@@ -2,7 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use vellum_base::DmaSlice;
 use vellum_rt::local::{OneshotReceiver, OneshotSender, oneshot};
@@ -19,6 +21,29 @@ pub struct Reply {
 
 /// Looks at a reply at the moment when it arrives, in the order of arrival (see `Connection::call_observed`).
 pub(crate) type Observer = Box<dyn FnOnce(&Result<Reply, LinkError>)>;
+
+type Outcome = Result<Reply, LinkError>;
+
+/// A call on its way. Dropping it forgets the reply, not the request.
+#[must_use = "the request is sent; its reply comes here"]
+pub struct PendingCall(Result<OneshotReceiver<Outcome>, LinkError>);
+
+impl From<Result<OneshotReceiver<Outcome>, LinkError>> for PendingCall {
+    fn from(started: Result<OneshotReceiver<Outcome>, LinkError>) -> PendingCall {
+        PendingCall(started)
+    }
+}
+
+impl Future for PendingCall {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        match &mut self.0 {
+            Ok(receiver) => Pin::new(receiver).poll(cx).map(|reply| reply.unwrap_or(Err(LinkError::Closed))),
+            Err(error) => Poll::Ready(Err(error.clone())),
+        }
+    }
+}
 
 struct Call {
     reply: OneshotSender<Result<Reply, LinkError>>,

@@ -21,7 +21,7 @@ use vellum_rt::{Class, Instant, JoinHandle, now, random_u64, spawn, timeout};
 use vellum_wire::{Frame, Greeted, MAX_CONTROL, MAX_PAYLOAD, Request, Response};
 
 use crate::LocalBoxFuture;
-use crate::calls::{Calls, Observer, Reply};
+use crate::calls::{Calls, Observer, PendingCall, Reply};
 use crate::error::{LinkError, SocketError};
 use crate::in_process::InProcessDialer;
 use crate::socket::Socket;
@@ -131,11 +131,7 @@ impl Connection {
 
     /// Sends a request; the reply comes whatever happens to sockets and leaders in between. The request is queued by the
     /// call itself, not by the first poll. An error response of the engine is [`LinkError::Remote`].
-    pub fn call(
-        &self,
-        request: Request,
-        payload: Option<DmaSlice>,
-    ) -> impl Future<Output = Result<Reply, LinkError>> + use<> {
+    pub fn call(&self, request: Request, payload: Option<DmaSlice>) -> PendingCall {
         self.start(request, payload, Urgency::Normal, None)
     }
 
@@ -146,17 +142,13 @@ impl Connection {
         request: Request,
         payload: Option<DmaSlice>,
         observer: impl FnOnce(&Result<Reply, LinkError>) + 'static,
-    ) -> impl Future<Output = Result<Reply, LinkError>> + use<> {
+    ) -> PendingCall {
         self.start(request, payload, Urgency::Normal, Some(Box::new(observer)))
     }
 
     /// A call that passes while ordinary ones wait for lock recovery; only for the [`NewTermHook`]. It fails with
     /// [`LinkError::Interrupted`] when the term ends.
-    pub fn call_recovery(
-        &self,
-        request: Request,
-        payload: Option<DmaSlice>,
-    ) -> impl Future<Output = Result<Reply, LinkError>> + use<> {
+    pub fn call_recovery(&self, request: Request, payload: Option<DmaSlice>) -> PendingCall {
         self.start(request, payload, Urgency::Recovery, None)
     }
 
@@ -166,9 +158,8 @@ impl Connection {
         payload: Option<DmaSlice>,
         urgency: Urgency,
         observer: Option<Observer>,
-    ) -> impl Future<Output = Result<Reply, LinkError>> + use<> {
-        let started = self.core.start(request, payload, urgency, observer);
-        async move { started?.await.map_err(|_| LinkError::Closed)? }
+    ) -> PendingCall {
+        PendingCall::from(self.core.start(request, payload, urgency, observer))
     }
 
     /// Requests of the engine go to `handler` from now on; before that they are answered with an error.

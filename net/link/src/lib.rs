@@ -18,7 +18,7 @@ mod stream_reader;
 mod stream_writer;
 
 pub use accept::{Acceptor, Greeter, Stranger, refuse};
-pub use calls::Reply;
+pub use calls::{PendingCall, Reply};
 pub use connection::{Address, ConnectOptions, Connection, Handler, Identity, NewTermHook};
 pub use error::{LinkError, SocketError};
 pub use in_process::{InProcessDialer, InProcessListener, home_of, in_process};

@@ -14,7 +14,7 @@ use vellum_rt::{Class, JoinHandle, now, spawn, timeout};
 use vellum_wire::{ErrorCode, Frame, Greeted, Greeting, MAX_CONTROL, MAX_PAYLOAD, Refusal, Request, Response};
 
 use crate::LocalBoxFuture;
-use crate::calls::{Calls, Reply};
+use crate::calls::{Calls, PendingCall};
 use crate::error::{LinkError, SocketError};
 use crate::socket::{FrameReader, FrameWriter, ShutdownOnDrop};
 
@@ -95,13 +95,13 @@ impl Session {
 
     /// A request of the engine. The reply comes with the next socket if need be; [`LinkError::Closed`] when the session
     /// ends without one.
-    pub fn call(&self, request: Request) -> impl Future<Output = Result<Reply, LinkError>> + use<> {
-        let receiver = (!self.ended.get()).then(|| {
-            let id = self.proto.borrow_mut().request(request);
-            self.transmit.notify_one();
-            self.calls.add(id, None)
-        });
-        async move { receiver.ok_or(LinkError::Closed)?.await.map_err(|_| LinkError::Closed)? }
+    pub fn call(&self, request: Request) -> PendingCall {
+        if self.ended.get() {
+            return PendingCall::from(Err(LinkError::Closed));
+        }
+        let id = self.proto.borrow_mut().request(request);
+        self.transmit.notify_one();
+        PendingCall::from(Ok(self.calls.add(id, None)))
     }
 
     /// The durable epoch for coming frames; `note` tells it even if no other frame goes.

@@ -125,7 +125,7 @@ fn broken_sockets_are_not_noticed_by_callers() {
             }
         }
         assert_eq!(*handled.borrow(), (1..=n).collect::<Vec<_>>(), "once and in order");
-        assert!(conn.attempts() >= 40);
+        assert!(conn.attempts() > 10);
     });
 }
 
