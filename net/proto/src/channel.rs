@@ -75,6 +75,12 @@ enum Sent {
     Response { id: u64, response: Arc<Response>, payload: Option<DmaSlice>, cost: Cost },
 }
 
+#[derive(Clone, Copy)]
+enum Queue {
+    Normal,
+    Locks,
+}
+
 struct Answer {
     id: u64,
     response: Arc<Response>,
@@ -326,11 +332,9 @@ impl Channel {
 
     /// Moves one waiting message to the sent ones; false when nothing may go.
     fn number_one(&mut self) -> bool {
-        if let Some(id) = self.urgent.front().copied() {
-            if self.number_request(id) {
-                self.urgent.pop_front();
-                return true;
-            }
+        if self.urgent.front().copied().is_some_and(|id| self.number_request(id)) {
+            self.urgent.pop_front();
+            return true;
         }
         if let Some(Answer { id, response, payload, cost }) = self.answers.pop_front() {
             self.sent.push_back(Sent::Response { id, response, payload, cost });
@@ -339,19 +343,21 @@ impl Channel {
         if self.held {
             return false;
         }
-        if let Some(id) = self.normal.front().copied() {
-            if self.number_request(id) {
-                self.normal.pop_front();
-                return true;
-            }
-        }
-        if let Some(id) = self.locks.front().copied() {
-            if self.number_request(id) {
-                self.locks.pop_front();
+        for queue in [Queue::Normal, Queue::Locks] {
+            let front = self.queue(queue).front().copied();
+            if front.is_some_and(|id| self.number_request(id)) {
+                self.queue(queue).pop_front();
                 return true;
             }
         }
         false
+    }
+
+    fn queue(&mut self, queue: Queue) -> &mut VecDeque<u64> {
+        match queue {
+            Queue::Normal => &mut self.normal,
+            Queue::Locks => &mut self.locks,
+        }
     }
 
     fn number_request(&mut self, id: u64) -> bool {

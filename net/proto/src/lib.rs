@@ -8,7 +8,8 @@
 pub mod backoff;
 pub mod channel;
 pub mod client;
-// LOCKS
+pub mod grant_order;
+pub mod locks;
 pub mod server;
 pub mod time;
 pub mod timers;
@@ -16,7 +17,8 @@ mod window;
 
 pub use channel::{Channel, Inbound, Token, Violation};
 pub use client::{ClientEvent, ClientSession, Closed};
-// LOCKS2
+pub use grant_order::GrantOrder;
+pub use locks::{LockError, LockOutput, LockTable};
 pub use server::{ServerEvent, ServerSession};
 pub use time::Time;
 pub use timers::Timers;

@@ -95,6 +95,9 @@ impl ServerSession {
         } else if !self.untouched {
             // It was up in this term and has forgotten it: not the client that we know.
             return Err(Refusal::Fenced);
+        } else {
+            // The answer to its last greeting was lost, and all that followed it.
+            self.channel.resume(0).map_err(|_| Refusal::Fenced)?;
         }
         self.state = State::Up { heard: now };
         let durable = self.channel.durable();
