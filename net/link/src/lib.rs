@@ -22,7 +22,7 @@ pub use calls::{PendingCall, Reply};
 pub use connection::{Address, ConnectOptions, Connection, Handler, Identity, NewTermHook};
 pub use error::{LinkError, SocketError};
 pub use in_process::{InProcessDialer, InProcessListener, home_of, in_process};
-pub use session::{Session, SessionHandler};
+pub use session::{Responder, Session, SessionHandler};
 pub use socket::{FrameReader, FrameWriter, ShutdownOnDrop, Socket, bridge};
 
 /// A boxed future of one reactor.

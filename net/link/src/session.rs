@@ -1,25 +1,59 @@
 //! The engine's side of one client's connection: see [`ServerSession`] for what it means.
 //!
-//! The handler's synchronous part runs in the order of arrival; the futures that it returns run concurrently. What has to
-//! be done in order (commits of a rid, requests for one lock) must be queued there.
+//! The handler is called in the order of arrival and answers through the [`Responder`], at once or later, in any order.
+//! What has to be done in order (commits of a rid, requests for one lock) must be queued by it.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use vellum_base::{DmaSlice, Epoch, Rid, Term};
 use vellum_proto::server::ServerEvent;
-use vellum_proto::{ServerSession, Time, Timers, Window};
+use vellum_proto::{ServerSession, Time, Timers, Token, Window};
 use vellum_rt::local::Notify;
 use vellum_rt::{Class, JoinHandle, now, spawn, timeout};
 use vellum_wire::{ErrorCode, Frame, Greeted, Greeting, MAX_CONTROL, MAX_PAYLOAD, Refusal, Request, Response};
 
-use crate::LocalBoxFuture;
 use crate::calls::{Calls, PendingCall};
 use crate::error::{LinkError, SocketError};
 use crate::socket::{FrameReader, FrameWriter, ShutdownOnDrop};
 
-/// Handles a client's request; the response may carry data.
-pub type SessionHandler = Rc<dyn Fn(Request, Option<DmaSlice>) -> LocalBoxFuture<(Response, Option<DmaSlice>)>>;
+/// Takes a client's request.
+pub type SessionHandler = Rc<dyn Fn(Request, Option<DmaSlice>, Responder)>;
+
+/// The way back to the one who asked. Dropped without an answer it says [`ErrorCode::Interrupted`].
+pub struct Responder {
+    session: Rc<Session>,
+    token: Option<Token>,
+}
+
+impl Responder {
+    /// Queues the response: behind everything that was queued for this client before, before everything after.
+    pub fn send(mut self, response: Response, payload: Option<DmaSlice>) {
+        self.answer(response, payload);
+    }
+
+    pub fn fail(self, code: ErrorCode, message: impl Into<String>) {
+        self.send(Response::error(code, message), None);
+    }
+
+    fn answer(&mut self, response: Response, payload: Option<DmaSlice>) {
+        if let Some(token) = self.token.take()
+            && !self.session.ended.get()
+        {
+            let (response, payload) = bounded((response, payload));
+            self.session.proto.borrow_mut().respond(token, response, payload);
+            self.session.transmit.notify_one();
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if self.token.is_some() {
+            self.answer(Response::error(ErrorCode::Interrupted, "the request was dropped"), None);
+        }
+    }
+}
 
 pub struct Session {
     rid: Rid,
@@ -175,24 +209,11 @@ impl Session {
         self.timer.notify_one();
     }
 
-    fn handle(
-        self: &Rc<Self>,
-        token: vellum_proto::Token,
-        request: std::sync::Arc<Request>,
-        payload: Option<DmaSlice>,
-    ) {
+    fn handle(self: &Rc<Self>, token: Token, request: std::sync::Arc<Request>, payload: Option<DmaSlice>) {
         let handler = self.handler.borrow().clone();
         let Some(handler) = handler else { return };
-        let answer = handler(std::sync::Arc::unwrap_or_clone(request), payload);
-        let session = self.clone();
-        spawn(Class::Request, "session request", async move {
-            let (response, payload) = bounded(answer.await);
-            if !session.ended.get() {
-                session.proto.borrow_mut().respond(token, response, payload);
-                session.transmit.notify_one();
-            }
-        })
-        .detach();
+        let responder = Responder { session: self.clone(), token: Some(token) };
+        handler(std::sync::Arc::unwrap_or_clone(request), payload, responder);
     }
 
     fn next_frame(&self, number: u64) -> Option<Frame> {

@@ -8,9 +8,9 @@ use std::io::{Read, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
-use server::Server;
+use server::{Answer, Server};
 use vellum_base::{BatchNo, BlockRange, DmaBuf, DmaSlice, Epoch, Rid};
-use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError, SessionHandler};
+use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError};
 use vellum_proto::Timers;
 use vellum_rt::native::block_on;
 use vellum_rt::{sleep, timeout};
@@ -25,7 +25,7 @@ async fn connect(address: Address, rid: u64, timers: Timers) -> Rc<Connection> {
 }
 
 /// Syncs echo their number; data is counted and given back.
-fn echo(handled: Rc<RefCell<Vec<u64>>>) -> SessionHandler {
+fn echo(handled: Rc<RefCell<Vec<u64>>>) -> Answer {
     Rc::new(move |request, payload| {
         let handled = handled.clone();
         if let Request::Sync { through } = &request {

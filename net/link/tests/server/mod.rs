@@ -5,14 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use vellum_base::{BatchNo, Epoch, Fsid, Rid, Term};
+use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Rid, Term};
 use vellum_link::{
     Acceptor, Greeter, InProcessDialer, LocalBoxFuture, Session, SessionHandler, Stranger, in_process, refuse,
 };
 use vellum_proto::{Timers, Window};
 use vellum_rt::net::Endpoint;
 use vellum_rt::{Class, spawn};
-use vellum_wire::{Greeted, PROTOCOL, Refusal};
+use vellum_wire::{Greeted, PROTOCOL, Refusal, Request, Response};
 
 pub const WINDOW: Window = Window { max_requests: 64, max_bytes: 8 << 20 };
 
@@ -24,8 +24,19 @@ pub struct Server {
     handler: SessionHandler,
 }
 
+/// A handler that answers when its future is done.
+pub type Answer = Rc<dyn Fn(Request, Option<DmaSlice>) -> LocalBoxFuture<(Response, Option<DmaSlice>)>>;
+
 impl Server {
-    pub fn new(timers: Timers, handler: SessionHandler) -> Rc<Server> {
+    pub fn new(timers: Timers, answer: Answer) -> Rc<Server> {
+        let handler: SessionHandler = Rc::new(move |request, payload, responder| {
+            let answer = answer(request, payload);
+            spawn(Class::Request, "handler", async move {
+                let (response, payload) = answer.await;
+                responder.send(response, payload);
+            })
+            .detach();
+        });
         Rc::new(Server {
             term: Cell::new(1),
             timers,
