@@ -99,8 +99,9 @@ pub async fn a_wake_during_a_poll_is_not_lost() {
     let mut polls = 0;
     std::future::poll_fn(|cx| {
         polls += 1;
+        let another = cx.waker().clone();
         cx.waker().wake_by_ref();
-        cx.waker().clone().wake();
+        another.wake();
         if polls < 1000 { Poll::Pending } else { Poll::Ready(()) }
     })
     .await;
