@@ -6,13 +6,14 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::process::{Command, Stdio};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use common::memfs::Watch;
 use common::{MemFs, TestMount, block_on, can_mount, eventually};
-use vellum_fuse::{End, MountOptions, Unmount};
+use vellum_fuse::{End, MountError, MountOptions, Statistics, Unmount, mount_filesystem};
 
 fn mounted() -> (TestMount, Arc<Watch>) {
     let watch = Arc::new(Watch::default());
@@ -254,8 +255,8 @@ const GATEWAY_DIR: &str = "VELLUM_FUSE_TEST_GATEWAY_DIR";
 fn gateway_to_be_killed() {
     let Some(dir) = std::env::var_os(GATEWAY_DIR) else { return };
     block_on(async move {
-        let fs = std::rc::Rc::new(MemFs::new(Arc::default()));
-        let handle = vellum_fuse::mount_filesystem(fs, dir.as_ref(), &MountOptions::default()).unwrap();
+        let fs = Rc::new(MemFs::new(Arc::default()));
+        let handle = mount_filesystem(fs, dir.as_ref(), &MountOptions::default()).unwrap();
         handle.until_unmounted().await
     });
 }
@@ -284,12 +285,9 @@ fn a_dead_gateway_leaves_a_place_to_mount_again() {
     gateway.wait().unwrap();
     eventually("the mount is dead", || fs::metadata(&path).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)));
     let end = block_on(async {
-        let fs = std::rc::Rc::new(MemFs::new(Arc::default()));
-        let handle = vellum_fuse::mount_filesystem(fs.clone(), &path, &MountOptions::default()).unwrap();
-        assert!(matches!(
-            vellum_fuse::mount_filesystem(fs, &path, &MountOptions::default()),
-            Err(vellum_fuse::MountError::AlreadyMounted(_))
-        ));
+        let fs = Rc::new(MemFs::new(Arc::default()));
+        let handle = mount_filesystem(fs.clone(), &path, &MountOptions::default()).unwrap();
+        assert!(matches!(mount_filesystem(fs, &path, &MountOptions::default()), Err(MountError::AlreadyMounted(_))));
         // The refused mount's look at the place may still be under way.
         while handle.unmount(Unmount::WhenIdle).await.is_err_and(|e| e.raw_os_error() == Some(libc::EBUSY)) {
             vellum_rt::sleep(Duration::from_millis(10)).await;
@@ -301,7 +299,7 @@ fn a_dead_gateway_leaves_a_place_to_mount_again() {
 }
 
 impl TestMount {
-    fn finish_after(self, file: File) -> (End, vellum_fuse::Statistics) {
+    fn finish_after(self, file: File) -> (End, Statistics) {
         drop(file);
         self.finish(Unmount::WhenIdle)
     }
