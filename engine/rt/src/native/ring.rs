@@ -49,9 +49,9 @@ impl OpId {
 /// What the kernel may touch while the operation is in flight.
 pub(super) enum Hold {
     None,
-    File(#[allow(dead_code, reason = "kept open for the kernel")] Rc<OwnedFd>),
-    Recv { file: Rc<OwnedFd>, buf: DmaBuf },
-    Send { file: Rc<OwnedFd>, head: Vec<u8>, payload: Option<DmaSlice> },
+    File { _file: Rc<OwnedFd> },
+    Recv { buf: DmaBuf, _file: Rc<OwnedFd> },
+    Send { head: Vec<u8>, payload: Option<DmaSlice>, _file: Rc<OwnedFd> },
     Watch(Rc<Watch>),
 }
 
@@ -88,6 +88,7 @@ impl Slot {
 
 struct Inner {
     uring: IoUring,
+    #[expect(clippy::vec_box, reason = "the kernel holds the slots' addresses")]
     slots: Vec<Box<Slot>>,
     free: Vec<u32>,
     /// Entries that found the submission queue full.
@@ -147,17 +148,23 @@ impl Ring {
     }
 
     /// Receives into `buf[range]`; holds `buf` and `file` until the kernel answers.
-    pub fn recv(self: &Rc<Self>, file: &Rc<OwnedFd>, mut buf: DmaBuf, range: Range<usize>) -> Op {
+    pub(super) fn recv(self: &Rc<Self>, file: &Rc<OwnedFd>, mut buf: DmaBuf, range: Range<usize>) -> Op {
         let part = &mut buf[range];
         let (at, len) = (part.as_mut_ptr(), u32::try_from(part.len()).unwrap_or(u32::MAX));
         let entry = opcode::Recv::new(Fd(file.as_raw_fd()), at, len).build();
-        self.start(Hold::Recv { file: file.clone(), buf }, |_| entry)
+        self.start(Hold::Recv { buf, _file: file.clone() }, |_| entry)
     }
 
     /// Sends `head` and `payload` without their first `skip` bytes.
-    pub fn send(self: &Rc<Self>, file: &Rc<OwnedFd>, head: Vec<u8>, payload: Option<DmaSlice>, skip: usize) -> Op {
+    pub(super) fn send(
+        self: &Rc<Self>,
+        file: &Rc<OwnedFd>,
+        head: Vec<u8>,
+        payload: Option<DmaSlice>,
+        skip: usize,
+    ) -> Op {
         let fd = Fd(file.as_raw_fd());
-        self.start(Hold::Send { file: file.clone(), head, payload }, |slot| {
+        self.start(Hold::Send { head, payload, _file: file.clone() }, |slot| {
             let Hold::Send { head, payload, .. } = &slot.hold else { unreachable!("set by start") };
             let body = payload.as_deref().unwrap_or_default();
             let parts = [&head[skip.min(head.len())..], &body[skip.saturating_sub(head.len()).min(body.len())..]];
@@ -171,13 +178,13 @@ impl Ring {
     }
 
     /// Waits until `file` has one of the poll `events`.
-    pub fn poll(self: &Rc<Self>, file: &Rc<OwnedFd>, events: i16) -> Op {
+    pub(super) fn poll(self: &Rc<Self>, file: &Rc<OwnedFd>, events: i16) -> Op {
         let entry = opcode::PollAdd::new(Fd(file.as_raw_fd()), events as u32).build();
-        self.start(Hold::File(file.clone()), |_| entry)
+        self.start(Hold::File { _file: file.clone() }, |_| entry)
     }
 
     /// Puts a one-shot poll of the watched fd into the kernel. A closed fd answers at once with an error.
-    pub fn arm_watch(&self, watch: &Rc<Watch>) {
+    pub(super) fn arm_watch(&self, watch: &Rc<Watch>) {
         let entry = opcode::PollAdd::new(Fd(watch.fd), libc::POLLIN as u32).build();
         let op = self.inner.borrow_mut().start(Hold::Watch(watch.clone()), |_| entry);
         watch.armed.set(Some(op));
@@ -195,12 +202,12 @@ impl Ring {
     }
 
     /// Submits what is queued and runs what the kernel deferred to us. No system call when there is neither.
-    pub fn flush(&self) -> io::Result<()> {
+    pub(super) fn flush(&self) -> io::Result<()> {
         self.inner.borrow_mut().flush()
     }
 
     /// Wakes the owners of finished operations; returns the number of completions.
-    pub fn reap(&self) -> usize {
+    pub(super) fn reap(&self) -> usize {
         let mut wakers = self.wakers.take();
         let count = self.inner.borrow_mut().reap(&mut wakers);
         for waker in wakers.drain(..) {
@@ -211,7 +218,7 @@ impl Ring {
     }
 
     /// Sleeps until a completion, a ring of the doorbell, or `timeout`.
-    pub fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+    pub(super) fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
         let mut inner = self.inner.borrow_mut();
         inner.arm_doorbell();
         inner.wait(timeout)
