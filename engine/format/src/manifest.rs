@@ -89,19 +89,58 @@ pub struct Run {
 #[derive(Clone, PartialEq, Debug)]
 pub enum ManifestEdit {
     Term(Term),
-    NextIds { segment: SegmentId, log: LogId },
+    NextIds {
+        segment: SegmentId,
+        log: LogId,
+    },
     /// The last seal's number and hash and the greatest epoch of all runs that are over.
-    Base { number: u64, hash: u64, epoch: Epoch },
-    Chunks { first: ChunkIndex, count: u32, used_for: ChunkUse },
-    Shard { id: ShardId, first_bucket: u8, last_bucket: u8, flushed_through: Epoch },
-    FlushedThrough { shard: ShardId, epoch: Epoch },
-    SegmentAdd { shard: ShardId, level: u8, meta: SegmentMeta },
-    SegmentRemove { shard: ShardId, segment: SegmentId },
+    Base {
+        number: u64,
+        hash: u64,
+        epoch: Epoch,
+    },
+    Chunks {
+        first: ChunkIndex,
+        count: u32,
+        used_for: ChunkUse,
+    },
+    Shard {
+        id: ShardId,
+        first_bucket: u8,
+        last_bucket: u8,
+        flushed_through: Epoch,
+    },
+    FlushedThrough {
+        shard: ShardId,
+        epoch: Epoch,
+    },
+    SegmentAdd {
+        shard: ShardId,
+        level: u8,
+        meta: SegmentMeta,
+    },
+    SegmentRemove {
+        shard: ShardId,
+        segment: SegmentId,
+    },
     Run(Run),
-    SealFloor { term: Term, number: u64, hash: u64, durable_number: u64 },
-    LogFloor { log: LogId, place: u64 },
-    Cut { term: Term, number: u64 },
-    RunDrop { term: Term },
+    SealFloor {
+        term: Term,
+        number: u64,
+        hash: u64,
+        durable_number: u64,
+    },
+    LogFloor {
+        log: LogId,
+        place: u64,
+    },
+    Cut {
+        term: Term,
+        number: u64,
+    },
+    RunDrop {
+        term: Term,
+    },
 }
 
 impl ManifestEdit {
