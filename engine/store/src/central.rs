@@ -238,7 +238,7 @@ impl Store {
                 }
                 None => central.wake.notified().await,
             }
-            central.armed.set(None);
+            central.armed.set(Some(Instant(0))); // awake: it looks for itself before it sleeps again
             self.drive();
         }
     }

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use vellum_base::{BatchNo, Bucket, Epoch, Ino, Rid};
-use vellum_format::system::{self, LastBatch};
 use vellum_format::Record;
+use vellum_format::system::{self, LastBatch};
 use vellum_rt::local::Mutex;
 
 use crate::error::StoreError;
@@ -55,8 +55,7 @@ impl Store {
     }
 
     pub(crate) async fn close_rid_here(self: &Rc<Self>, rid: Rid) -> Result<(), StoreError> {
-        let records =
-            [Record::Delete { key: system::batch_key(rid) }, Record::Delete { key: system::client_key(rid) }];
+        let records = [Record::Delete { key: system::batch_key(rid) }, Record::Delete { key: system::client_key(rid) }];
         let epoch = self.commit_own(&records).await?;
         self.home.forget(rid);
         self.wait_durable(epoch).await

@@ -93,12 +93,18 @@ impl ShardEnv for Env {
 }
 
 /// Space of a store that is open for reading: what `SegmentSpace` would give is never asked for.
-pub(crate) fn holds_all(space: &mut SegmentSpace, segments: impl Iterator<Item = SegmentMeta>) -> Result<(), StoreError> {
+pub(crate) fn holds_all(
+    space: &mut SegmentSpace,
+    segments: impl Iterator<Item = SegmentMeta>,
+) -> Result<(), StoreError> {
     for meta in segments {
         for range in meta.ranges.iter().chain(&meta.mirror) {
             if !space.hold(range) {
                 let place = format!("segment {} at {}+{}", meta.id, range.start, range.len_blocks);
-                return Err(StoreError::corrupt(place, "another segment holds blocks of it, or no chunk for segments does"));
+                return Err(StoreError::corrupt(
+                    place,
+                    "another segment holds blocks of it, or no chunk for segments does",
+                ));
             }
         }
     }

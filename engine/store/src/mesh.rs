@@ -32,37 +32,112 @@ pub(crate) struct MeshSeed {
 }
 
 pub(crate) enum Message {
-    Call { from: ReactorId, id: u64, request: Box<Request> },
-    Answer { id: u64, answer: Result<Answer, StoreError> },
+    Call {
+        from: ReactorId,
+        id: u64,
+        request: Box<Request>,
+    },
+    Answer {
+        id: u64,
+        answer: Result<Answer, StoreError>,
+    },
     /// Reservation `token` becomes part of `epoch`.
-    Apply { token: u64, epoch: Epoch },
-    Abort { token: u64 },
-    Dirty { epoch: Epoch },
-    Want { epoch: Epoch },
-    Close { epoch: Epoch },
-    Declared { epoch: Epoch, messages: u32 },
-    PartReady { from: ReactorId, epoch: Epoch, part: Option<PartRef>, oldest_reader: Epoch },
-    PartWritten { epoch: Epoch },
-    Durable { epoch: Epoch, oldest_reader: Epoch },
-    FlushThrough { epoch: Epoch },
-    ReleaseSegment { meta: Box<SegmentMeta> },
-    Failed { reason: Arc<str> },
+    Apply {
+        token: u64,
+        epoch: Epoch,
+    },
+    Abort {
+        token: u64,
+    },
+    Dirty {
+        epoch: Epoch,
+    },
+    Want {
+        epoch: Epoch,
+    },
+    Close {
+        epoch: Epoch,
+    },
+    Declared {
+        epoch: Epoch,
+        messages: u32,
+    },
+    PartReady {
+        from: ReactorId,
+        epoch: Epoch,
+        part: Option<PartRef>,
+        oldest_reader: Epoch,
+    },
+    PartWritten {
+        epoch: Epoch,
+    },
+    Durable {
+        epoch: Epoch,
+        oldest_reader: Epoch,
+    },
+    FlushThrough {
+        epoch: Epoch,
+    },
+    ReleaseSegment {
+        meta: Box<SegmentMeta>,
+    },
+    Failed {
+        reason: Arc<str>,
+    },
     Stop,
 }
 
 pub(crate) enum Request {
-    Get { keys: Vec<Key>, at: Epoch },
-    Scan { range: KeyRange, at: Epoch, max_items: usize, max_bytes: usize },
-    Walk { index: IndexKind, from: (u64, Ino), to: u64, max: usize, at: Epoch },
-    Commit { rid: Rid, batch: Batch },
-    Reserve { rid: Rid, ops: Vec<ItemOp> },
-    ReserveSpace { rid: Rid, change: SpaceChange },
-    AllocGroup { bucket: Bucket },
-    OpenRid { rid: Rid, identity: Bytes },
-    CloseRid { rid: Rid },
-    ForgetPending { rid: Rid },
-    Discard { rid: Rid, ranges: Vec<BlockRange> },
-    WriteData { rid: Rid, data: DmaSlice },
+    Get {
+        keys: Vec<Key>,
+        at: Epoch,
+    },
+    Scan {
+        range: KeyRange,
+        at: Epoch,
+        max_items: usize,
+        max_bytes: usize,
+    },
+    Walk {
+        index: IndexKind,
+        from: (u64, Ino),
+        to: u64,
+        max: usize,
+        at: Epoch,
+    },
+    Commit {
+        rid: Rid,
+        batch: Batch,
+    },
+    Reserve {
+        rid: Rid,
+        ops: Vec<ItemOp>,
+    },
+    ReserveSpace {
+        rid: Rid,
+        change: SpaceChange,
+    },
+    AllocGroup {
+        bucket: Bucket,
+    },
+    OpenRid {
+        rid: Rid,
+        identity: Bytes,
+    },
+    CloseRid {
+        rid: Rid,
+    },
+    ForgetPending {
+        rid: Rid,
+    },
+    Discard {
+        rid: Rid,
+        ranges: Vec<BlockRange>,
+    },
+    WriteData {
+        rid: Rid,
+        data: DmaSlice,
+    },
     Quiesce,
     Status,
     /// Take no more batches: the node shuts down.
@@ -70,11 +145,22 @@ pub(crate) enum Request {
     /// Put everything durable into segments.
     Drain,
     // To the coordinator:
-    Edit { edits: Vec<ManifestEdit> },
-    AllocChunks { used_for: ChunkUse, count: usize },
-    ReturnChunks { chunks: Vec<ChunkIndex> },
-    ChunkUse { chunk: ChunkIndex },
-    AllocSegment { blocks: u64 },
+    Edit {
+        edits: Vec<ManifestEdit>,
+    },
+    AllocChunks {
+        used_for: ChunkUse,
+        count: usize,
+    },
+    ReturnChunks {
+        chunks: Vec<ChunkIndex>,
+    },
+    ChunkUse {
+        chunk: ChunkIndex,
+    },
+    AllocSegment {
+        blocks: u64,
+    },
     Central,
     Shutdown,
 }

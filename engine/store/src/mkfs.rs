@@ -85,8 +85,7 @@ async fn wipe(queue: &Rc<dyn Queue>, sb: &Superblock) -> Result<(), StoreError> 
 
 fn first_state(layout: &Layout, shards: u32) -> Result<ManifestState, StoreError> {
     let mut state = ManifestState::default();
-    let mut edits =
-        vec![ManifestEdit::Chunks { first: ChunkIndex(0), count: layout.chunks, used_for: ChunkUse::Free }];
+    let mut edits = vec![ManifestEdit::Chunks { first: ChunkIndex(0), count: layout.chunks, used_for: ChunkUse::Free }];
     edits.extend(use_chunks(&layout.fixed_chunks().collect::<Vec<_>>(), ChunkUse::Fixed));
     edits.push(ManifestEdit::NextIds { segment: SegmentId(1), log: LogId(1) });
     let width = 256 / shards;

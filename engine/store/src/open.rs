@@ -86,11 +86,7 @@ pub struct ReactorSeed {
 const SEGMENT_IDS: u64 = 1 << 32;
 const MIN_RING_BYTES: u64 = 4 << 20;
 
-pub async fn open(
-    device: &Arc<dyn Device>,
-    queue: &Rc<dyn Queue>,
-    options: OpenOptions,
-) -> Result<Opened, StoreError> {
+pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: OpenOptions) -> Result<Opened, StoreError> {
     if options.reactors == 0 || options.reactors > MAX_PARTS {
         return Err(StoreError::Options(format!("{} reactors: 1 to {MAX_PARTS}", options.reactors)));
     }
@@ -271,12 +267,8 @@ fn make_seeds(
     let routes = Arc::new(route(state, n));
     let mut shards: BTreeMap<ReactorId, Vec<ShardSeed>> = BTreeMap::new();
     for (id, s) in &state.shards {
-        let seed = ShardSeed {
-            id: *id,
-            range: s.range(),
-            levels: s.levels.clone(),
-            flushed_through: s.flushed_through,
-        };
+        let seed =
+            ShardSeed { id: *id, range: s.range(), levels: s.levels.clone(), flushed_through: s.flushed_through };
         shards.entry(routes[usize::from(s.first_bucket)]).or_default().push(seed);
     }
     let data: Vec<(ChunkIndex, Bucket)> = state

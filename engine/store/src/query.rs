@@ -131,11 +131,8 @@ impl Store {
         let (at, max) = (pin.epoch, max.clamp(1, 16_384));
         let mut entries = Vec::new();
         let mut more = false;
-        let calls: Vec<_> = self
-            .mesh
-            .others()
-            .map(|other| self.mesh.call(other, Request::Walk { index, from, to, max, at }))
-            .collect();
+        let calls: Vec<_> =
+            self.mesh.others().map(|other| self.mesh.call(other, Request::Walk { index, from, to, max, at })).collect();
         let (mine, mine_more) = self.walk_here(index, from, to, max, at).await?;
         entries.extend(mine);
         more |= mine_more;
@@ -173,10 +170,8 @@ impl Store {
         let mut heads: BTreeSet<((u64, Ino), u8)> = BTreeSet::new();
         for b in (0..=255u8).filter(|b| self.routes[usize::from(*b)] == self.me) {
             let bucket = Bucket(b);
-            let range = KeyRange {
-                first: index.key_in(bucket, from.0, from.1),
-                last: index.key_in(bucket, to, Ino(u64::MAX)),
-            };
+            let range =
+                KeyRange { first: index.key_in(bucket, from.0, from.1), last: index.key_in(bucket, to, Ino(u64::MAX)) };
             let mut cursor = Cursor { rest: Some(range), page: Vec::new().into_iter() };
             if let Some(head) = self.advance(&mut cursor, at).await? {
                 heads.insert((head, b));

@@ -52,11 +52,8 @@ impl AsRef<[u8]> for Shared {
 
 pub async fn read_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run) -> Result<RunEnd, StoreError> {
     let mut reader = SealReader::new(queue, sb, run);
-    let rings: HashMap<LogId, (Ring, u64)> = run
-        .logs
-        .iter()
-        .map(|log| (log.id, (Ring::new(log.chunks.clone(), sb.chunk_blocks), log.floor)))
-        .collect();
+    let rings: HashMap<LogId, (Ring, u64)> =
+        run.logs.iter().map(|log| (log.id, (Ring::new(log.chunks.clone(), sb.chunk_blocks), log.floor))).collect();
     let mut out = RunEnd {
         last_number: run.floor_number,
         last_hash: run.floor_hash,
@@ -158,11 +155,13 @@ async fn read_part(
             whole[from..to].copy_from_slice(&piece);
         }
     }
-    let place =
-        PartPlace { log: part.log, epoch: seal.epoch, term: seal.term, place: part.place, addr: part.addr };
+    let place = PartPlace { log: part.log, epoch: seal.epoch, term: seal.term, place: part.place, addr: part.addr };
     let crc = whole.first_chunk::<4>().map_or(0, |c| u32::from_le_bytes(*c));
     if crc != part.crc {
-        return Ok(Err(format!("part of log {} at {}: checksum {crc:#x} is not the seal's {:#x}", part.log, part.addr, part.crc)));
+        return Ok(Err(format!(
+            "part of log {} at {}: checksum {crc:#x} is not the seal's {:#x}",
+            part.log, part.addr, part.crc
+        )));
     }
     let slice = whole.freeze();
     let range = match verify_part(&slice, &place, fsid) {

@@ -172,6 +172,10 @@ impl Store {
         }
         let (number, hash) = central.machine.borrow().durable_seal();
         let epoch = central.machine.borrow().open();
+        if central.manifest.state().flushed_through() < self.durable.get() {
+            tracing::warn!("memtables could not be flushed: the next open replays the log");
+            return Ok(());
+        }
         let mut edits = vec![ManifestEdit::Base { number, hash, epoch }];
         let runs = central.manifest.state().runs.clone();
         runs.iter().for_each(|run| edits.extend(drop_run(run)));

@@ -125,11 +125,7 @@ enum Attempt {
 impl Store {
     /// Applies a client's batch, in the order of the calls. Answers the epoch that it is part of; the same for a batch that
     /// was applied before. Dropping the future does not take it back.
-    pub fn commit(
-        self: &Rc<Self>,
-        rid: Rid,
-        batch: Batch,
-    ) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
+    pub fn commit(self: &Rc<Self>, rid: Rid, batch: Batch) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
         let home = self.home_of(rid);
         let answer = if home == self.me {
             let task = spawn(Class::Request, "commit", self.commit_here(rid, batch));

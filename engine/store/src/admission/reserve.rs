@@ -248,8 +248,7 @@ impl Store {
     async fn old_extent(&self, key: &Key) -> Result<Option<BlockRange>, StoreError> {
         match self.shard(key)?.get(key, NEWEST).await? {
             Some(value) => {
-                let header =
-                    Extent::decode_header(&value).map_err(|error| StoreError::Item { key: *key, error })?;
+                let header = Extent::decode_header(&value).map_err(|error| StoreError::Item { key: *key, error })?;
                 Ok(header.blocks())
             }
             None => Ok(None),
@@ -259,15 +258,12 @@ impl Store {
     /// An extent with blocks that the batch leaves behind.
     async fn remaining_extent(&self, ino: Ino, dropped: &BTreeSet<Key>) -> Result<Option<Key>, StoreError> {
         let kind = ItemKind::Extent as u8;
-        let mut range = KeyRange {
-            first: Key::fs(ino, kind, 0, 0, 0),
-            last: Key::fs(ino, kind, u64::MAX, u64::MAX, u8::MAX),
-        };
+        let mut range =
+            KeyRange { first: Key::fs(ino, kind, 0, 0, 0), last: Key::fs(ino, kind, u64::MAX, u64::MAX, u8::MAX) };
         loop {
             let page = self.shard(&range.first)?.scan(range, NEWEST, 256, 1 << 20).await?;
             for (key, value) in &page.items {
-                let header =
-                    Extent::decode_header(value).map_err(|error| StoreError::Item { key: *key, error })?;
+                let header = Extent::decode_header(value).map_err(|error| StoreError::Item { key: *key, error })?;
                 if header.blocks().is_some() && !dropped.contains(key) {
                     return Ok(Some(*key));
                 }

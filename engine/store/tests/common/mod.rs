@@ -10,9 +10,7 @@ use vellum_format::{Extent, ExtentHeader, Inode};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Queue};
 use vellum_rt::{PollerHandle, add_poller};
-use vellum_store::{
-    CommitError, Everyone, MkfsOptions, OpenOptions, RecoveryReport, Store, StoreError, mkfs, open,
-};
+use vellum_store::{CommitError, Everyone, MkfsOptions, OpenOptions, RecoveryReport, Store, StoreError, mkfs, open};
 
 pub const MIB: u64 = 1 << 20;
 pub const RID: Rid = Rid(0x1234_5678_9abc_def0);
@@ -38,7 +36,10 @@ pub fn options(reactors: usize) -> OpenOptions {
     OpenOptions { reactors, cache_bytes: 8 << 20, memtable_bytes: 8 << 20, ..OpenOptions::default() }
 }
 
-pub async fn start(device: &Arc<dyn Device>, options: OpenOptions) -> Result<(Vec<Rc<Store>>, RecoveryReport), StoreError> {
+pub async fn start(
+    device: &Arc<dyn Device>,
+    options: OpenOptions,
+) -> Result<(Vec<Rc<Store>>, RecoveryReport), StoreError> {
     let (queue, _poller) = queue(device);
     let opened = open(device, &queue, options).await?;
     let mut stores = Vec::new();
