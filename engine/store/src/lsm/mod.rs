@@ -17,14 +17,18 @@
 //! ```
 
 mod arena;
+mod blocks;
 mod cache;
 mod config;
+mod cursor;
 mod edit;
 mod env;
 mod error;
+mod lookup;
 mod memtable;
 mod pending;
 mod ranges;
+mod scan;
 mod segment;
 mod shard;
 mod state;
