@@ -54,7 +54,9 @@ pub(super) struct Ring {
     room: usize,
 }
 
-/// The best the kernel has: one issuer, completions run only when we ask (and a flag in shared memory says when to).
+/// The best the kernel has: one issuer, completions run when we enter the kernel anyway (and a flag in shared memory says
+/// when that would pay). Not DEFER_TASKRUN: there completions are posted only by waiting in *this* ring, and its
+/// descriptor stays silent for a reactor that sleeps in another one.
 fn build(entries: u32, polled: bool) -> io::Result<IoUring> {
     let with = |setup: fn(&mut io_uring::Builder)| {
         let mut builder = IoUring::builder();
@@ -65,7 +67,7 @@ fn build(entries: u32, polled: bool) -> io::Result<IoUring> {
         builder.build(entries)
     };
     with(|b| {
-        b.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
+        b.setup_single_issuer().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all();
     })
     .or_else(|_| {
         with(|b| {
