@@ -211,8 +211,9 @@ fn a_left_over_socket_file_is_taken_over_and_a_live_one_is_not() {
     });
 }
 
-/// Both sides sleep after every message (no spinning), so that each send races with the other's falling asleep. A lost
-/// wake-up would leave both asleep for ever.
+/// Both sides sleep after every message (no spinning), each on a core, and falls asleep about when the
+/// other's message comes. A lost wake-up leaves both asleep for ever (as it does when the
+/// reactor sleeps although its last look at the queue found something).
 #[test]
 fn no_wake_up_is_lost_between_two_sleepers() {
     const ROUNDS: u64 = 20_000;
@@ -222,16 +223,22 @@ fn no_wake_up_is_lost_between_two_sleepers() {
     let second = std::sync::Mutex::new(Some((back, from_first)));
     let ends = Arc::new([first, second]);
     let config = Config { spin: Duration::ZERO, ..Config::default() };
-    let reactors = native::start(&[None, None], config, move |id| {
+    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { [Some(0), Some(1)] } else { [None; 2] };
+    let reactors = native::start(&cores, config, move |id| {
         let (sender, mut receiver) = ends[id.0 as usize].lock().unwrap().take().unwrap();
         async move {
             for i in 0..ROUNDS {
+                if id.0 == 1 {
+                    assert_eq!(receiver.recv().await, Some(i));
+                }
+                sender.send(i).await.unwrap();
+                // Falls asleep about when the answer comes.
+                let (began, pause) = (std::time::Instant::now(), Duration::from_nanos(rt::random_u64() % 30_000));
+                while began.elapsed() < pause {
+                    std::hint::spin_loop();
+                }
                 if id.0 == 0 {
-                    sender.send(i).await.unwrap();
                     assert_eq!(receiver.recv().await, Some(i));
-                } else {
-                    assert_eq!(receiver.recv().await, Some(i));
-                    sender.send(i).await.unwrap();
                 }
             }
             assert!(rt::stats().sleeps > 100);
