@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use vellum_base::{DmaBuf, DmaSlice, Epoch, Term};
+use vellum_base::{DmaSlice, Epoch, Term};
 use vellum_wire::{Greeted, LockGrant, LockMode, LockName, Request, Response};
 
 use crate::ClientError;
@@ -14,7 +14,7 @@ pub type LocalBoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 #[derive(Debug)]
 pub struct Reply {
     pub body: Response,
-    pub payload: Option<DmaBuf>,
+    pub payload: Option<DmaSlice>,
     /// Term of the leader that sent it: what it says about volatile state holds in that term only.
     pub term: Term,
 }

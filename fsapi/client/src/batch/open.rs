@@ -49,6 +49,20 @@ impl OpenBatch {
         }
     }
 
+    /// Replaces items by their parts where `split` gives some.
+    pub fn split_with(&mut self, mut split: impl FnMut(&Key, &Bytes) -> Option<Vec<(Key, Bytes)>>) {
+        let torn: Vec<_> =
+            self.items.iter().filter_map(|(key, value)| Some((*key, split(key, value.as_ref()?)?))).collect();
+        for (key, parts) in torn {
+            if let Some(old) = self.items.remove(&key) {
+                self.bytes -= cost(&old);
+            }
+            for (key, value) in parts {
+                self.set(key, Some(value));
+            }
+        }
+    }
+
     /// The inode's own changes are void, but for the deletions of extents: they are what frees its blocks.
     fn kill(&mut self, ino: Ino) {
         let range = KeyRange::of_inode(ino);

@@ -117,15 +117,6 @@ impl ItemCache {
         }
     }
 
-    pub fn clear(&mut self) {
-        // Fetches that still run find their groups anew.
-        for cache in self.groups.values_mut() {
-            let fetches = cache.fetches;
-            *cache = GroupCache { fetches, ..GroupCache::default() };
-        }
-        self.bytes = 0;
-    }
-
     /// Puts the durable form of a value in the place of its provisional one, if it still stands there.
     pub fn replace(&mut self, key: Key, provisional: &Bytes, settled: Bytes) {
         if let Some(cache) = self.groups.get_mut(&group_of(&key)) {

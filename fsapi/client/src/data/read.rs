@@ -42,14 +42,15 @@ impl Client {
         }
         let from_memory = pieces.iter().any(|p| matches!(p, Piece::Memory(_)));
         if !from_memory && answers.len() == 1 {
-            return answers.pop().ok_or(ClientError::Protocol { request: "ReadData" });
+            let only = answers.pop().ok_or(ClientError::Protocol { request: "ReadData" })?;
+            return Ok(only.into_buf());
         }
         Ok(self.assemble(total, &pieces, answers))
     }
 
-    fn assemble(&self, total: usize, pieces: &[Piece], answers: Vec<DmaBuf>) -> DmaBuf {
+    fn assemble(&self, total: usize, pieces: &[Piece], answers: Vec<DmaSlice>) -> DmaBuf {
         let mut out = DmaBuf::new(total);
-        let mut device: std::collections::VecDeque<DmaSlice> = answers.into_iter().map(DmaBuf::freeze).collect();
+        let mut device: std::collections::VecDeque<DmaSlice> = answers.into();
         let mut at = 0;
         for piece in pieces {
             match piece {

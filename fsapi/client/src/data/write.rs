@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use vellum_base::{BLOCK_SIZE, BlockRange, DmaSlice};
-use vellum_format::MAX_EXTENT_BLOCKS;
+use vellum_format::item::MAX_EXTENT_BLOCKS;
 use vellum_wire::{ErrorCode, Request, Response};
 
 use super::RetainedData;
