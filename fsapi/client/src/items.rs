@@ -81,11 +81,7 @@ impl Client {
     }
 
     /// Several items, with at most one request for all that are not cached.
-    pub async fn get_many(
-        self: &Rc<Self>,
-        guard: &LockGuard,
-        keys: &[Key],
-    ) -> Result<Vec<Option<Bytes>>, ClientError> {
+    pub async fn get_many(self: &Rc<Self>, guard: &LockGuard, keys: &[Key]) -> Result<Vec<Option<Bytes>>, ClientError> {
         keys.iter().for_each(|key| self.readable(guard, key));
         self.lease().await?;
         let mut values = Vec::with_capacity(keys.len());

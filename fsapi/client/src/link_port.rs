@@ -58,9 +58,7 @@ impl LinkPort {
         Box::pin(async move {
             match call.await {
                 Ok(reply) => Ok(Reply { body: reply.body, payload: reply.payload, term: term.get() }),
-                Err(LinkError::Remote(e)) => {
-                    Ok(Reply { body: Response::Error(e), payload: None, term: term.get() })
-                }
+                Err(LinkError::Remote(e)) => Ok(Reply { body: Response::Error(e), payload: None, term: term.get() }),
                 Err(e) => Err(from_link(e)),
             }
         })

@@ -161,12 +161,7 @@ struct Torn {
 }
 
 /// The operations with torn extents in parts; `None` when nothing is torn.
-fn split_ops(
-    ops: &[ItemOp],
-    runs: &crate::data::Runs,
-    batch: BatchNo,
-    torn: &mut Vec<Torn>,
-) -> Option<Vec<ItemOp>> {
+fn split_ops(ops: &[ItemOp], runs: &crate::data::Runs, batch: BatchNo, torn: &mut Vec<Torn>) -> Option<Vec<ItemOp>> {
     let mut changed: Option<Vec<ItemOp>> = None;
     for (at, op) in ops.iter().enumerate() {
         let parts = match op {

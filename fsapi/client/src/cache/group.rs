@@ -165,7 +165,10 @@ mod tests {
         assert_eq!(c.lookup(&key(1)), Known::No);
         c.put(key(1), None, BatchNo(1));
         c.known.insert(KeyRange { first: key(5), last: key(9) });
-        assert_eq!((c.lookup(&key(1)), c.lookup(&key(7)), c.lookup(&key(10))), (Known::Absent, Known::Absent, Known::No));
+        assert_eq!(
+            (c.lookup(&key(1)), c.lookup(&key(7)), c.lookup(&key(10))),
+            (Known::Absent, Known::Absent, Known::No)
+        );
         c.put(key(7), Some(bytes("x")), BatchNo(2));
         c.delete_inode(Ino(5), BatchNo(3));
         assert_eq!((c.lookup(&key(7)), c.lookup(&key(10))), (Known::Absent, Known::Absent));

@@ -26,10 +26,8 @@ impl Client {
         let requests = requests(&pieces);
         count(&self.counters.data_blocks_read, (total / BLOCK_SIZE) as u64);
         // All are sent before the first answer is awaited.
-        let calls: Vec<_> = requests
-            .iter()
-            .map(|ranges| self.port.call(Request::ReadData { ranges: ranges.clone() }, None))
-            .collect();
+        let calls: Vec<_> =
+            requests.iter().map(|ranges| self.port.call(Request::ReadData { ranges: ranges.clone() }, None)).collect();
         let mut answers = Vec::with_capacity(calls.len());
         for (call, ranges) in calls.into_iter().zip(&requests) {
             let reply = call.await?;

@@ -115,11 +115,8 @@ impl Client {
         }
         count(&self.counters.lock_requests, 1);
         let reply = self.port.call(Request::Lock { wants: missing.clone() }, None);
-        let pending = Rc::new(PendingRequest {
-            wants: missing,
-            reply: RefCell::new(Some(reply)),
-            driver: RefCell::new(None),
-        });
+        let pending =
+            Rc::new(PendingRequest { wants: missing, reply: RefCell::new(Some(reply)), driver: RefCell::new(None) });
         self.locks.pending.borrow_mut().push(pending.clone());
         let client = self.clone();
         // A task of its own: the request outlives a cancelled caller.

@@ -10,6 +10,6 @@ mod guard;
 mod release;
 mod table;
 
-pub use guard::LockGuard;
 pub(crate) use guard::Era;
+pub use guard::LockGuard;
 pub(crate) use table::{Lock, LockTable};

@@ -151,9 +151,8 @@ impl LockTable {
     pub fn held(&self) -> Vec<LockGrant> {
         let locks = self.locks.borrow();
         let held = locks.values().filter(|l| l.held.get() != LockMode::Null);
-        let mut held: Vec<_> = held
-            .map(|l| LockGrant { name: l.name, mode: l.held.get(), write_seq: l.write_seq.get() })
-            .collect();
+        let mut held: Vec<_> =
+            held.map(|l| LockGrant { name: l.name, mode: l.held.get(), write_seq: l.write_seq.get() }).collect();
         held.sort_by_key(|w| w.name);
         held
     }
