@@ -1,7 +1,7 @@
 //! What the native reactor costs: `cargo run --release -p vellum-rt --example overhead`.
 //!
 //! Prints nanoseconds per task poll, spawn, local and cross-thread message, and echo round trips (on one reactor, and
-//! between two threads) beside plain sockets that spin.
+//! between two threads) beside plain sockets that spin. `-- echo` leaves all but the echoes out.
 
 use std::hint::black_box;
 use std::io::{ErrorKind, Read, Write};
@@ -187,8 +187,10 @@ fn plain(what: &str, nonblocking: bool) {
 }
 
 fn main() {
-    native::block_on(polls());
-    cross_thread();
+    if std::env::args().nth(1).as_deref() != Some("echo") {
+        native::block_on(polls());
+        cross_thread();
+    }
     plain("echo over unix, two threads, plain blocking", false);
     plain("echo over unix, two threads, plain spinning", true);
     let path = std::env::temp_dir().join(format!("vellum-rt-overhead-{}.sock", std::process::id()));

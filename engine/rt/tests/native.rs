@@ -210,3 +210,93 @@ fn a_left_over_socket_file_is_taken_over_and_a_live_one_is_not() {
         assert!(!path.exists());
     });
 }
+
+/// Both sides sleep after every message (no spinning), so that each send races with the other's falling asleep. A lost
+/// wake-up would leave both asleep for ever.
+#[test]
+fn no_wake_up_is_lost_between_two_sleepers() {
+    const ROUNDS: u64 = 20_000;
+    let (there, from_first) = rt::channel::bounded::<u64>(1);
+    let (back, from_second) = rt::channel::bounded::<u64>(1);
+    let first = std::sync::Mutex::new(Some((there, from_second)));
+    let second = std::sync::Mutex::new(Some((back, from_first)));
+    let ends = Arc::new([first, second]);
+    let config = Config { spin: Duration::ZERO, ..Config::default() };
+    let reactors = native::start(&[None, None], config, move |id| {
+        let (sender, mut receiver) = ends[id.0 as usize].lock().unwrap().take().unwrap();
+        async move {
+            for i in 0..ROUNDS {
+                if id.0 == 0 {
+                    sender.send(i).await.unwrap();
+                    assert_eq!(receiver.recv().await, Some(i));
+                } else {
+                    assert_eq!(receiver.recv().await, Some(i));
+                    sender.send(i).await.unwrap();
+                }
+            }
+            assert!(rt::stats().sleeps > 100);
+        }
+    });
+    reactors.unwrap().join().unwrap();
+}
+
+/// More operations in flight than the ring has entries, and more receives than may spin.
+#[test]
+fn hundreds_of_streams_wait_in_one_ring() {
+    const STREAMS: usize = 300;
+    let config = Config { ring_entries: 8, ..Config::default() };
+    native::block_on_with(config, async {
+        let path = std::env::temp_dir().join(format!("vellum-rt-many-{}.sock", std::process::id()));
+        let listener = Listener::bind(&Endpoint::Unix(path)).unwrap();
+        let at = listener.local_endpoint().unwrap();
+        let mut clients = Vec::new();
+        for _ in 0..STREAMS {
+            clients.push(Stream::connect(&at).await.unwrap());
+            let server = listener.accept().await.unwrap();
+            rt::spawn(Class::Request, "echo", async move {
+                let mut buf = DmaBuf::new(64);
+                loop {
+                    let (result, back) = server.recv(buf, 0..64).await;
+                    buf = back;
+                    match result.unwrap() {
+                        0 => return,
+                        n => server.send_all(buf[..n].to_vec(), None).await.0.unwrap(),
+                    }
+                }
+            })
+            .detach();
+        }
+        rt::sleep(Duration::from_millis(2)).await; // they all wait in the ring
+        for round in 0..3u8 {
+            let calls: Vec<_> = clients
+                .iter()
+                .map(|client| {
+                    let client = client.clone();
+                    rt::spawn(Class::Request, "call", async move {
+                        client.send_all(vec![round; 32], None).await.0.unwrap();
+                        let (result, buf) = client.recv(DmaBuf::new(64), 0..64).await;
+                        assert_eq!(&buf[..result.unwrap()], &[round; 32]);
+                    })
+                })
+                .collect();
+            for call in calls {
+                call.await.unwrap();
+            }
+        }
+        assert!(rt::stats().completions > 300, "{:?}", rt::stats());
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_panic_in_a_task_ends_its_reactor_and_leaves_the_thread_usable() {
+    let caught = std::panic::catch_unwind(|| {
+        native::block_on(async {
+            rt::spawn(Class::Request, "waits", rt::sleep(Duration::from_secs(60))).detach();
+            rt::spawn(Class::Request, "panics", async { panic!("on purpose") }).await
+        })
+    });
+    assert!(caught.is_err());
+    assert!(!rt::has_reactor());
+    native::block_on(rt::yield_now());
+}

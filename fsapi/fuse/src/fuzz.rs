@@ -117,7 +117,7 @@ proptest! {
     fn random_requests_are_answered_once(messages in prop::collection::vec(message(), 1..30)) {
         let (ours, kernel) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).unwrap();
         let seen = rt::native::block_on(async move {
-            let session = Session::new(Rc::new(AnyFs), Arc::new(ours), Wants::default(), MAX_WRITE, Arc::default()).unwrap();
+            let session = Session::new(Rc::new(AnyFs), Arc::new(ours), Wants::default(), MAX_WRITE, Arc::default());
             let mut seen = Vec::new();
             for (header, body) in messages {
                 let answers = answers(&session, &kernel, &header, &body).await;

@@ -80,7 +80,7 @@ fn serve<F: Filesystem>(
     options: &MountOptions,
 ) -> Result<MountHandle, MountError> {
     let input = rt::fd::AsyncFd::new(device.try_clone()?)?;
-    let session = Session::new(fs, Arc::new(device), wants, options.max_read, Arc::default())?;
+    let session = Session::new(fs, Arc::new(device), wants, options.max_read, Arc::default());
     // Memory that this thread needs must not wait for its own mount to write dirty pages. Needs CAP_SYS_RESOURCE.
     if let Err(error) = become_io_flusher() {
         tracing::debug!(%error, "not marked as IO flusher");

@@ -21,6 +21,8 @@ mod fuzz;
 mod handle;
 mod init;
 mod interrupt;
+#[allow(dead_code)] // the gateway comes with vellum-vfs
+mod known;
 mod mount;
 mod name;
 mod notify;

@@ -60,7 +60,7 @@ impl Reader {
     /// the other readers' objects: the kernel spreads requests over all of them.
     pub async fn run<F: Filesystem>(self, fs: Rc<F>) -> io::Result<End> {
         let input = rt::fd::AsyncFd::new(self.device.try_clone()?)?;
-        let session = Session::new(fs, Arc::new(self.device), self.wants, self.max_read, self.board)?;
+        let session = Session::new(fs, Arc::new(self.device), self.wants, self.max_read, self.board);
         session.agreed(self.info);
         session.clone().run(input).await;
         Ok(session.end().unwrap_or(End::Unmounted))

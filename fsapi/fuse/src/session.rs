@@ -83,16 +83,10 @@ pub(crate) struct Session<F> {
 }
 
 impl<F: Filesystem> Session<F> {
-    pub fn new(
-        fs: Rc<F>,
-        device: Arc<OwnedFd>,
-        wants: Wants,
-        max_read: usize,
-        board: Arc<Board>,
-    ) -> io::Result<Rc<Session<F>>> {
-        let notifier = Notifier::start(&device)?;
+    pub fn new(fs: Rc<F>, device: Arc<OwnedFd>, wants: Wants, max_read: usize, board: Arc<Board>) -> Rc<Session<F>> {
+        let notifier = Notifier::new(&device);
         let (id, passed) = board.join();
-        Ok(Rc::new(Session {
+        Rc::new(Session {
             fs,
             device,
             pending: Rc::default(),
@@ -107,7 +101,7 @@ impl<F: Filesystem> Session<F> {
             after_init: RefCell::default(),
             end: Cell::new(None),
             ended: rt::local::Event::new(),
-        }))
+        })
     }
 
     pub fn end(&self) -> Option<End> {

@@ -234,8 +234,9 @@ fn notifications_drop_what_the_kernel_keeps() {
     assert_eq!(calls(), before, "cached");
     let notifier = mount.notifier.clone();
     block_on(async {
-        notifier.inval_inode(ino, 0, 0).await.unwrap();
-        notifier.inval_inode(424_242, 0, 0).await.unwrap();
+        notifier.inval_pages(ino, 0, 0).await.unwrap();
+        notifier.inval_attributes(424_242).await.unwrap();
+        notifier.inval_attributes_of([ino, 424_242, ino]).await.unwrap();
         notifier.queue_inval_entry(1, b"f").await;
     });
     eventually("the name is asked for again", || {

@@ -29,6 +29,8 @@ use crate::poller::Watch;
 /// Completions of cancellations: nobody waits for them.
 const IGNORED: u64 = u64::MAX;
 const DOORBELL: u64 = u64::MAX - 1;
+/// `IORING_RECVSEND_POLL_FIRST` of the kernel's interface.
+const RECVSEND_POLL_FIRST: u16 = 1;
 /// How long a dying ring waits for the kernel to give the buffers back.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
 const DRAIN_STEPS: usize = 200;
@@ -147,11 +149,12 @@ impl Ring {
         Ok(Ring { inner: RefCell::new(inner), wakers: Cell::default() })
     }
 
-    /// Receives into `buf[range]`; holds `buf` and `file` until the kernel answers.
+    /// Receives into `buf[range]`; holds `buf` and `file` until the kernel answers. The kernel waits
+    /// before it tries: the caller has just tried.
     pub(super) fn recv(self: &Rc<Self>, file: &Rc<OwnedFd>, mut buf: DmaBuf, range: Range<usize>) -> Op {
         let part = &mut buf[range];
         let (at, len) = (part.as_mut_ptr(), u32::try_from(part.len()).unwrap_or(u32::MAX));
-        let entry = opcode::Recv::new(Fd(file.as_raw_fd()), at, len).build();
+        let entry = opcode::Recv::new(Fd(file.as_raw_fd()), at, len).ioprio(RECVSEND_POLL_FIRST).build();
         self.start(Hold::Recv { buf, _file: file.clone() }, |_| entry)
     }
 
@@ -346,7 +349,9 @@ fn is_transient(e: &io::Error) -> bool {
 impl Drop for Inner {
     fn drop(&mut self) {
         let all = opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED);
-        self.backlog.clear(); // never submitted; nothing of theirs is in the kernel
+        // What was never submitted is not in the kernel.
+        let unsent = self.backlog.drain(..).filter(|entry| entry.get_user_data() < DOORBELL).count();
+        self.in_flight -= unsent;
         self.push(all);
         let mut wakers = Vec::new();
         for _ in 0..DRAIN_STEPS {
@@ -365,6 +370,13 @@ impl Drop for Inner {
     }
 }
 
+/// The kernel's answer, and what it was allowed to touch.
+pub(super) struct Completion {
+    /// As a system call's: negative is an errno.
+    pub result: i32,
+    pub hold: Hold,
+}
+
 /// One operation in flight. Dropping it cancels the operation; its memory stays with the ring until the kernel answers.
 pub(super) struct Op {
     ring: Rc<Ring>,
@@ -373,9 +385,9 @@ pub(super) struct Op {
 }
 
 impl Future for Op {
-    type Output = (i32, Hold);
+    type Output = Completion;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, Hold)> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
         let Op { ring, id, finished } = &mut *self;
         assert!(!*finished, "polled after it was done");
         let mut inner = ring.inner.borrow_mut();
@@ -387,7 +399,7 @@ impl Future for Op {
                 let hold = slot.free();
                 inner.free.push(id.slot);
                 *finished = true;
-                Poll::Ready((result, hold))
+                Poll::Ready(Completion { result, hold })
             }
             State::Waiting(waker) => {
                 match waker {

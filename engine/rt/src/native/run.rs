@@ -58,8 +58,9 @@ impl Loop {
         let completions = self.driver.ring.reap();
         let timers = reactor.timers.fire(now);
         let events = reactor.pollers.run();
+        let spinners = self.driver.turn_spinners();
         let (polls, now) = reactor.run_tasks(POLLS_PER_TURN, now + TURN, now);
-        let progress = wakes + completions + timers + events + polls;
+        let progress = wakes + completions + timers + events + polls.saturating_sub(spinners);
         let mut stats = reactor.stats.borrow_mut();
         stats.turns += 1;
         stats.idle_turns += u64::from(progress == 0);
@@ -70,7 +71,8 @@ impl Loop {
 
     /// Called in a turn without work: whether to sleep now, or to spin on.
     fn is_time_to_sleep(&self, now: Instant, last_work: Instant) -> bool {
-        let may_sleep = self.poll == PollMode::Adaptive && !self.reactor.pollers.keep_awake();
+        let held = self.driver.has_spinners() || self.reactor.pollers.keep_awake();
+        let may_sleep = self.poll == PollMode::Adaptive && !held;
         if may_sleep && now - last_work >= self.spin {
             return true;
         }

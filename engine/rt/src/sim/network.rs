@@ -137,7 +137,8 @@ impl Core {
             return self.schedule(again, event);
         }
         let Some(listening) = self.listeners.get_mut(&to) else {
-            let missing_path = matches!(to, Address::Unix(..)) && self.owner(&to).is_none();
+            // A dead process leaves its socket file behind, or not.
+            let missing_path = matches!(to, Address::Unix(..)) && self.chance.one_in(2);
             let kind = if missing_path { io::ErrorKind::NotFound } else { io::ErrorKind::ConnectionRefused };
             return self.schedule(back, Event::Connected { connection, result: Err(kind) });
         };

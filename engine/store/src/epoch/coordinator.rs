@@ -36,7 +36,11 @@ pub enum Command {
     /// Tell every reactor.
     Close(Epoch),
     /// Write this block.
-    Seal { number: u64, addr: BlockAddr, block: Box<[u8; BLOCK_SIZE]> },
+    Seal {
+        number: u64,
+        addr: BlockAddr,
+        block: Box<[u8; BLOCK_SIZE]>,
+    },
     Flush,
     /// Tell every reactor.
     Durable(Epoch),
