@@ -68,7 +68,8 @@ impl SegmentBuilder {
 
     /// About the length of the segment if it ended now.
     pub fn len_bytes(&self) -> usize {
-        let blocks = self.image.len() as usize + self.data.payload_len() + self.waiting_bytes + self.ranges.payload_len();
+        let blocks =
+            self.image.len() as usize + self.data.payload_len() + self.waiting_bytes + self.ranges.payload_len();
         blocks + self.index.payload_len() + self.hashes.len() * 10 / 8 + 4 * BLOCK_SIZE
     }
 
@@ -278,7 +279,11 @@ mod tests {
             assert_eq!(chunks.iter().map(|c| c.len() as u64).sum::<u64>(), meta.len_bytes);
             let data = meta.data_blocks as usize * BLOCK_SIZE;
             assert!(data < raw * 115 / 100 + 2 * 8192 + 3000 * 6, "{value_len}: {data} for {raw}");
-            assert!((meta.len_bytes as usize).abs_diff(estimate) < estimate / 50 + 16384, "{} {estimate}", meta.len_bytes);
+            assert!(
+                (meta.len_bytes as usize).abs_diff(estimate) < estimate / 50 + 16384,
+                "{} {estimate}",
+                meta.len_bytes
+            );
         }
     }
 }
