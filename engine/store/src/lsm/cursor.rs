@@ -97,7 +97,8 @@ impl Walk {
     /// Goes to the next entry. When it stops, the walk stands where it stood.
     fn step(&mut self, blocks: &Blocks<'_>, ahead: usize) -> Result<(), Stop> {
         let (Some(segment), Some(position)) = (self.segments.get(self.at).cloned(), &mut self.position) else {
-            return Ok(());
+            // At the end; or it stopped on its way into the next segment.
+            return self.seek(&Key::MIN, blocks, ahead);
         };
         if let Some(entry) = (View { segment: &segment, block: &position.block }).after(&position.entry)? {
             position.entry = entry;
@@ -114,6 +115,7 @@ impl Walk {
             }
         }
         self.at += 1;
+        self.position = None;
         self.seek(&Key::MIN, blocks, ahead)
     }
 }

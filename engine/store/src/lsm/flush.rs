@@ -70,14 +70,8 @@ impl TableWriter {
             }
             self.point(table, key, versions);
         }
-        let ranges = table.tombstones.from(from).enumerate();
-        for (count, (first, fragment)) in ranges {
+        for (first, fragment) in table.tombstones.from(from) {
             if end.is_some_and(|end| first >= end) {
-                break;
-            }
-            if count == BATCH {
-                // Many ranges, few keys: stop before this one; keys beyond it are written again by nobody.
-                end = Some(first);
                 break;
             }
             self.range(&first.max(*from), &clip(fragment, end), fragment);

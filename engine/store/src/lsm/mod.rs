@@ -38,6 +38,8 @@ mod scan;
 mod segment;
 mod shard;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use cache::{BlockCache, CacheStats};
 pub use compaction::Job;
