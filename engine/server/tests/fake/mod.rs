@@ -362,10 +362,14 @@ impl TestClient {
     }
 
     pub async fn put(&self, group: u64, value: &str) -> Result<Epoch, LinkError> {
+        let op = ItemOp::Put { key: key(group), value: Bytes::copy_from_slice(value.as_bytes()) };
+        self.commit(vec![op]).await
+    }
+
+    pub async fn commit(&self, ops: Vec<ItemOp>) -> Result<Epoch, LinkError> {
         let number = BatchNo(self.next_batch.get());
         self.next_batch.set(number.0 + 1);
-        let op = ItemOp::Put { key: key(group), value: Bytes::copy_from_slice(value.as_bytes()) };
-        let batch = Batch { number, ops: vec![op] };
+        let batch = Batch { number, ops };
         self.retained.borrow_mut().push((batch.clone(), None));
         let result = self.conn.call(Request::Commit { batch }, None).await;
         match result?.body {
