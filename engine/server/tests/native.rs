@@ -175,8 +175,12 @@ fn a_killed_node_comes_back_with_its_clients() {
     let started = Instant::now();
     node.take().unwrap().shutdown().unwrap();
     let node = Node::start(device, options(2, &[&unix])).unwrap();
-    assert!(node.up().report.clean, "{:?}", node.up().report);
-    assert!(started.elapsed() < Duration::from_secs(5));
+    block_on(async {
+        let c = connect(Address::InProcess(node.dialer()), 0xc3).await;
+        c.lock(&[(ino(1, 0).group(), Write)]).await.unwrap(); // nobody is left to wait for
+        assert_eq!(size_of(&c, ino(1, 1)).await, Some(21));
+    });
+    assert!(started.elapsed() < Duration::from_secs(1));
     node.shutdown().unwrap();
 }
 
@@ -217,5 +221,46 @@ fn pipelined_batches_survive_broken_sockets() {
         }
         assert_eq!(size_of(&a, ino(9, 2)).await, Some(400));
     });
+    node.shutdown().unwrap();
+}
+
+/// Not a benchmark to quote: a look at what one request costs. `cargo test --release -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints rates"]
+fn rates() {
+    let dir = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/s", dir.path().display());
+    let node = Node::start(formatted(), options(1, &[&unix])).unwrap();
+    for address in [Address::Net(unix.parse().unwrap()), Address::InProcess(node.dialer())] {
+        block_on(async {
+            let client = connect(address.clone(), vellum_rt::random_u64()).await;
+            for depth in [1, 32] {
+                let started = Instant::now();
+                let n = 20_000;
+                let mut running = std::collections::VecDeque::new();
+                for i in 0..n {
+                    let keys = vec![Inode::key(ino(i % 256, i))];
+                    running.push_back(client.conn.call(Request::Get { keys, view: View::Applied }, None));
+                    if running.len() == depth {
+                        running.pop_front().unwrap().await.unwrap();
+                    }
+                }
+                for call in running {
+                    call.await.unwrap();
+                }
+                let rate = n as f64 / started.elapsed().as_secs_f64();
+                println!("{address:?}: depth {depth}: {rate:.0} gets/s");
+            }
+            let started = Instant::now();
+            let data = DmaBuf::zeroed(1 << 20).freeze();
+            for _ in 0..100 {
+                let reply = client.conn.call(Request::WriteData, Some(data.clone())).await.unwrap();
+                let Response::Written { ranges } = reply.body else { panic!() };
+                client.conn.call(Request::ReadData { ranges }, None).await.unwrap();
+            }
+            let rate = 200.0 / started.elapsed().as_secs_f64();
+            println!("{address:?}: {rate:.0} MiB/s written and read, one at a time");
+        });
+    }
     node.shutdown().unwrap();
 }
