@@ -51,9 +51,10 @@ impl Central {
         let all = seed.manifest.state.shards.values().flat_map(|s| s.segments().cloned());
         holds_all(&mut segments, all)?;
         let ring = Ring::new(seed.seal_chunks, chunk_blocks);
+        let volatile_cache = queue.geometry().volatile_write_cache;
         let before = Epoch(seed.start.first_epoch.0 - 1);
         Ok(Rc::new(Central {
-            machine: RefCell::new(Coordinator::new(options.reactors, ring, &seed.start)),
+            machine: RefCell::new(Coordinator::new(options.reactors, volatile_cache, ring, &seed.start)),
             running: Cell::new(false),
             armed: Cell::new(None),
             wake: Notify::new(),
@@ -73,20 +74,12 @@ impl Central {
                 return Ok(ranges);
             }
             let missing = blocks.saturating_sub(self.segments.borrow().free_blocks());
-            let chunk_blocks = u64::from(self.chunk_blocks());
+            let chunk_blocks = u64::from(self.manifest.chunk_blocks());
             let count = (missing.div_ceil(chunk_blocks) as usize).max(1) + SEGMENT_CHUNKS;
             let chunks = self.manifest.alloc_chunks(ChunkUse::Segment, count, 0).await?;
             let mut segments = self.segments.borrow_mut();
             chunks.into_iter().for_each(|c| segments.add_chunk(c));
         }
-    }
-
-    fn chunk_blocks(&self) -> u32 {
-        self.manifest.chunk_blocks()
-    }
-
-    pub fn segment_blocks(&self) -> u64 {
-        self.segments.borrow().used_blocks()
     }
 
     fn release_segment(self: &Rc<Self>, meta: &SegmentMeta) {
@@ -129,11 +122,11 @@ impl Store {
         match message {
             Message::Dirty { epoch } => central.machine.borrow_mut().dirty(epoch, now()),
             Message::Want { epoch } => central.machine.borrow_mut().want(epoch),
-            Message::PartReady { from, epoch, part, oldest_reader } => {
+            Message::PartReady { from, epoch, part, data, oldest_reader } => {
                 if let Some(oldest) = central.oldest_readers.borrow_mut().get_mut(usize::from(from.0)) {
                     *oldest = oldest_reader.max(*oldest);
                 }
-                central.machine.borrow_mut().part_ready(epoch, part);
+                central.machine.borrow_mut().part_ready(epoch, part, data);
             }
             Message::PartWritten { epoch } => central.machine.borrow_mut().part_written(epoch),
             Message::ReleaseSegment { meta } => return central.release_segment(&meta),
@@ -172,6 +165,17 @@ impl Store {
                     self.mesh.post(other, Message::Close { epoch });
                 }
                 self.close_epoch(epoch);
+            }
+            Command::FlushData(epoch) => {
+                let flush = self.queue.flush();
+                let store = self.clone();
+                let task = async move {
+                    match flush.await {
+                        Ok(()) => store.central_input(|m| m.data_flushed(epoch)),
+                        Err(e) => store.fail(format!("flush: {e}")),
+                    }
+                };
+                spawn(Class::Commit, "flush", task).detach();
             }
             Command::Seal { number, addr, block } => {
                 let write = self.queue.write(addr.bytes(), DmaBuf::copy_from(&block[..], true).freeze(), false);

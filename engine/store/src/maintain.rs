@@ -70,6 +70,10 @@ impl Store {
     /// Makes a shard's edit durable, then visible.
     async fn commit_edit(self: &Rc<Self>, shard: &Rc<Shard>, edit: Edit) -> Result<(), StoreError> {
         let id = shard.id();
+        // The manifest must not name on the medium what is still in a volatile cache.
+        if !edit.added.is_empty() && self.queue.geometry().volatile_write_cache {
+            self.queue.flush().await?;
+        }
         // Removals first: a segment that moves to another level is in both lists.
         let mut edits: Vec<ManifestEdit> =
             edit.removed.iter().map(|segment| ManifestEdit::SegmentRemove { shard: id, segment: *segment }).collect();

@@ -66,6 +66,8 @@ pub(crate) enum Message {
         from: ReactorId,
         epoch: Epoch,
         part: Option<PartRef>,
+        /// It refers to data that was written for it.
+        data: bool,
         oldest_reader: Epoch,
     },
     PartWritten {

@@ -67,6 +67,7 @@ impl Store {
     pub(crate) fn close_parts(self: &Rc<Self>) {
         loop {
             let Some((epoch, part)) = self.epochs.borrow_mut().pop_whole() else { break };
+            let data = part.space.iter().any(|change| !change.allocs.is_empty());
             let ready = match self.close_part(epoch, part) {
                 Ok(ready) => ready,
                 Err(e) => {
@@ -75,7 +76,7 @@ impl Store {
                 }
             };
             let oldest_reader = self.pins.oldest().unwrap_or(self.durable.get()).min(self.durable.get());
-            self.to_coordinator(Message::PartReady { from: self.me, epoch, part: ready, oldest_reader });
+            self.to_coordinator(Message::PartReady { from: self.me, epoch, part: ready, data, oldest_reader });
         }
     }
 
