@@ -83,29 +83,14 @@ fn clients_of_every_transport_share_one_filesystem() {
                     for round in 0..rounds {
                         let buckets = [round * 3 % 256, 128 + round % 128];
                         let groups: Vec<_> = buckets.iter().map(|b| (ino(*b, 0).group(), Write)).collect();
-                        // Held from the grant on: an invalidation waits until it is used.
-                        client.busy.set(true);
-                        loop {
-                            client.busy.set(false);
-                            client.freed.notify_all();
-                            client.lock(&groups).await.unwrap();
-                            client.busy.set(true);
-                            let held = groups.iter().all(|(g, mode)| {
-                                let name = vellum_wire::LockName::Group(*g);
-                                client.locks.borrow().get(&name).is_some_and(|grant| grant.mode == *mode)
-                            });
-                            if held {
-                                break;
-                            }
-                        }
+                        client.lock_and_use(&groups).await.unwrap();
                         let mut ops = Vec::new();
                         for bucket in buckets {
                             let at = ino(bucket, 5);
                             ops.push(put(at, size_of(&client, at).await.unwrap_or(0) + 1));
                         }
                         client.commit(ops).await.unwrap();
-                        client.busy.set(false);
-                        client.freed.notify_all();
+                        client.unuse();
                     }
                 }));
             }
