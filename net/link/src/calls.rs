@@ -85,7 +85,8 @@ impl Calls {
     }
 
     pub(crate) fn fail_all(&self, why: &LinkError) {
-        let ids: Vec<u64> = self.open.borrow().keys().copied().collect();
+        let mut ids: Vec<u64> = self.open.borrow().keys().copied().collect();
+        ids.sort_unstable();
         for id in ids {
             self.finish(id, Err(why.clone()));
         }

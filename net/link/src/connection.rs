@@ -136,7 +136,8 @@ impl Connection {
     }
 
     /// [`Self::call`], and `observer` looks at the reply at the moment when it arrives: before any later message of the
-    /// engine is handed over. It must not block; it may make calls.
+    /// engine is handed over. It must not block; it may make calls. Whoever waits for a lock begins to use it here: an
+    /// invalidation may follow at once, and a user that counts only when its task runs may lose the lock every time.
     pub fn call_observed(
         &self,
         request: Request,
@@ -227,6 +228,12 @@ impl Connection {
             Ok(_) | Err(LinkError::Closed) => Ok(()),
             Err(e) => Err(e),
         }
+    }
+
+    /// Ends the connection without a farewell; calls that are still open fail with [`LinkError::Closed`].
+    pub fn close(&self) {
+        self.core.session.borrow_mut().abandon();
+        self.core.handle_events();
     }
 
     /// Breaks the current socket, as a failing network would; the session goes on with the next. For tests.

@@ -1,5 +1,7 @@
 //! Connections within one process: the embedded mode, and clients on the engine's own cores.
 
+use std::sync::Arc;
+
 use vellum_base::Rid;
 use vellum_rt::channel;
 
@@ -18,6 +20,7 @@ struct Ends {
 #[derive(Clone)]
 pub struct InProcessDialer {
     reactors: Vec<channel::Sender<Ends>>,
+    home_of: Arc<dyn Fn(Rid) -> usize + Send + Sync>,
 }
 
 /// One reactor's end of it. May be sent to that reactor.
@@ -25,8 +28,12 @@ pub struct InProcessListener {
     accepted: channel::Receiver<Ends>,
 }
 
-/// A dialer and one listener per reactor.
-pub fn in_process(reactors: usize) -> (InProcessDialer, Vec<InProcessListener>) {
+/// A dialer and one listener per reactor. `home_of` says on which reactor a client's session lives, so that its frames
+/// are moved once.
+pub fn in_process(
+    reactors: usize,
+    home_of: impl Fn(Rid) -> usize + Send + Sync + 'static,
+) -> (InProcessDialer, Vec<InProcessListener>) {
     let mut senders = Vec::with_capacity(reactors);
     let mut listeners = Vec::with_capacity(reactors);
     for _ in 0..reactors {
@@ -34,21 +41,13 @@ pub fn in_process(reactors: usize) -> (InProcessDialer, Vec<InProcessListener>) 
         senders.push(tx);
         listeners.push(InProcessListener { accepted: rx });
     }
-    (InProcessDialer { reactors: senders }, listeners)
-}
-
-/// The reactor where a client's session lives: the same for all its sockets, so that a reconnect finds it (scenario 17).
-pub fn home_of(rid: Rid, reactors: usize) -> usize {
-    // The rid is random, but chosen by the client: mixing costs nothing.
-    ((u128::from(rid.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)) * reactors as u128) >> 64) as usize
+    (InProcessDialer { reactors: senders, home_of: Arc::new(home_of) }, listeners)
 }
 
 impl InProcessDialer {
     pub async fn dial(&self, rid: Rid) -> Result<Socket, SocketError> {
         let (ours, theirs) = socket_pair();
-        let (Some(reactor), Socket::InProcess { tx, rx }) =
-            (self.reactors.get(home_of(rid, self.reactors.len())), theirs)
-        else {
+        let (Some(reactor), Socket::InProcess { tx, rx }) = (self.reactors.get((self.home_of)(rid)), theirs) else {
             return Err(SocketError::Closed);
         };
         reactor.send(Ends { tx, rx }).await.map_err(|_| SocketError::Closed)?;

@@ -21,7 +21,7 @@ pub use accept::{Acceptor, Greeter, Stranger, refuse};
 pub use calls::{PendingCall, Reply};
 pub use connection::{Address, ConnectOptions, Connection, Handler, Identity, NewTermHook};
 pub use error::{LinkError, SocketError};
-pub use in_process::{InProcessDialer, InProcessListener, home_of, in_process};
+pub use in_process::{InProcessDialer, InProcessListener, in_process};
 pub use session::{Responder, Session, SessionHandler};
 pub use socket::{FrameReader, FrameWriter, ShutdownOnDrop, Socket, bridge};
 

@@ -14,7 +14,7 @@
 //! - every input ends with a look at the locks it touched: a waiter that can be granted never waits [L8];
 //! - queues are not scanned; holders are walked once for each waiter that they are in the way of.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use thiserror::Error;
 use vellum_base::{Rid, Term};
@@ -64,7 +64,8 @@ struct Waiter {
 
 #[derive(Default)]
 struct Lock {
-    holders: HashMap<Rid, Holder>,
+    /// Ordered, so that a simulated run repeats itself.
+    holders: BTreeMap<Rid, Holder>,
     /// Holders in READ and in WRITE, so that nobody counts them.
     readers: usize,
     writers: usize,
@@ -304,7 +305,9 @@ impl LockTable {
     /// The client is gone for good: nothing of it is held, waited for or asked.
     pub fn reclaim(&mut self, rid: Rid) {
         let Some(client) = self.clients.remove(&rid) else { return };
-        for name in client.places.into_keys() {
+        let mut names: Vec<LockName> = client.places.into_keys().collect();
+        names.sort_unstable();
+        for name in names {
             if let Some(lock) = self.locks.get_mut(&name) {
                 lock.remove(rid);
             }
@@ -335,8 +338,9 @@ impl LockTable {
     /// Every client of the term before has come back or was reclaimed: grants flow.
     pub fn recovered(&mut self) {
         if std::mem::replace(&mut self.recovering, false) {
-            let waited_for: Vec<LockName> =
+            let mut waited_for: Vec<LockName> =
                 self.locks.iter().filter(|(_, lock)| !lock.waiters.is_empty()).map(|(name, _)| *name).collect();
+            waited_for.sort_unstable();
             for name in waited_for {
                 self.advance(name);
             }

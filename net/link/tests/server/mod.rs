@@ -60,7 +60,7 @@ impl Server {
     }
 
     pub fn in_process(self: &Rc<Self>) -> InProcessDialer {
-        let (dialer, listeners) = in_process(1);
+        let (dialer, listeners) = in_process(1, |_| 0);
         for mut listener in listeners {
             let greeter = self.greeter();
             spawn(Class::Request, "in-process", async move {
