@@ -1,1 +1,35 @@
-//! Polled block devices behind one Device trait.
+//! Polled block devices behind one [`Device`] trait.
+//!
+//! A [`Device`] is shared by all reactors; each reactor opens its own [`Queue`] on it and polls that queue. Nothing here
+//! knows the runtime: the owner of a queue registers [`Queue::process_completions`] as a poller and
+//! [`Queue::wake_fd`] as what may end its sleep.
+//!
+//! Backends: [`uring`] (regular files and block devices), [`memory`] (tests, scratch), [`fault`] (a seeded model of a
+//! device that lies, stalls, tears and dies). The NVMe driver fits the same trait: a queue is a queue pair, `submit`
+//! fills a tracker, one `process_completions` rings the doorbells once and reaps.
+//!
+//! Promises every backend keeps (the tests in `tests/contract.rs` hold them to it):
+//! - an operation owns its memory until the device has answered, whatever happens to who asked;
+//! - operations in flight together are not ordered; a flush covers the writes that were *complete* when it was
+//!   submitted, on any queue of the device, and nothing else;
+//! - after a failed flush the device answers [`DeviceError::Failed`] to everything, on every queue, for ever;
+//! - no allocation per operation while a queue stays within its depth.
+
+mod device;
+mod error;
+pub mod fault;
+mod health;
+mod image;
+pub mod memory;
+mod open;
+mod ops;
+pub mod testing;
+mod tracker;
+pub mod uring;
+
+pub use device::{Device, Geometry, IoDone, IoOp, Queue};
+pub use error::DeviceError;
+pub use image::Image;
+pub use open::{OpenMode, open};
+pub use ops::{IoFuture, OpFuture, ReadFuture};
+pub use tracker::{MAX_TRACKERS, Ticket};

@@ -1,1 +1,3 @@
 //! Shards, logs, segments, compaction, manifest, epochs, space.
+
+pub mod lsm;

@@ -5,6 +5,18 @@
 use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
 
+/// The version of frames and messages. Peers that differ don't talk (N7).
+pub const PROTOCOL: u32 = 1;
+
+/// Most locks in one `Lock`, `Unlock` or `Reassert`.
+pub const MAX_WANTS: usize = 4096;
+/// Most keys or items in one message.
+pub const MAX_ITEMS: usize = 65_536;
+/// Most block ranges in one message.
+pub const MAX_RANGES: usize = 1024;
+/// Most index entries in one page of a walk.
+pub const MAX_ENTRIES: usize = 65_536;
+
 /// First message of a client on a socket. Nothing else is legal before it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Greeting {
@@ -108,9 +120,22 @@ pub enum Request {
     Lock {
         wants: Vec<LockWant>,
     },
-    /// The client weakens its own grants (Null gives back).
+    /// The client weakens its own grants (Null gives back). Not while a `Lock` for the same name is unanswered: the two
+    /// would cross, and the engine would believe less than the client (L2).
     Unlock {
         to: Vec<LockWant>,
+    },
+    /// Lock recovery: after a greeting that was answered with another term than the client's own, the client says what
+    /// it holds, in pages of at most [`MAX_WANTS`] ascending names, the last one with `last` set (a client without
+    /// locks sends one empty page). It is the first thing that it sends in the new term; nothing else of this rid is
+    /// served before the last page. A lock under invalidation, or under an `Unlock` that was not answered, is reported
+    /// with its OLD mode (L6); a `Lock` that was not answered is not reported, but asked for again.
+    /// Then, in this order: `WriteData` for all data that is not durable (the engine forgot what was pending), and
+    /// the batches after [`Greeted::last_batch`] with the new places of that data. Answered by
+    /// [`Response::Reasserted`]; `NotPermitted` says that somebody else holds one of them: the client was fenced.
+    Reassert {
+        locks: Vec<LockGrant>,
+        last: bool,
     },
     Get {
         keys: Vec<Key>,
@@ -168,6 +193,7 @@ pub enum Response {
         grants: Vec<LockGrant>,
     },
     Unlocked,
+    Reasserted,
     Items {
         values: Vec<Option<Bytes>>,
     },

@@ -1,0 +1,1 @@
+//! A seeded model of a misbehaving device.
