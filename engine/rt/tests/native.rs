@@ -211,8 +211,9 @@ fn a_left_over_socket_file_is_taken_over_and_a_live_one_is_not() {
     });
 }
 
-/// Both sides sleep after every message (no spinning), so that each send races with the other's falling asleep. A lost
-/// wake-up would leave both asleep for ever.
+/// Both sides sleep after every message (no spinning), each on a core, and falls asleep about when the
+/// other's message comes. A lost wake-up leaves both asleep for ever (as it does when the
+/// reactor sleeps although its last look at the queue found something).
 #[test]
 fn no_wake_up_is_lost_between_two_sleepers() {
     const ROUNDS: u64 = 20_000;
@@ -222,16 +223,22 @@ fn no_wake_up_is_lost_between_two_sleepers() {
     let second = std::sync::Mutex::new(Some((back, from_first)));
     let ends = Arc::new([first, second]);
     let config = Config { spin: Duration::ZERO, ..Config::default() };
-    let reactors = native::start(&[None, None], config, move |id| {
+    let cores = if std::thread::available_parallelism().unwrap().get() > 1 { [Some(0), Some(1)] } else { [None; 2] };
+    let reactors = native::start(&cores, config, move |id| {
         let (sender, mut receiver) = ends[id.0 as usize].lock().unwrap().take().unwrap();
         async move {
             for i in 0..ROUNDS {
+                if id.0 == 1 {
+                    assert_eq!(receiver.recv().await, Some(i));
+                }
+                sender.send(i).await.unwrap();
+                // Falls asleep about when the answer comes.
+                let (began, pause) = (std::time::Instant::now(), Duration::from_nanos(rt::random_u64() % 30_000));
+                while began.elapsed() < pause {
+                    std::hint::spin_loop();
+                }
                 if id.0 == 0 {
-                    sender.send(i).await.unwrap();
                     assert_eq!(receiver.recv().await, Some(i));
-                } else {
-                    assert_eq!(receiver.recv().await, Some(i));
-                    sender.send(i).await.unwrap();
                 }
             }
             assert!(rt::stats().sleeps > 100);
@@ -299,4 +306,50 @@ fn a_panic_in_a_task_ends_its_reactor_and_leaves_the_thread_usable() {
     assert!(caught.is_err());
     assert!(!rt::has_reactor());
     native::block_on(rt::yield_now());
+}
+
+/// A task that spun on its socket hands work to a poller: the reactor may not sleep before that poller has run, even if
+/// it never spins otherwise. (The turn in which a spinning task succeeded was once taken for an idle one.)
+#[test]
+fn pollers_run_after_a_task_and_before_a_sleep() {
+    let config = Config { spin: Duration::ZERO, ..Config::default() };
+    native::block_on_with(config, async {
+        let queued = Rc::new(rt::local::Semaphore::new(0));
+        let submitted = Rc::new(Cell::new(0usize));
+        let (queue, device) = (submitted.clone(), queued.clone());
+        let _poller = rt::add_poller("device", move || {
+            let n = queue.take();
+            device.add_permits(n);
+            n
+        });
+        let path = std::env::temp_dir().join(format!("vellum-rt-spun-{}.sock", std::process::id()));
+        let listener = Listener::bind(&Endpoint::Unix(path.clone())).unwrap();
+        let client = std::thread::spawn(move || {
+            let mut client = std::os::unix::net::UnixStream::connect(path).unwrap();
+            for i in 0..500u64 {
+                client.write_all(&[1]).unwrap();
+                // Waits for the answer, so that each byte comes alone, about when the reactor gives up spinning.
+                std::io::Read::read_exact(&mut client, &mut [0]).unwrap();
+                let began = std::time::Instant::now();
+                while began.elapsed() < Duration::from_micros(i % 25) {
+                    std::hint::spin_loop();
+                }
+            }
+        });
+        let server = listener.accept().await.unwrap();
+        let mut buf = DmaBuf::new(1);
+        for _ in 0..500 {
+            let (result, back) = server.recv(buf, 0..1).await;
+            buf = back;
+            assert_eq!(result.unwrap(), 1);
+            submitted.set(submitted.get() + 1);
+            let began = rt::now();
+            let permit = rt::timeout(Duration::from_secs(2), queued.acquire(1)).await.expect("the poller ran");
+            assert!(began.elapsed() < Duration::from_secs(1), "it ran only because a timer woke the reactor");
+            permit.forget();
+            server.send_all(vec![1], None).await.0.unwrap();
+        }
+        client.join().unwrap();
+    })
+    .unwrap();
 }

@@ -7,12 +7,16 @@ use vellum_base::{BatchNo, Epoch, Key, Rid};
 use vellum_format::{BlockError, CodecError, ItemError};
 use vellum_nvme::DeviceError;
 
+use crate::lsm::LsmError;
+
 #[derive(Error, Debug, Clone)]
 pub enum StoreError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error("corrupt: {0}")]
     Block(#[from] BlockError),
+    #[error(transparent)]
+    Lsm(LsmError),
     #[error("corrupt: {place}: {detail}")]
     Corrupt { place: String, detail: String },
     #[error("corrupt: item {key:?}: {error}")]
@@ -40,6 +44,16 @@ pub enum StoreError {
     Closed,
     #[error("the store is open for reading only")]
     ReadOnly,
+}
+
+impl From<LsmError> for StoreError {
+    fn from(e: LsmError) -> StoreError {
+        match e {
+            LsmError::Device(e) => StoreError::Device(e),
+            LsmError::NoSpace { .. } => StoreError::NoSpace,
+            e => StoreError::Lsm(e),
+        }
+    }
 }
 
 impl StoreError {

@@ -46,7 +46,13 @@ pub async fn read(queue: &Rc<dyn Queue>) -> Result<FoundSuperblock, StoreError> 
         (Ok(a), Ok(b)) if a.fsid != b.fsid => {
             return Err(StoreError::corrupt("superblock", "the two copies belong to different filesystems"));
         }
-        (Ok(a), Ok(b)) => if a.generation >= b.generation { a } else { b },
+        (Ok(a), Ok(b)) => {
+            if a.generation >= b.generation {
+                a
+            } else {
+                b
+            }
+        }
         (Ok(a), Err(e)) => {
             bad.push((copy_at, e));
             a
@@ -100,10 +106,9 @@ pub async fn refuse_existing(device: &dyn Device, queue: &Rc<dyn Queue>) -> Resu
         return Ok(()); // the layout says so better
     }
     match read(queue).await {
-        Ok(found) => Err(StoreError::Exists {
-            device: device.geometry().name.clone(),
-            fsid: found.superblock.fsid.to_string(),
-        }),
+        Ok(found) => {
+            Err(StoreError::Exists { device: device.geometry().name.clone(), fsid: found.superblock.fsid.to_string() })
+        }
         Err(StoreError::FormatVersion { .. } | StoreError::Features { .. }) => {
             Err(StoreError::Exists { device: device.geometry().name.clone(), fsid: "of a newer version".into() })
         }

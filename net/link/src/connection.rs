@@ -229,6 +229,12 @@ impl Connection {
         }
     }
 
+    /// Ends the connection without a farewell; calls that are still open fail with [`LinkError::Closed`].
+    pub fn close(&self) {
+        self.core.session.borrow_mut().abandon();
+        self.core.handle_events();
+    }
+
     /// Breaks the current socket, as a failing network would; the session goes on with the next. For tests.
     pub fn break_socket(&self) {
         self.core.drop_socket();

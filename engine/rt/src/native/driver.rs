@@ -1,6 +1,6 @@
 //! The native backend of a reactor: its ring, clock and entropy.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -30,13 +30,20 @@ pub(crate) struct Driver {
     prng: RefCell<Prng>,
     /// Tasks that try their descriptor again in the next turn.
     spinners: RefCell<Vec<Waker>>,
+    /// Spinning tasks that got what they waited for, or gave up, since the last turn: that was work.
+    spins_ended: Cell<usize>,
 }
 
 impl Driver {
     pub fn new(config: &Config, doorbell: Arc<OwnedFd>) -> io::Result<Driver> {
         let ring = Rc::new(Ring::new(config.ring_entries, doorbell)?);
         let seed = RandomState::new().build_hasher().finish() ^ clock().0; // RandomState draws from the kernel
-        Ok(Driver { ring, prng: RefCell::new(Prng::new(seed)), spinners: RefCell::default() })
+        Ok(Driver {
+            ring,
+            prng: RefCell::new(Prng::new(seed)),
+            spinners: RefCell::default(),
+            spins_ended: Cell::new(0),
+        })
     }
 
     pub fn random_u64(&self) -> u64 {
@@ -49,14 +56,18 @@ impl Driver {
     pub async fn spin<T>(&self, mut attempt: impl FnMut() -> Result<T, Errno>) -> Option<Result<T, Errno>> {
         let mut until = None;
         loop {
-            match attempt() {
+            let done = match attempt() {
                 Err(Errno::INTR) => continue,
-                Err(Errno::AGAIN) => {}
-                done => return Some(done),
-            }
-            let now = clock();
-            if now > *until.get_or_insert(now + SPIN) || !self.next_turn().await {
-                return None;
+                Err(Errno::AGAIN) => None,
+                done => Some(done),
+            };
+            let goes_on = done.is_none() && {
+                let now = clock();
+                now <= *until.get_or_insert(now + SPIN) && self.next_turn().await
+            };
+            if !goes_on {
+                self.spins_ended.set(self.spins_ended.get() + 1);
+                return done;
             }
         }
     }
@@ -86,6 +97,10 @@ impl Driver {
             *kept = spinners; // its memory, for the next turn
         }
         count
+    }
+
+    pub fn take_spins_ended(&self) -> usize {
+        self.spins_ended.take()
     }
 
     pub fn has_spinners(&self) -> bool {

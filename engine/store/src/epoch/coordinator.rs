@@ -5,6 +5,8 @@
 //!                \-> parts written ------------------------------> Flush -> Durable
 //! ```
 //! Parts and seal are written in parallel; the flush begins when both are written. Epochs become durable in order.
+//! A seal must not reach the medium before the file data that its epoch refers to: with a volatile write cache, an epoch
+//! with new data is sealed only after a flush of its own (the data was complete when its batches were admitted).
 //! While something is being sealed or flushed, those who wait gather in the open epoch (group commit).
 
 use std::collections::VecDeque;
@@ -35,8 +37,14 @@ const RING_SLACK: u64 = 2 * MAX_IN_FLIGHT as u64;
 pub enum Command {
     /// Tell every reactor.
     Close(Epoch),
+    /// Flush the data of this epoch; its seal waits for it.
+    FlushData(Epoch),
     /// Write this block.
-    Seal { number: u64, addr: BlockAddr, block: Box<[u8; BLOCK_SIZE]> },
+    Seal {
+        number: u64,
+        addr: BlockAddr,
+        block: Box<[u8; BLOCK_SIZE]>,
+    },
     Flush,
     /// Tell every reactor.
     Durable(Epoch),
@@ -47,6 +55,8 @@ pub enum Command {
 #[derive(Debug, PartialEq, Clone, Copy)]
 enum SealState {
     Waiting,
+    FlushingData,
+    DataFlushed,
     Writing(u64),
     Written,
     /// Nothing changed: none is written.
@@ -57,6 +67,8 @@ enum SealState {
 struct Sealing {
     epoch: Epoch,
     force: bool,
+    /// It refers to data that no flush has covered yet.
+    data: bool,
     ready: usize,
     written: usize,
     parts: Vec<PartRef>,
@@ -66,6 +78,7 @@ struct Sealing {
 #[derive(Debug)]
 pub struct Coordinator {
     reactors: usize,
+    volatile_cache: bool,
     term: Term,
     fsid: Fsid,
     ring: Ring,
@@ -97,10 +110,11 @@ pub struct Start {
 }
 
 impl Coordinator {
-    pub fn new(reactors: usize, ring: Ring, start: &Start) -> Coordinator {
+    pub fn new(reactors: usize, volatile_cache: bool, ring: Ring, start: &Start) -> Coordinator {
         let base = start.first_number - 1;
         Coordinator {
             reactors,
+            volatile_cache,
             term: start.term,
             fsid: start.fsid,
             ring,
@@ -137,12 +151,21 @@ impl Coordinator {
         self.in_flight.iter_mut().find(|s| s.epoch == epoch)
     }
 
-    /// A reactor's part of `epoch` is placed; `None` when it is empty. Its write runs.
-    pub fn part_ready(&mut self, epoch: Epoch, part: Option<PartRef>) {
+    /// A reactor's part of `epoch` is placed; `None` when it is empty. Its write runs. `data`: it refers to new data.
+    pub fn part_ready(&mut self, epoch: Epoch, part: Option<PartRef>, data: bool) {
+        let volatile_cache = self.volatile_cache;
         if let Some(s) = self.sealing(epoch) {
             s.ready += 1;
+            s.data |= data && volatile_cache;
             s.written += usize::from(part.is_none());
             s.parts.extend(part);
+        }
+    }
+
+    /// The flush of [`Command::FlushData`] is done.
+    pub fn data_flushed(&mut self, epoch: Epoch) {
+        if let Some(s) = self.sealing(epoch).filter(|s| s.seal == SealState::FlushingData) {
+            s.seal = SealState::DataFlushed;
         }
     }
 
@@ -223,7 +246,12 @@ impl Coordinator {
     }
 
     fn may_close(&self) -> bool {
-        let coming = self.in_flight.iter().filter(|s| s.seal == SealState::Waiting).count() as u64 + 1;
+        let coming = self
+            .in_flight
+            .iter()
+            .filter(|s| !matches!(s.seal, SealState::Writing(_) | SealState::Written | SealState::None))
+            .count() as u64
+            + 1;
         let (used, capacity) = self.ring_used();
         self.in_flight.len() < MAX_IN_FLIGHT && used + coming + RING_SLACK <= capacity
     }
@@ -238,9 +266,15 @@ impl Coordinator {
 
     fn next_seal(&mut self) -> Option<Command> {
         // In order: each seal holds the hash of the one before.
-        let s = self.in_flight.iter_mut().find(|s| s.seal == SealState::Waiting)?;
-        if s.ready < self.reactors {
+        let unsealed =
+            |s: &SealState| matches!(s, SealState::Waiting | SealState::FlushingData | SealState::DataFlushed);
+        let s = self.in_flight.iter_mut().find(|s| unsealed(&s.seal))?;
+        if s.ready < self.reactors || s.seal == SealState::FlushingData {
             return None;
+        }
+        if s.data && s.seal == SealState::Waiting {
+            s.seal = SealState::FlushingData;
+            return Some(Command::FlushData(s.epoch));
         }
         if s.parts.is_empty() && !s.force && s.epoch.0 < self.last_sealed.0 + MAX_UNSEALED {
             s.seal = SealState::None;
@@ -305,6 +339,7 @@ impl Coordinator {
         self.in_flight.push_back(Sealing {
             epoch,
             force: confirm,
+            data: false,
             ready: 0,
             written: 0,
             parts: Vec::new(),
@@ -340,7 +375,7 @@ mod tests {
     fn new(reactors: usize) -> Coordinator {
         let start =
             Start { term: Term(1), fsid: Fsid([1; 16]), first_epoch: Epoch(100), first_number: 1, base_hash: 7 };
-        Coordinator::new(reactors, Ring::new(vec![ChunkIndex(1)], 256), &start)
+        Coordinator::new(reactors, true, Ring::new(vec![ChunkIndex(1)], 256), &start)
     }
 
     fn part() -> Option<PartRef> {
@@ -356,9 +391,9 @@ mod tests {
         assert_eq!(c.next(at(1)), Some(Command::Close(Epoch(100))));
         c.dirty(Epoch(101), at(1));
         c.want(Epoch(101));
-        c.part_ready(Epoch(100), part());
+        c.part_ready(Epoch(100), part(), false);
         assert_eq!(c.next(at(1)), None, "the second reactor's part is not placed, and nobody closes the next");
-        c.part_ready(Epoch(100), None);
+        c.part_ready(Epoch(100), None, false);
         assert!(matches!(c.next(at(1)), Some(Command::Seal { number: 1, .. })));
         c.seal_written(1);
         assert_eq!(c.next(at(1)), None, "the part is not written");
@@ -370,11 +405,23 @@ mod tests {
     }
 
     #[test]
+    fn new_data_is_flushed_before_its_seal_is_written() {
+        let mut c = new(1);
+        c.want(Epoch(100));
+        assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
+        c.part_ready(Epoch(100), part(), true);
+        assert_eq!(c.next(at(0)), Some(Command::FlushData(Epoch(100))));
+        assert_eq!(c.next(at(0)), None);
+        c.data_flushed(Epoch(100));
+        assert!(matches!(c.next(at(0)), Some(Command::Seal { number: 1, .. })));
+    }
+
+    #[test]
     fn epochs_without_changes_are_durable_without_io() {
         let mut c = new(1);
         c.want(Epoch(100));
         assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
-        c.part_ready(Epoch(100), None);
+        c.part_ready(Epoch(100), None, false);
         assert_eq!(c.next(at(0)), Some(Command::Durable(Epoch(100))));
         assert_eq!(c.next(at(1000)), None);
         assert_eq!(c.deadline(), None);
@@ -387,7 +434,7 @@ mod tests {
             c.dirty(Epoch(e), at(0));
             assert_eq!(c.deadline(), Some(at(5)));
             assert_eq!(c.next(at(5)), Some(Command::Close(Epoch(e))));
-            c.part_ready(Epoch(e), part());
+            c.part_ready(Epoch(e), part(), false);
             let number = e - 99;
             assert!(matches!(c.next(at(5)), Some(Command::Seal { number: n, .. }) if n == number));
         }
@@ -412,7 +459,7 @@ mod tests {
         let mut c = new(1);
         c.dirty(Epoch(100), at(0));
         c.next(at(5));
-        c.part_ready(Epoch(100), part());
+        c.part_ready(Epoch(100), part(), false);
         c.next(at(5));
         c.part_written(Epoch(100));
         c.seal_written(1);
@@ -421,7 +468,7 @@ mod tests {
         let later = at(5) + CONFIRM_AFTER;
         assert_eq!(c.deadline(), Some(later));
         assert_eq!(c.next(later), Some(Command::Close(Epoch(101))));
-        c.part_ready(Epoch(101), None);
+        c.part_ready(Epoch(101), None, false);
         let Some(Command::Seal { block, addr, .. }) = c.next(later) else { panic!("a confirming seal") };
         let (seal, _) = Seal::decode(&block[..], addr, &Fsid([1; 16])).unwrap();
         assert_eq!((seal.durable_number, seal.parts.len()), (1, 0));
@@ -446,7 +493,7 @@ mod tests {
                 }
                 _ => break,
             }
-            c.part_ready(Epoch(e), part());
+            c.part_ready(Epoch(e), part(), false);
             c.next(at(10));
             c.part_written(Epoch(e));
             c.seal_written(e - 99);

@@ -177,9 +177,7 @@ async fn read_area(
             bad.push((addr, reason.unwrap_or(stale)));
         }
         for edit in &record.edits {
-            state
-                .apply(edit)
-                .map_err(|e| StoreError::corrupt(format!("manifest record {}", record.sequence), e))?;
+            state.apply(edit).map_err(|e| StoreError::corrupt(format!("manifest record {}", record.sequence), e))?;
         }
         file.next_block += blocks;
         file.sequence += 1;
@@ -245,7 +243,12 @@ impl<'a> AreaReader<'a> {
     }
 
     /// Where an intact record of this generation lies that is later than `sequence`.
-    async fn later_record(&mut self, from: u32, generation: u64, sequence: u64) -> Result<Option<BlockAddr>, StoreError> {
+    async fn later_record(
+        &mut self,
+        from: u32,
+        generation: u64,
+        sequence: u64,
+    ) -> Result<Option<BlockAddr>, StoreError> {
         for block in from + 1..self.range.len_blocks.min(from + LOOK_AHEAD_BLOCKS) {
             if let Ok((record, ..)) = self.record(block).await?
                 && record.generation == generation

@@ -9,14 +9,14 @@ mod state;
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
-use vellum_base::{ChunkIndex, LogId, SegmentId};
+use vellum_base::ChunkIndex;
 use vellum_format::{ChunkUse, ManifestEdit, Superblock};
 use vellum_nvme::Queue;
 use vellum_rt::local::{OneshotSender, oneshot};
 use vellum_rt::{Class, spawn};
 
 pub use file::{FoundManifest, ManifestFile, read};
-pub use state::{ManifestState, ShardState, use_chunks};
+pub use state::{ManifestState, use_chunks};
 
 use crate::error::StoreError;
 
@@ -146,9 +146,7 @@ impl Manifest {
         Ok(picked)
     }
 
-    pub fn next_segment_ids(&self, count: u64) -> (SegmentId, ManifestEdit) {
-        let state = self.state.borrow();
-        let first = state.next_segment;
-        (first, ManifestEdit::NextIds { segment: SegmentId(first.0 + count), log: LogId(0) })
+    pub fn chunk_blocks(&self) -> u32 {
+        self.superblock.borrow().chunk_blocks
     }
 }

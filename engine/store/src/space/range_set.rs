@@ -65,8 +65,7 @@ impl RangeSet {
     }
 
     pub fn overlaps(&self, start: u64, len: u64) -> bool {
-        len > 0
-            && (self.at(start).is_some() || self.by_start.range(start..start.saturating_add(len)).next().is_some())
+        len > 0 && (self.at(start).is_some() || self.by_start.range(start..start.saturating_add(len)).next().is_some())
     }
 
     /// Inserts; false, and no change, when a block is there already.
