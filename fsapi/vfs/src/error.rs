@@ -4,7 +4,6 @@ use std::fmt;
 
 use thiserror::Error;
 use vellum_base::Ino;
-use vellum_client::ClientError;
 use vellum_format::ItemError;
 
 /// An errno. The cause, where a person should know it, is logged where it is met.

@@ -72,8 +72,9 @@ impl Files {
     }
 
     pub fn forget_if_idle(&self, file: &File) {
-        if file.is_idle() {
-            self.by_ino.borrow_mut().remove(&file.ino);
+        let mut by_ino = self.by_ino.borrow_mut();
+        if file.is_idle() && by_ino.get(&file.ino).is_some_and(|known| std::ptr::eq(&**known, file)) {
+            by_ino.remove(&file.ino);
         }
     }
 

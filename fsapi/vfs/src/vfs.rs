@@ -13,6 +13,7 @@ use crate::error::Result;
 use crate::file::Files;
 use crate::handle::Handles;
 use crate::ino_locks::InoLocks;
+use crate::orphan::Orphans;
 use crate::types::VfsOptions;
 
 /// One filesystem, as one client sees it. Belongs to one reactor.
@@ -24,6 +25,7 @@ pub struct Vfs {
     pub(crate) files: Files,
     pub(crate) handles: Handles,
     pub(crate) writeback: Writeback,
+    pub(crate) orphans: Orphans,
     pub(crate) stopped: Cell<bool>,
 }
 
@@ -37,6 +39,7 @@ impl Vfs {
             files: Files::default(),
             handles: Handles::default(),
             writeback: Writeback::default(),
+            orphans: Orphans::default(),
             stopped: Cell::new(false),
             options,
         });

@@ -31,6 +31,15 @@ pub(crate) struct Pending {
     pub data_version: u64,
 }
 
+impl Pending {
+    /// Puts mtime, ctime and version (not the size) into the inode that is committed.
+    pub fn stamp(&self, inode: &mut Inode) {
+        inode.mtime = self.mtime;
+        inode.ctime = inode.ctime.max(self.ctime);
+        inode.data_version = inode.data_version.max(self.data_version);
+    }
+}
+
 /// Blocks of one file in one data frame.
 pub(crate) struct Flight {
     pub number: u64,
@@ -64,9 +73,7 @@ impl Buffer {
     pub fn overlay(&self, inode: &mut Inode) -> u64 {
         let Some(pending) = &self.pending else { return 0 };
         inode.size = pending.size;
-        inode.mtime = pending.mtime;
-        inode.ctime = inode.ctime.max(pending.ctime);
-        inode.data_version = inode.data_version.max(pending.data_version);
+        pending.stamp(inode);
         (self.dirty.len_blocks() + self.flying_blocks()) as u64
     }
 
@@ -122,6 +129,11 @@ impl Buffer {
         }
         self.flying.push_back(Flight { number, pieces: pieces.clone(), attrs, last, landed: None });
         Some((number, pieces))
+    }
+
+    /// The next flight to be committed can be.
+    pub fn front_landed(&self) -> bool {
+        self.flying.front().is_some_and(|f| f.landed.is_some())
     }
 
     /// Number that the next flight will get.

@@ -53,7 +53,10 @@ impl Mapped {
 /// The keys to scan for extents that cover blocks of `first..end`; a scan stops at the first extent that begins at or
 /// after `end`.
 pub fn scan_range(ino: Ino, first: u64) -> KeyRange {
-    KeyRange { first: Extent::seek_key(ino, first), last: Key::fs(ino, ItemKind::Extent as u8, u64::MAX, u64::MAX, 255) }
+    KeyRange {
+        first: Extent::seek_key(ino, first),
+        last: Key::fs(ino, ItemKind::Extent as u8, u64::MAX, u64::MAX, 255),
+    }
 }
 
 /// What changes when the blocks `first..end` lose what they have.
@@ -89,10 +92,7 @@ pub fn cut(ino: Ino, old: &[Mapped], first: u64, end: u64) -> Cut {
 
 /// Splits device ranges, as the engine returned them for a frame, over the frame's pieces in order. `data` are the
 /// pieces' bytes. `None` when the ranges hold fewer blocks than the pieces.
-pub fn place<'a>(
-    pieces: impl Iterator<Item = (u64, &'a [u8])>,
-    ranges: &[BlockRange],
-) -> Option<Vec<Vec<Mapped>>> {
+pub fn place<'a>(pieces: impl Iterator<Item = (u64, &'a [u8])>, ranges: &[BlockRange]) -> Option<Vec<Vec<Mapped>>> {
     let mut ranges = ranges.iter().copied();
     let mut current = BlockRange::default();
     let mut placed = Vec::new();

@@ -1,8 +1,6 @@
 //! Writing into the buffer.
 
-use std::rc::Rc;
-
-use vellum_base::{BLOCK_SIZE, DmaBuf, Ino, KeyRange};
+use vellum_base::{BLOCK_SIZE, DmaBuf, Ino};
 use vellum_client::LockGuard;
 use vellum_format::item::{self, MAX_INLINE};
 use vellum_format::{Inode, ItemKind, Timestamp};
@@ -191,11 +189,6 @@ pub(crate) fn inline_key(ino: Ino) -> vellum_base::Key {
     vellum_base::Key::fs(ino, ItemKind::Inline as u8, 0, 0, 0)
 }
 
-/// All extents of an inode.
-pub(crate) fn all_extents(ino: Ino) -> KeyRange {
-    super::extents::scan_range(ino, 0)
-}
-
 fn copy_in(buffer: &mut Buffer, at: u64, data: &[u8], bases: Bases, size: u64) {
     // Memory taken ahead doubles as the file grows, up to a frame.
     let growth = size.max(at).div_ceil(BLOCK).clamp(1, FRAME_BLOCKS as u64) as usize;
@@ -235,4 +228,3 @@ fn patch(buffer: &mut Buffer, block: u64, within: usize, data: &[u8], base: Opti
         image[within..within + data.len()].copy_from_slice(data);
     }
 }
-

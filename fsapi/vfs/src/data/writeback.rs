@@ -235,21 +235,13 @@ impl Vfs {
         !files.is_empty()
     }
 
-    /// Holds back new flights of a file and waits until none is on its way; taken before the inode's lock.
-    pub(crate) async fn hold_flights(&self, file: &Rc<File>) -> HoldFlights {
-        file.buffer.borrow_mut().holds += 1;
-        let hold = HoldFlights(file.clone());
-        let landed = || file.buffer.borrow().flying.is_empty().then_some(());
-        file.changed.until(landed).await;
-        hold
-    }
-
-    /// The exclusive lock of an inode of which nothing is flying, nor will be while it is held.
+    /// The exclusive lock of an inode, for those who have its lease already.
     pub(crate) async fn acquire_inode(&self, ino: Ino) -> crate::ino_locks::InoLock {
         self.ino_locks.acquire(ino, Mode::Exclusive).await
     }
 }
 
+/// No new flights of a file begin while it lives.
 pub(crate) struct HoldFlights(pub Rc<File>);
 
 impl Drop for HoldFlights {
