@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use vellum_proto::{Timers, Window};
+use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
+use vellum_store::OpenOptions;
 
 /// Bounds of what clients may make the node hold (P5); all are in its status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +45,9 @@ pub struct NodeOptions {
     pub allowed_uids: Vec<u32>,
     /// TCP beyond loopback has no authentication yet: it must be asked for.
     pub insecure_network: bool,
+    pub poll: PollMode,
+    /// `reactors` in it is ignored: `cores` says.
+    pub store: OpenOptions,
 }
 
 impl Default for NodeOptions {
@@ -54,6 +59,8 @@ impl Default for NodeOptions {
             limits: Limits::default(),
             allowed_uids: Vec::new(),
             insecure_network: false,
+            poll: PollMode::Adaptive,
+            store: OpenOptions::default(),
         }
     }
 }

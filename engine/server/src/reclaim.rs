@@ -72,7 +72,9 @@ impl Reactor {
             }
             responder.send(Response::Farewelled, None);
             for _ in 0..LINGER_STEPS {
-                if client.session.is_drained() {
+                // A client that has its answer closes its socket; one that lost it finds its record gone, which says the
+                // same.
+                if client.session.is_drained() || !client.session.is_up() {
                     break;
                 }
                 sleep(reactor.options.timers.keepalive / 4).await;

@@ -11,8 +11,10 @@
 
 mod admission;
 mod central;
+mod check;
 mod clients;
 mod data;
+pub mod dump;
 mod env;
 mod epoch;
 mod error;
@@ -34,6 +36,7 @@ mod status;
 mod store;
 mod superblock;
 
+pub use check::{CheckOptions, CheckReport, Problem, check};
 pub use clients::RidState;
 pub use data::MAX_WRITE_BYTES;
 pub use error::{CommitError, StoreError};

@@ -16,7 +16,7 @@ use vellum_format::{Extent, IndexKind, Inode};
 use vellum_nvme::Image;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_rt::native::block_on;
-use vellum_store::Store;
+use vellum_store::{CheckOptions, Store};
 
 /// What the client's items should be after each batch: keys to values, sequences zeroed.
 type Model = BTreeMap<Key, Bytes>;
@@ -76,7 +76,8 @@ impl Run {
                         ops.insert(*key, op);
                         at = end;
                     }
-                    let i = put_inode(ino, &inode(n as u64 * 4096, self.prng.next_u64()));
+                    let version = self.prng.next_u64();
+                    let i = put_inode(ino, &Inode { online_blocks: n as u64, ..inode(n as u64 * 4096, version) });
                     let ItemOp::Put { key, value } = &i else { unreachable!() };
                     model.insert(*key, value.clone());
                     ops.insert(*key, i);
@@ -84,7 +85,10 @@ impl Run {
                 _ => {
                     let mut text = vec![0; 1 + self.prng.below(900) as usize];
                     self.prng.fill(&mut text);
-                    for op in [put(inline_key(ino), text.into()), put_inode(ino, &inode(self.prng.next_u64(), 1))] {
+                    let online_blocks =
+                        model.get(&Inode::key(ino)).map_or(0, |v| Inode::decode(v).unwrap().online_blocks);
+                    let new = Inode { online_blocks, ..inode(self.prng.next_u64(), 1) };
+                    for op in [put(inline_key(ino), text.into()), put_inode(ino, &new)] {
                         let ItemOp::Put { key, value } = &op else { unreachable!() };
                         model.insert(*key, value.clone());
                         ops.insert(*key, op);
@@ -183,6 +187,11 @@ fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
         let n = 1 + i % 3;
         let inner = block_on(async {
             let device = CrashDevice::new(image);
+            if i % 4 == 0 {
+                let (shared, (q, _p)) = (device.as_device(), queue(&device.as_device()));
+                let report = vellum_store::check(&shared, &q, CheckOptions { data: true }).await.unwrap();
+                assert!(report.problems.is_empty(), "{what}: {:#?}", report.problems);
+            }
             device.note(cut.note);
             if cut_again {
                 device.cut_every(5);

@@ -136,7 +136,8 @@ impl Connection {
     }
 
     /// [`Self::call`], and `observer` looks at the reply at the moment when it arrives: before any later message of the
-    /// engine is handed over. It must not block; it may make calls.
+    /// engine is handed over. It must not block; it may make calls. Whoever waits for a lock begins to use it here: an
+    /// invalidation may follow at once, and a user that counts only when its task runs may lose the lock every time.
     pub fn call_observed(
         &self,
         request: Request,

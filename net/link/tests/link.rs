@@ -291,3 +291,72 @@ fn a_refused_client_is_told_why() {
         assert_eq!(unique.len(), 1);
     });
 }
+
+/// A client that has greeted and then sends garbage, dies in mid-frame, or passes its credits: its socket ends, and the
+/// others go on.
+#[test]
+fn hostile_clients_cost_only_their_socket() {
+    block_on(async {
+        let server = Server::new(Timers::DEFAULT.faster(10), {
+            Rc::new(|_, _| Box::pin(async { std::future::pending().await })) // nothing is ever answered
+        });
+        let acceptor = server.listen("tcp:127.0.0.1:0");
+        let vellum_rt::net::Endpoint::Tcp(addr) = acceptor.local_endpoint().clone() else { unreachable!() };
+        let frame = |id: u64, seq: u64, request: Request| {
+            let mut out = Vec::new();
+            let body = vellum_wire::Body::Request(std::sync::Arc::new(request));
+            vellum_wire::Frame { id, seq, ack: 0, durable: Epoch(0), body, payload: None }.encode_head(&mut out);
+            out
+        };
+        let flood: Vec<u8> = (1..200).flat_map(|n| frame(n, n, Request::StatFs)).collect();
+        let mut bad_crc = frame(
+            1,
+            1,
+            Request::Scan {
+                range: vellum_base::KeyRange::ALL,
+                max_items: 1,
+                max_bytes: 1,
+                view: vellum_base::View::Applied,
+            },
+        );
+        let end = bad_crc.len() - 1;
+        bad_crc[end] ^= 1;
+        let attacks = [
+            vec![0xa5; 5000],
+            frame(1, 1, Request::StatFs)[..30].to_vec(),
+            frame(1, 7, Request::StatFs),
+            [frame(1, 1, Request::StatFs), frame(1, 2, Request::StatFs)].concat(),
+            bad_crc,
+            flood,
+        ];
+        for (i, attack) in attacks.into_iter().enumerate() {
+            let rid = Rid(1000 + i as u64);
+            let greeting = vellum_wire::Greeting {
+                fsid: vellum_base::Fsid::default(),
+                protocol: vellum_wire::PROTOCOL,
+                term: vellum_base::Term(0),
+                rid,
+                flags: 0,
+            };
+            let mut socket = std::net::TcpStream::connect(addr).unwrap();
+            let mut out = Vec::new();
+            vellum_wire::Frame::unsequenced(vellum_wire::Body::Greeting(greeting), 0, Epoch(0)).encode_head(&mut out);
+            socket.write_all(&out).unwrap();
+            sleep(Duration::from_millis(20)).await;
+            let session = server.sessions.borrow()[&rid].clone();
+            assert!(session.is_up());
+            socket.write_all(&attack).unwrap();
+            if i == 1 {
+                drop(socket); // dies in mid-frame
+            }
+            timeout(Duration::from_millis(200), async {
+                while session.is_up() {
+                    sleep(Duration::from_millis(2)).await;
+                }
+            })
+            .await
+            .unwrap_or_else(|_| panic!("attack {i} was not noticed"));
+            assert!(session.load().0 <= server::WINDOW.max_requests as usize);
+        }
+    });
+}

@@ -17,6 +17,9 @@ use vellum_wire::{Body, Frame, Greeted, LockMode, LockName, PROTOCOL, Refusal, R
 const WINDOW: Window = Window { max_requests: 8, max_bytes: 64 << 10 };
 const RID: Rid = Rid(77);
 
+/// Frames on their way, each with its arrival.
+type Flight = VecDeque<(Time, Frame)>;
+
 struct World {
     now: Time,
     prng: Prng,
@@ -24,8 +27,8 @@ struct World {
     serving: bool,
     client: ClientSession,
     server: Option<ServerSession>,
-    /// (arrival, frame) per direction; `None` when no socket is open.
-    socket: Option<(VecDeque<(Time, Frame)>, VecDeque<(Time, Frame)>)>,
+    /// To the server, to the client; `None` when no socket is open.
+    socket: Option<(Flight, Flight)>,
     /// The engine has read the greeting of this socket.
     greeted: bool,
     // ---- what happened
@@ -117,7 +120,7 @@ impl World {
         self.pump_client();
         self.pump_server();
         let now = self.now;
-        let arrived = |queue: &mut VecDeque<(Time, Frame)>| match queue.front() {
+        let arrived = |queue: &mut Flight| match queue.front() {
             Some((at, _)) if *at <= now => queue.pop_front().map(|(_, frame)| frame),
             _ => None,
         };

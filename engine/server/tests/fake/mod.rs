@@ -31,6 +31,8 @@ pub struct Disk {
     pub next_group: u64,
 }
 
+type Listener = Box<dyn Fn(Epoch)>;
+
 pub struct FakeStore {
     pub disk: Rc<RefCell<Disk>>,
     term: Term,
@@ -38,7 +40,7 @@ pub struct FakeStore {
     durable: Cell<Epoch>,
     close: Notify,
     advanced: Notify,
-    listeners: RefCell<Vec<Box<dyn Fn(Epoch)>>>,
+    listeners: RefCell<Vec<Listener>>,
     authority: TableAuthority,
     pub commit_delay: Cell<Duration>,
     pub me: RefCell<std::rc::Weak<FakeStore>>,
@@ -302,8 +304,8 @@ impl TestClient {
         let weak = Rc::downgrade(&client);
         client.conn.set_handler(Rc::new(move |request| {
             let client = weak.upgrade();
+            let Request::Invalidate { name, mode } = request else { panic!() };
             Box::pin(async move {
-                let Request::Invalidate { name, mode } = request else { panic!() };
                 if let Some(client) = client {
                     client.weaken(name, mode).await;
                 }
@@ -349,6 +351,26 @@ impl TestClient {
     }
 
     pub async fn lock(self: &Rc<Self>, groups: &[(u64, LockMode)]) -> Result<(), LinkError> {
+        self.lock_and(groups, |_| {}).await
+    }
+
+    /// Takes locks and uses them until [`Self::unuse`]. The use begins when the grant arrives, not when the one who waits
+    /// for it runs: an invalidation may come right behind, and two clients would take the locks from each other for ever
+    /// (scenario 12).
+    pub async fn lock_and_use(self: &Rc<Self>, groups: &[(u64, LockMode)]) -> Result<(), LinkError> {
+        self.lock_and(groups, |client| client.busy.set(true)).await
+    }
+
+    pub fn unuse(&self) {
+        self.busy.set(false);
+        self.freed.notify_all();
+    }
+
+    async fn lock_and(
+        self: &Rc<Self>,
+        groups: &[(u64, LockMode)],
+        then: impl FnOnce(&TestClient) + 'static,
+    ) -> Result<(), LinkError> {
         let wants = groups.iter().map(|(g, mode)| LockWant { name: LockName::Group(*g), mode: *mode }).collect();
         let client = self.clone();
         let reply = self.conn.call_observed(Request::Lock { wants }, None, move |reply| {
@@ -356,16 +378,21 @@ impl TestClient {
                 && let Response::Granted { grants } = &reply.body
             {
                 client.locks.borrow_mut().extend(grants.iter().map(|grant| (grant.name, *grant)));
+                then(&client);
             }
         });
         reply.await.map(|_| ())
     }
 
     pub async fn put(&self, group: u64, value: &str) -> Result<Epoch, LinkError> {
+        let op = ItemOp::Put { key: key(group), value: Bytes::copy_from_slice(value.as_bytes()) };
+        self.commit(vec![op]).await
+    }
+
+    pub async fn commit(&self, ops: Vec<ItemOp>) -> Result<Epoch, LinkError> {
         let number = BatchNo(self.next_batch.get());
         self.next_batch.set(number.0 + 1);
-        let op = ItemOp::Put { key: key(group), value: Bytes::copy_from_slice(value.as_bytes()) };
-        let batch = Batch { number, ops: vec![op] };
+        let batch = Batch { number, ops };
         self.retained.borrow_mut().push((batch.clone(), None));
         let result = self.conn.call(Request::Commit { batch }, None).await;
         match result?.body {

@@ -37,8 +37,3 @@ pub struct ScanPage {
     /// Where to continue; `None` when the range is exhausted. A page may be empty and not the last.
     pub next: Option<Key>,
 }
-
-/// A compaction that was picked: its inputs belong to no other job while it lives.
-pub struct Job {
-    pub(super) _inputs: (),
-}

@@ -17,21 +17,34 @@
 //! ```
 
 mod arena;
+mod blocks;
+mod bottom;
+mod builder;
 mod cache;
+mod compaction;
 mod config;
+mod cursor;
 mod edit;
 mod env;
 mod error;
+mod flush;
+mod image;
+mod lookup;
 mod memtable;
-mod pending;
+mod merge;
+mod output;
 mod ranges;
+mod scan;
 mod segment;
 mod shard;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use cache::{BlockCache, CacheStats};
+pub use compaction::Job;
 pub use config::LsmConfig;
-pub use edit::{Edit, ItemWrite, Job, ScanPage};
+pub use edit::{Edit, ItemWrite, ScanPage};
 pub use env::{LocalFuture, ShardEnv};
 pub use error::LsmError;
 pub use shard::Shard;

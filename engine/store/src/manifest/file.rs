@@ -147,6 +147,7 @@ async fn read_area(
     let mut file = ManifestFile { area, generation, next_block: 0, sequence: 0, prev_hash: 0 };
     let mut state = ManifestState::default();
     let mut bad = Vec::new();
+    let mut last_bad: Vec<(BlockAddr, BlockError)> = Vec::new();
     loop {
         let mut next = None;
         let mut reasons = Vec::new();
@@ -172,9 +173,10 @@ async fn read_area(
             }
             break;
         };
+        bad.append(&mut last_bad);
         for (addr, reason) in reasons {
             let stale = BlockError::Content { kind: BlockKind::Manifest, addr, what: "a stale record".into() };
-            bad.push((addr, reason.unwrap_or(stale)));
+            last_bad.push((addr, reason.unwrap_or(stale)));
         }
         for edit in &record.edits {
             state.apply(edit).map_err(|e| StoreError::corrupt(format!("manifest record {}", record.sequence), e))?;
@@ -182,6 +184,10 @@ async fn read_area(
         file.next_block += blocks;
         file.sequence += 1;
         file.prev_hash = hash;
+    }
+    // One copy of the last record alone may be what a crash left; of a checkpoint that the superblock knows it is rot.
+    if file.sequence == 1 && generation == sb.manifest_generation {
+        bad.append(&mut last_bad);
     }
     Ok(FoundManifest { records: file.sequence, file, state, bad })
 }

@@ -117,6 +117,11 @@ impl Allocator {
         self.waiting_blocks
     }
 
+    /// Blocks in use in one chunk.
+    pub fn used_in(&self, chunk: u32) -> u64 {
+        self.chunks.get(&ChunkIndex(chunk)).map_or(0, |c| c.used)
+    }
+
     pub fn used_blocks(&self) -> u64 {
         self.chunks.values().map(|c| c.used).sum()
     }
