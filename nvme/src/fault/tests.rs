@@ -190,8 +190,7 @@ fn run_model(seed: u64) {
     let device = FaultDevice::new(Image::zeroed(BLOCKS * BLOCK as u64), seed, config);
     let queues = [device.open_queue(4).unwrap(), device.open_queue(4).unwrap()];
     let running: RefCell<Vec<IoFuture>> = RefCell::default();
-    let mut next_id = 0;
-    for _ in 0..120 {
+    for id in 0..120u64 {
         let q = &queues[prng.below(2) as usize];
         let op = match prng.below(8) {
             0 => IoOp::Flush,
@@ -200,13 +199,12 @@ fn run_model(seed: u64) {
                 let len = 1 + prng.below(3);
                 let mut data = DmaBuf::new(len as usize * BLOCK);
                 for sector in data.chunks_mut(SECTOR_BYTES) {
-                    sector[..8].copy_from_slice(&(next_id + 1u64).to_le_bytes());
+                    sector[..8].copy_from_slice(&(id + 1).to_le_bytes());
                 }
                 let at_bytes = prng.below(BLOCKS - len) * BLOCK as u64;
                 IoOp::Write { at_bytes, data: data.freeze(), fua: prng.one_in(5) }
             }
         };
-        next_id += 1;
         running.borrow_mut().push(q.start(op));
         if prng.one_in(2) {
             queues[prng.below(2) as usize].process_completions();
