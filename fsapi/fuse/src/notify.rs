@@ -51,7 +51,7 @@ struct Job {
     done: Option<rt::channel::Sender<io::Result<()>>>,
 }
 
-/// Sends notifications; cheap to clone, usable from every thread. It holds no descriptor: a mount does not outlive its
+/// Sends notifications; cheap to clone, usable on every reactor. It holds no descriptor: a mount does not outlive its
 /// session because of it.
 #[derive(Clone)]
 pub struct Notifier {
