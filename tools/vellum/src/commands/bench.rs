@@ -1,0 +1,4 @@
+use crate::cli::Bench;
+pub fn bench(_args: &Bench) -> anyhow::Result<()> {
+    anyhow::bail!("x")
+}
