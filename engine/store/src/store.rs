@@ -40,6 +40,9 @@ impl Authority for Everyone {
     }
 }
 
+/// Called with the epoch through which everything is durable.
+type Listener = Rc<dyn Fn(Epoch)>;
+
 pub struct Store {
     pub(crate) me: ReactorId,
     pub(crate) options: OpenOptions,
@@ -60,7 +63,7 @@ pub struct Store {
     pub(crate) durable: Cell<Epoch>,
     pub(crate) wanted: Cell<Epoch>,
     pub(crate) waiters: RefCell<BTreeMap<Epoch, Vec<OneshotSender<()>>>>,
-    on_durable: RefCell<Vec<Rc<dyn Fn(Epoch)>>>,
+    on_durable: RefCell<Vec<Listener>>,
     pub(crate) failed: RefCell<Option<Arc<str>>>,
     /// No new batches and no new data: the node shuts down.
     pub(crate) stopping: Cell<bool>,

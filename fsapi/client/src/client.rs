@@ -115,6 +115,11 @@ impl Client {
         *self.release_hook.borrow_mut() = Some(hook);
     }
 
+    /// A lock in this mode would be had at once, from memory.
+    pub fn holds(&self, name: LockName, mode: LockMode) -> bool {
+        self.locks.get(name).is_some_and(|lock| lock.usable(mode))
+    }
+
     /// Makes everything durable, gives all locks back and closes the connection. Whoever has dirty data of its own
     /// flushes it before. Errors when something could not be made durable; the connection is closed all the same.
     pub async fn farewell(self: &Rc<Self>) -> Result<(), ClientError> {

@@ -240,7 +240,7 @@ fn polled_completions_are_probed_for_and_not_insisted_on() {
 }
 
 /// A loop device on a file, detached when dropped.
-struct Loop(PathBuf, TempDir);
+struct Loop(PathBuf, #[expect(dead_code, reason = "keeps the file")] TempDir);
 
 impl Loop {
     fn attach() -> Option<Loop> {
