@@ -1,6 +1,8 @@
 //! A vfs on the engine in memory, in the simulated world: virtual time, and an order of tasks that the seed decides.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod fsck;
+
 use std::future::Future;
 use std::rc::Rc;
 use std::time::Duration;
