@@ -1,1 +1,15 @@
-//! Workloads, recorder, reports, peers.
+//! Workloads, the recorder that measures them, the peers they are compared with, and the reports.
+//!
+//! A figure means something only beside another one of the same run: every suite measures a peer or a limit together
+//! with Vellum and prints ratios. Nothing here is a test; nothing asserts a time.
+
+pub mod files;
+pub mod items;
+pub mod peers;
+pub mod recorder;
+pub mod report;
+pub mod runtime;
+pub mod tree;
+
+pub use recorder::Recorder;
+pub use report::{Report, Row};

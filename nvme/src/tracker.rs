@@ -64,15 +64,6 @@ impl<T> Trackers<T> {
         self.in_flight
     }
 
-    pub fn has_room(&self) -> bool {
-        !self.free.is_empty() || self.slots.len() < MAX_TRACKERS
-    }
-
-    /// The ticket of an operation for which there is no room.
-    pub fn refuse(&self) -> Ticket {
-        REFUSED
-    }
-
     fn take_slot(&mut self, state: State<T>) -> Ticket {
         if self.free.is_empty() {
             self.grow(self.slots.len());

@@ -8,7 +8,7 @@ use vellum_base::{BLOCK_SIZE, DmaBuf};
 use vellum_nvme::fault::{FaultConfig, FaultDevice};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::testing::block_on;
-use vellum_nvme::{Device, DeviceError, OpenMode, Queue, open};
+use vellum_nvme::{Device, DeviceError, Image, OpenMode, Queue, open};
 
 const BLOCKS: usize = 1024;
 
@@ -69,7 +69,7 @@ proptest! {
 
     #[test]
     fn an_honest_fault_device_is_an_array(seed: u64) {
-        let device = FaultDevice::new((BLOCKS * BLOCK_SIZE) as u64, seed, FaultConfig::default());
+        let device = FaultDevice::new(Image::zeroed((BLOCKS * BLOCK_SIZE) as u64), seed, FaultConfig::default());
         run(&two_queues(&device), seed, 4);
     }
 }

@@ -5,6 +5,11 @@ pub fn crc32c(data: &[u8]) -> u32 {
     ::crc32c::crc32c(data)
 }
 
+/// Checksum of what `crc` covers, followed by `data`.
+pub fn crc32c_append(crc: u32, data: &[u8]) -> u32 {
+    ::crc32c::crc32c_append(crc, data)
+}
+
 /// Checksum of `data` bound to its place: two seeds (say segment id and offset) are hashed in front, so that a block
 /// read from a wrong place, or a stale one of another owner, does not verify.
 pub fn crc32c_seeded(seed_a: u64, seed_b: u64, data: &[u8]) -> u32 {

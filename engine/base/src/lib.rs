@@ -2,6 +2,7 @@
 //!
 //! Nothing here does IO, knows a clock, or depends on another crate of the workspace.
 
+pub mod batch;
 pub mod checksum;
 pub mod dma;
 pub mod id;
@@ -9,6 +10,7 @@ pub mod key;
 pub mod prng;
 pub mod units;
 
+pub use batch::{Batch, ItemOp, View};
 pub use checksum::{crc32c, crc32c_seeded};
 pub use dma::{DmaBuf, DmaSlice};
 pub use id::{BatchNo, Epoch, Fsid, Ino, LogId, ReactorId, Rid, SegmentId, ShardId, Term};

@@ -1,21 +1,32 @@
-//! Everything that happened to a device, and the crash image at any point of it.
+//! Everything that changed a device, so that a test can cut its power at every point of a run.
 
-use super::cache::{Event, WriteCache};
+use super::cache::{Cache, Event};
 use crate::Image;
 
-/// A recorded run. A *cut* is a number of events: cut 0 is the device as it was made, cut `len()` is now.
+/// Events between two remembered states.
+const CHECKPOINT: usize = 64;
+
+/// A run of a device. Memory: all data ever written, so it is kept only when asked for.
 #[derive(Clone)]
 pub struct Journal {
-    start: WriteCache,
     events: Vec<Event>,
+    /// State before events `0`, `CHECKPOINT`, `2 * CHECKPOINT`...
+    checkpoints: Vec<Cache>,
 }
 
 impl Journal {
-    pub(super) fn new(start: WriteCache, events: Vec<Event>) -> Journal {
-        Journal { start, events }
+    pub(super) fn new(start: Cache) -> Journal {
+        Journal { events: Vec::new(), checkpoints: vec![start] }
     }
 
-    /// The last cut.
+    pub(super) fn add(&mut self, event: Event, after: &Cache) {
+        self.events.push(event);
+        if self.events.len().is_multiple_of(CHECKPOINT) {
+            self.checkpoints.push(after.clone());
+        }
+    }
+
+    /// A cut is a number of events in `0..=len()`.
     pub fn len(&self) -> usize {
         self.events.len()
     }
@@ -28,46 +39,25 @@ impl Journal {
         &self.events
     }
 
-    /// One image that a power loss at `cut` may leave. For many cuts in ascending order use [`Journal::replay`].
-    pub fn crash_image(&self, cut: usize, seed: u64) -> Image {
-        let mut replay = self.replay();
-        while replay.cut() < cut && replay.step().is_some() {}
-        replay.crash(seed)
+    fn state_after(&self, cut: usize) -> Cache {
+        let checkpoint = cut / CHECKPOINT;
+        let mut cache = self.checkpoints[checkpoint].clone();
+        for event in &self.events[checkpoint * CHECKPOINT..cut] {
+            cache.apply(event);
+        }
+        cache
     }
 
-    /// A walk over all cuts, each in time that depends on what is in the cache alone.
-    pub fn replay(&self) -> Replay<'_> {
-        Replay { events: &self.events, cut: 0, cache: self.start.clone() }
-    }
-}
-
-/// A position within a [`Journal`].
-pub struct Replay<'a> {
-    events: &'a [Event],
-    cut: usize,
-    cache: WriteCache,
-}
-
-impl<'a> Replay<'a> {
-    pub fn cut(&self) -> usize {
-        self.cut
+    /// One of the images that a loss of power after `cut` events may leave.
+    ///
+    /// # Panics
+    /// When there are fewer events.
+    pub fn image_after(&self, cut: usize, seed: u64) -> Image {
+        self.state_after(cut).crash(seed)
     }
 
-    /// Applies the next event and gives it, or `None` at the end.
-    pub fn step(&mut self) -> Option<&'a Event> {
-        let event = self.events.get(self.cut)?;
-        self.cache.apply(event);
-        self.cut += 1;
-        Some(event)
-    }
-
-    /// One image that a power loss here may leave.
-    pub fn crash(&self, seed: u64) -> Image {
-        self.cache.crash(seed)
-    }
-
-    /// What a reader saw here.
-    pub fn visible(&self) -> &Image {
-        self.cache.visible()
+    /// The last [`super::FaultDevice::note`] before the cut.
+    pub fn note_at(&self, cut: usize) -> u64 {
+        self.state_after(cut).note()
     }
 }

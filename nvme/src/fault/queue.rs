@@ -1,155 +1,162 @@
-//! A queue of a fault device: when operations complete, and how.
+//! Operations on their way through a misbehaving device.
+//!
+//! An operation's faults and delay are drawn at its submission; its effect is at its completion. A queue that is dropped
+//! (its process was killed) leaves what it submitted to the device, which does some of it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::os::fd::RawFd;
-use std::rc::{Rc, Weak};
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
 
-use super::cache::{Content, Effect, Event};
-use super::config::{Delay, Fault};
-use super::device::{Shared, State};
+use vellum_base::prng::Prng;
+
+use super::cache::{Event, Payload, SECTOR_BYTES};
+use super::rules::{Fault, faults};
+use super::{Shared, State};
 use crate::tracker::{Trackers, wake_all};
-use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
+use crate::{Geometry, IoDone, IoOp, Queue, Ticket};
 
-struct Pending {
-    op: IoOp,
+struct Running {
     id: u64,
-    /// In polls or nanoseconds.
-    due: u64,
-    fault: Option<Fault>,
+    op: IoOp,
+    faults: Vec<Fault>,
 }
 
-struct Inner {
-    trackers: Trackers<Pending>,
-    running: Vec<u32>,
+type Due = Arc<Mutex<Vec<u32>>>;
+
+/// Says once that the operation in `slot` has taken its time.
+struct Timer {
+    slot: u32,
+    due: Due,
+    fired: AtomicBool,
+}
+
+impl Wake for Timer {
+    fn wake(self: Arc<Self>) {
+        if !self.fired.swap(true, Relaxed) {
+            self.due.lock().unwrap_or_else(PoisonError::into_inner).push(self.slot);
+        }
+    }
 }
 
 pub(super) struct FaultQueue {
     shared: Arc<Shared>,
-    inner: RefCell<Inner>,
+    trackers: RefCell<Trackers<Running>>,
+    /// Slots that may complete now.
+    due: Due,
+    /// Kept for its capacity between polls.
     wakers: RefCell<Vec<Waker>>,
-    me: Weak<FaultQueue>,
-    /// The end of a stall that it will come back at.
-    armed_for: Cell<u64>,
+    /// Writes that the device did not answer.
+    unanswered: RefCell<Vec<u64>>,
 }
 
 impl FaultQueue {
     pub fn open(shared: Arc<Shared>, depth: u32) -> Rc<FaultQueue> {
-        let inner = Inner { trackers: Trackers::new(depth), running: Vec::new() };
-        Rc::new_cyclic(|me| FaultQueue {
+        Rc::new(FaultQueue {
             shared,
-            inner: RefCell::new(inner),
+            trackers: RefCell::new(Trackers::new(depth)),
+            due: Due::default(),
             wakers: RefCell::default(),
-            me: me.clone(),
-            armed_for: Cell::new(0),
+            unanswered: RefCell::default(),
         })
     }
 
-    fn now(&self, state: &State) -> u64 {
-        match &self.shared.config.delay {
-            Delay::Polls { .. } => state.polls,
-            Delay::Time { hook, .. } => hook.now_ns(),
-        }
-    }
-
-    /// With virtual time: comes back at `due`. Called without a borrow or lock, as the hook may call at once.
-    fn come_back_at(&self, due: u64) {
-        if let Delay::Time { hook, .. } = &self.shared.config.delay {
-            let me = self.me.clone();
-            hook.call_at(
-                due,
-                Box::new(move || {
-                    if let Some(queue) = me.upgrade() {
-                        queue.process_completions();
-                    }
-                }),
-            );
-        }
-    }
-
-    fn begin(&self, op: IoOp, state: &mut State) -> Pending {
-        let fault = state.choose_fault(&op, &self.shared.config, self.shared.geometry.size_bytes);
-        let id = state.next_id;
-        state.next_id += 1;
-        let (min, max) = self.shared.config.delay.range();
-        // A poll-counted delay of 0 is the next poll, which counts itself first.
-        let base = match &self.shared.config.delay {
-            Delay::Polls { .. } => state.polls + 1,
-            Delay::Time { hook, .. } => hook.now_ns(),
-        };
-        let mut due = base + min + state.prng.below(max.saturating_sub(min).saturating_add(1).max(1));
-        if let Some(Fault::Slow(extra)) = fault {
-            due = due.saturating_add(extra);
-        }
-        let due = due.max(state.stalled_until);
-        match &op {
-            IoOp::Read { .. } => state.stats.reads += 1,
-            IoOp::Write { at_bytes, data, fua } => {
-                state.stats.writes += 1;
-                let content = Content::Data(data.clone());
-                state.event(Event::WriteBegin { id, at_bytes: *at_bytes, content, fua: *fua });
+    /// Tells the model; gives the faults and the time that the operation takes.
+    fn begin(&self, id: u64, op: &IoOp, state: &mut State) -> (Vec<Fault>, Duration) {
+        let faults = faults(&mut state.rules, op);
+        let mut delay = state.delays.draw(op, &mut state.prng);
+        let mut lost = false;
+        let mut moved_by = 0;
+        for fault in &faults {
+            match *fault {
+                Fault::Stall { time } => delay += time,
+                Fault::Lose => lost = true,
+                Fault::Misdirect { by_bytes } => moved_by = by_bytes,
+                _ => {}
             }
-            IoOp::Flush => {
-                state.stats.flushes += 1;
-                state.event(Event::FlushBegin { id });
+        }
+        match op {
+            IoOp::Write { at_bytes, data, fua } if !lost => {
+                let end = at_bytes.saturating_add(moved_by).saturating_add(data.len() as u64);
+                let at_bytes = if end > self.shared.geometry.size_bytes { 0 } else { at_bytes + moved_by };
+                state.happen(Event::Write { id, at_bytes, payload: Payload::Data(data.clone()), fua: *fua });
+                self.unanswered.borrow_mut().push(id);
             }
             IoOp::Discard { at_bytes, len_bytes } => {
-                state.stats.discards += 1;
-                let content = Content::Garbage { seed: state.prng.next_u64(), len_bytes: *len_bytes };
-                state.event(Event::WriteBegin { id, at_bytes: *at_bytes, content, fua: false });
+                let payload = Payload::Zeros { len_bytes: *len_bytes };
+                state.happen(Event::Write { id, at_bytes: *at_bytes, payload, fua: false });
+                self.unanswered.borrow_mut().push(id);
             }
+            IoOp::Flush => state.happen(Event::Flush { id }),
+            IoOp::Write { .. } | IoOp::Read { .. } => {}
         }
-        state.stats.faults += u64::from(fault.is_some());
-        Pending { op, id, due, fault }
+        (faults, delay)
     }
 
-    /// The operation's end: what it did, and what it says.
-    fn end(&self, pending: &mut Pending, state: &mut State) -> Result<(), DeviceError> {
-        let Pending { op, id, fault, .. } = pending;
-        let id = *id;
-        let dead = self.shared.health.check();
-        let broken = dead.is_err() || *fault == Some(Fault::Error);
-        match op {
-            IoOp::Read { at_bytes, buf } => {
-                match *fault {
-                    Some(Fault::ReadOld) => state.old.read(*at_bytes, buf),
-                    Some(Fault::ReadFrom(other)) => {
-                        let last = self.shared.geometry.size_bytes - buf.len() as u64;
-                        state.cache.visible().read(other.min(last), buf);
-                    }
-                    _ => state.cache.visible().read(*at_bytes, buf),
-                }
-                if *fault == Some(Fault::FlipBit) && !buf.is_empty() {
-                    let index = state.prng.below(buf.len() as u64) as usize;
-                    buf[index] ^= 1 << state.prng.below(8);
-                }
-            }
-            IoOp::Write { data, .. } => {
-                let last = self.shared.geometry.size_bytes - data.len() as u64;
-                let effect = match *fault {
-                    _ if broken => Effect::Torn(state.prng.next_u64()),
-                    Some(Fault::Lose) => Effect::Nothing,
-                    Some(Fault::Misdirect(other)) => Effect::At(other.min(last)),
-                    _ => Effect::Whole,
-                };
-                state.event(Event::WriteEnd { id, effect });
-            }
-            IoOp::Discard { .. } => {
-                let effect = if broken { Effect::Nothing } else { Effect::Whole };
-                state.event(Event::WriteEnd { id, effect });
-            }
-            IoOp::Flush => {
-                let good = !broken && *fault != Some(Fault::Lose);
-                state.event(Event::FlushEnd { id, good });
-                if broken && dead.is_ok() {
-                    return Err(self.shared.health.fail("flush: injected".to_owned()));
-                }
-            }
+    fn complete(&self, running: Running) -> IoDone {
+        let Running { id, mut op, faults } = running;
+        if let Err(err) = self.shared.health.check() {
+            return op.into_done(Err(err));
         }
-        dead?;
-        if broken { Err(op.error(libc::EIO)) } else { Ok(()) }
+        self.unanswered.borrow_mut().retain(|write| *write != id);
+        let state = &mut *self.shared.state();
+        let errno = faults.iter().find_map(|fault| match fault {
+            Fault::Error { errno } => Some(*errno),
+            _ => None,
+        });
+        if let Some(errno) = errno {
+            let error = op.error(errno);
+            if let IoOp::Write { data, .. } = &op {
+                let sectors = state.prng.below((data.len() / SECTOR_BYTES) as u64 + 1) as usize;
+                state.happen(Event::WriteFailed { id, sectors });
+            }
+            let error = match &op {
+                IoOp::Flush => self.shared.health.fail(error.to_string()),
+                _ => error,
+            };
+            return op.into_done(Err(error));
+        }
+        match &mut op {
+            IoOp::Read { at_bytes, buf } => {
+                let old = faults.contains(&Fault::OldData);
+                let image = if old { state.cache.medium() } else { state.cache.visible() };
+                image.read(*at_bytes, buf);
+                if faults.contains(&Fault::FlipBit) && !buf.is_empty() {
+                    flip_some_bit(buf, &mut state.prng);
+                }
+            }
+            IoOp::Write { .. } | IoOp::Discard { .. } => state.happen(Event::Written { id }),
+            IoOp::Flush => state.happen(Event::Flushed { id }),
+        }
+        op.into_done(Ok(()))
     }
+
+    /// Slots to complete now, out of order.
+    fn take_due(&self) -> Vec<u32> {
+        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
+        if due.is_empty() {
+            return Vec::new();
+        }
+        let prng = &mut self.shared.state().prng;
+        let mut now = std::mem::take(&mut *due);
+        for i in (1..now.len()).rev() {
+            now.swap(i, prng.below(i as u64 + 1) as usize);
+        }
+        if self.shared.hook.is_none() {
+            // Some wait for the next poll.
+            let keep = now.len() - prng.below(now.len() as u64) as usize;
+            *due = now.split_off(keep);
+        }
+        now
+    }
+}
+
+fn flip_some_bit(buf: &mut [u8], prng: &mut Prng) {
+    let at = prng.below(buf.len() as u64) as usize;
+    buf[at] ^= 1 << prng.below(8);
 }
 
 impl Queue for FaultQueue {
@@ -158,72 +165,54 @@ impl Queue for FaultQueue {
     }
 
     fn submit(&self, op: IoOp) -> Ticket {
-        let mut inner = self.inner.borrow_mut();
-        let checked = self.shared.health.check().and_then(|()| op.check(&self.shared.geometry, false));
-        if checked.is_err() || (op.extent().1 == 0 && !matches!(op, IoOp::Flush)) {
-            return inner.trackers.start_done(op.into_done(checked));
+        let checked = op.check(&self.shared.geometry, false).and_then(|()| self.shared.health.check());
+        if let Err(err) = checked {
+            return self.trackers.borrow_mut().start_done(op.into_done(Err(err)));
         }
-        if !inner.trackers.has_room() {
-            return inner.trackers.refuse();
+        let running = Running { id: 0, op, faults: Vec::new() };
+        let (ticket, accepted) = self.trackers.borrow_mut().start(running);
+        if !accepted {
+            return ticket;
         }
-        let pending = self.begin(op, &mut self.shared.state());
-        let due = pending.due;
-        let (ticket, _) = inner.trackers.start(pending);
-        inner.running.push(ticket.slot);
-        drop(inner);
-        self.come_back_at(due);
+        let delay = {
+            let state = &mut *self.shared.state();
+            let mut trackers = self.trackers.borrow_mut();
+            let Some(running) = trackers.op(ticket.slot) else { return ticket };
+            running.id = state.next_id;
+            state.next_id += 1;
+            let (faults, delay) = self.begin(running.id, &running.op, state);
+            running.faults = faults;
+            delay
+        };
+        let timer = Arc::new(Timer { slot: ticket.slot, due: self.due.clone(), fired: AtomicBool::new(false) });
+        match &self.shared.hook {
+            Some(hook) if !delay.is_zero() => hook(delay, Waker::from(timer)),
+            _ => timer.wake(),
+        }
         ticket
     }
 
     fn poll_done(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
-        let (poll, old_waker) = self.inner.borrow_mut().trackers.poll_done(ticket, cx);
+        let (poll, old_waker) = self.trackers.borrow_mut().poll_done(ticket, cx);
         drop(old_waker); // outside of the borrow
         poll
     }
 
     fn forget(&self, ticket: Ticket) {
-        let old_waker = self.inner.borrow_mut().trackers.forget(ticket);
+        let old_waker = self.trackers.borrow_mut().forget(ticket);
         drop(old_waker); // outside of the borrow
     }
 
     fn process_completions(&self) -> usize {
-        let mut borrowed = self.inner.borrow_mut();
-        let inner = &mut *borrowed;
-        let mut state = self.shared.state();
-        state.polls += 1;
-        let now = self.now(&state);
-        let stalled = now < state.stalled_until;
-        let mut due = Vec::new();
-        inner.running.retain(|&slot| {
-            let ready = !stalled && inner.trackers.op(slot).is_none_or(|pending| pending.due <= now);
-            if ready {
-                due.push(slot);
-            }
-            !ready
-        });
-        let mut done = 0;
-        while !due.is_empty() {
-            let slot = due.swap_remove(state.prng.below(due.len() as u64) as usize);
-            inner.trackers.finish(slot, |mut pending| {
-                let result = self.end(&mut pending, &mut state);
-                pending.op.into_done(result)
-            });
-            done += 1;
+        let due = self.take_due();
+        let count = due.len();
+        for slot in due {
+            self.trackers.borrow_mut().finish(slot, |running| self.complete(running));
         }
-        let waits = !inner.running.is_empty();
-        let stalled_until = state.stalled_until;
-        drop(state);
-        drop(borrowed);
-        wake_all(&self.wakers, |empty| self.inner.borrow_mut().trackers.take_wakers(empty));
-        match &self.shared.config.delay {
-            Delay::Polls { .. } => done.max(usize::from(waits)),
-            Delay::Time { .. } => {
-                if stalled && waits && self.armed_for.replace(stalled_until) != stalled_until {
-                    self.come_back_at(stalled_until);
-                }
-                done
-            }
-        }
+        wake_all(&self.wakers, |empty| self.trackers.borrow_mut().take_wakers(empty));
+        // The hook's wake announces what is in flight; without one, only polling does.
+        let unannounced = self.shared.hook.is_none() && self.in_flight() > 0;
+        count.max(usize::from(unannounced))
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
@@ -231,29 +220,19 @@ impl Queue for FaultQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.inner.borrow().trackers.in_flight()
+        self.trackers.borrow().in_flight()
     }
 }
 
-/// Its owner died with operations in flight: the device does each of them, or a part, or nothing.
 impl Drop for FaultQueue {
     fn drop(&mut self) {
-        let inner = self.inner.get_mut();
-        let mut state = self.shared.state();
-        for slot in std::mem::take(&mut inner.running) {
-            let Some(Pending { op, id, .. }) = inner.trackers.op(slot) else { continue };
-            let id = *id;
-            match op {
-                IoOp::Write { .. } | IoOp::Discard { .. } => {
-                    let effect = match state.prng.below(3) {
-                        0 => Effect::Nothing,
-                        1 => Effect::Torn(state.prng.next_u64()),
-                        _ => Effect::Whole,
-                    };
-                    state.event(Event::WriteEnd { id, effect });
-                }
-                IoOp::Flush => state.event(Event::FlushEnd { id, good: false }),
-                IoOp::Read { .. } => {}
+        if self.shared.health.check().is_err() {
+            return;
+        }
+        let state = &mut *self.shared.state();
+        for id in self.unanswered.take() {
+            if state.prng.one_in(2) {
+                state.happen(Event::Written { id });
             }
         }
     }

@@ -1,342 +1,249 @@
-//! The fault model is what crash tests stand on, so its own semantics are tested first.
+//! Each fault does what its name says; and no crash image breaks the contract of flush and FUA (a model, by seed).
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::rc::Rc;
-use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
 
 use vellum_base::prng::Prng;
 use vellum_base::{DmaBuf, DmaSlice};
 
 use super::*;
-use crate::memory::MemoryDevice;
 use crate::testing::block_on;
-use crate::{Device, DeviceError, Image, Queue};
+use crate::{IoFuture, IoOp};
 
-const SIZE: u64 = 1 << 20;
-const BLOCK: usize = 4096;
+const BLOCK: usize = BLOCK_SIZE;
 
-fn device(config: FaultConfig) -> (FaultDevice, Rc<dyn Queue>) {
-    let device = FaultDevice::new(SIZE, 7, config);
+fn device(blocks: u64, rules: Vec<Rule>) -> (FaultDevice, Rc<dyn Queue>) {
+    let config = FaultConfig { rules, journal: true, ..FaultConfig::default() };
+    let device = FaultDevice::new(Image::zeroed(blocks * BLOCK as u64), 1, config);
     let queue = device.open_queue(8).unwrap();
     (device, queue)
 }
 
-fn recording() -> FaultConfig {
-    FaultConfig { record_journal: true, ..FaultConfig::default() }
+fn filled(byte: u8) -> DmaSlice {
+    DmaBuf::copy_from(&[byte; BLOCK], true).freeze()
 }
 
-fn block(byte: u8) -> DmaSlice {
-    let mut buf = DmaBuf::new(BLOCK);
-    buf.fill(byte);
-    buf.freeze()
-}
-
-fn put(q: &Rc<dyn Queue>, at_block: u64, byte: u8, fua: bool) -> Result<(), DeviceError> {
-    block_on(q, q.write(at_block * BLOCK as u64, block(byte), fua))
-}
-
-fn get(q: &Rc<dyn Queue>, at_block: u64) -> Result<DmaBuf, DeviceError> {
-    block_on(q, q.read(at_block * BLOCK as u64, DmaBuf::new(BLOCK)))
-}
-
-fn of(image: &Image, at_block: u64) -> Vec<u8> {
-    let mut out = vec![0; BLOCK];
-    image.read(at_block * BLOCK as u64, &mut out);
-    out
-}
-
-fn all(bytes: &[u8], byte: u8) -> bool {
-    bytes.iter().all(|b| *b == byte)
+fn byte_at(image: &Image, at: u64) -> u8 {
+    let mut byte = [0];
+    image.read(at, &mut byte);
+    byte[0]
 }
 
 #[test]
-fn flushed_data_is_never_lost_and_unflushed_data_may_be_kept_dropped_or_torn() {
-    let (device, q) = device(FaultConfig::default());
-    put(&q, 0, 1, false).unwrap();
-    put(&q, 1, 1, true).unwrap();
+fn a_flush_keeps_what_was_complete_and_a_crash_may_lose_the_rest() {
+    let (device, q) = device(4, Vec::new());
+    block_on(&q, q.write(0, filled(1), false)).unwrap();
     block_on(&q, q.flush()).unwrap();
-    put(&q, 2, 2, false).unwrap();
-    put(&q, 3, 3, false).unwrap();
-    put(&q, 4, 4, true).unwrap();
-    let (mut kept, mut dropped, mut torn, mut out_of_order) = (0, 0, 0, 0);
+    block_on(&q, q.write(0, filled(2), false)).unwrap();
+    block_on(&q, q.write(4096, filled(3), true)).unwrap();
+    let (mut old, mut new, mut torn) = (0, 0, 0);
     for seed in 0..200 {
         let image = device.crash(seed);
-        assert!(all(&of(&image, 0), 1) && all(&of(&image, 1), 1), "flushed");
-        assert!(all(&of(&image, 4), 4), "FUA, though nothing before it was flushed");
-        let (two, three) = (of(&image, 2), of(&image, 3));
-        assert!(two.chunks(512).all(|sector| all(sector, 0) || all(sector, 2)), "a sector is never torn");
-        kept += usize::from(all(&two, 2));
-        dropped += usize::from(all(&two, 0));
-        torn += usize::from(!all(&two, 0) && !all(&two, 2));
-        out_of_order += usize::from(all(&two, 0) && all(&three, 3));
-        assert_eq!(image, device.crash(seed), "a seed gives one image");
-    }
-    assert!(kept > 10 && dropped > 10 && torn > 10 && out_of_order > 5, "{kept} {dropped} {torn} {out_of_order}");
-    let fresh = FaultDevice::from_image(device.crash(3), 1, FaultConfig::default());
-    assert!(all(&of(&fresh.visible(), 0), 1));
-}
-
-#[test]
-fn a_flush_does_not_cover_a_write_that_was_in_flight_when_it_began() {
-    let (device, q) = device(FaultConfig { delay: Delay::Polls { min: 0, max: 0 }, ..FaultConfig::default() });
-    device.inject(Rule::once(OpKind::Flush, 0..SIZE, Fault::Slow(5)));
-    let write = q.write(0, block(1), false);
-    let flush = q.flush();
-    block_on(&q, write).unwrap();
-    block_on(&q, flush).unwrap();
-    assert!((0..50).any(|seed| all(&of(&device.crash(seed), 0), 0)), "it may be lost");
-    block_on(&q, q.flush()).unwrap();
-    assert!((0..50).all(|seed| all(&of(&device.crash(seed), 0), 1)));
-}
-
-#[test]
-fn an_older_write_never_covers_a_newer_durable_one() {
-    let (device, q) = device(FaultConfig::default());
-    put(&q, 0, 1, false).unwrap();
-    put(&q, 0, 2, true).unwrap();
-    assert!((0..100).all(|seed| all(&of(&device.crash(seed), 0), 2)));
-}
-
-/// Every sector of every image at every cut is the last flushed version of its block, or a later one that had begun.
-#[test]
-fn the_journal_gives_every_crash_at_every_cut() {
-    let (device, q) = device(recording());
-    let mut prng = Prng::new(99);
-    const BLOCKS: u64 = 6;
-    // By cut: (last flushed version, last begun version) of each block; versions are the bytes of the data.
-    let mut promised: BTreeMap<usize, [(u8, u8); BLOCKS as usize]> = BTreeMap::new();
-    let mut state = [(0u8, 0u8); BLOCKS as usize];
-    promised.insert(0, state);
-    for _ in 0..150 {
-        let at = prng.below(BLOCKS) as usize;
-        if prng.one_in(6) {
-            block_on(&q, q.flush()).unwrap();
-            state.iter_mut().for_each(|(flushed, begun)| *flushed = *begun);
-        } else {
-            let fua = prng.one_in(5);
-            // What has begun may be on the medium from the first event on; what is promised is so from the last.
-            state[at].1 += 1;
-            promised.insert(device.cut() + 1, state);
-            put(&q, at as u64, state[at].1, fua).unwrap();
-            if fua {
-                state[at].0 = state[at].1;
-            }
+        assert_eq!((byte_at(&image, 4096), byte_at(&image, 8191)), (3, 3), "FUA is kept");
+        match (byte_at(&image, 0), byte_at(&image, 4095)) {
+            (1, 1) => old += 1,
+            (2, 2) => new += 1,
+            (1 | 2, 1 | 2) => torn += 1,
+            other => panic!("{other:?}"),
         }
-        promised.insert(device.cut(), state);
+    }
+    assert!(old > 10 && new > 10 && torn > 10, "{old} {new} {torn}");
+    let now = block_on(&q, q.read(0, DmaBuf::new(BLOCK))).unwrap();
+    assert_eq!(now[0], 2, "the living device has lost nothing");
+}
+
+#[test]
+fn a_flush_does_not_cover_a_write_that_was_in_flight_beside_it() {
+    let (device, q) = device(1, Vec::new());
+    let (write, flush) = (q.write(0, filled(1), false), q.flush());
+    block_on(&q, async { (write.await.unwrap(), flush.await.unwrap()) });
+    assert!((0..50).any(|seed| byte_at(&device.crash(seed), 0) == 0));
+}
+
+#[test]
+fn a_failed_flush_is_for_ever() {
+    let rule = Rule::once(Fault::Error { errno: libc::EIO }, On::Flushes, 0..0).after(1);
+    let (device, q) = device(1, vec![rule]);
+    block_on(&q, q.flush()).unwrap();
+    let other = device.open_queue(1).unwrap();
+    assert!(block_on(&q, q.flush()).unwrap_err().is_failed());
+    assert!(block_on(&q, q.flush()).unwrap_err().is_failed());
+    assert!(block_on(&other, other.write(0, filled(1), false)).unwrap_err().is_failed());
+    assert!(device.open_queue(1).is_err());
+}
+
+#[test]
+fn errors_are_once_or_always_and_at_their_place() {
+    let error = Fault::Error { errno: libc::EIO };
+    let rules = vec![Rule::once(error, On::Reads, 0..1), Rule::always(error, On::Writes, 8191..8192)];
+    let (_, q) = device(4, rules);
+    assert!(block_on(&q, q.read(0, DmaBuf::new(BLOCK))).is_err());
+    block_on(&q, q.read(0, DmaBuf::new(BLOCK))).unwrap();
+    for _ in 0..2 {
+        assert!(block_on(&q, q.write(4096, filled(1), false)).is_err());
+    }
+    block_on(&q, q.write(8192, filled(1), false)).unwrap();
+}
+
+#[test]
+fn reads_and_writes_that_lie() {
+    let rules = vec![
+        Rule::once(Fault::Lose, On::Writes, 0..1),
+        Rule::once(Fault::Misdirect { by_bytes: 4096 }, On::Writes, 4096..4097),
+    ];
+    let (device, q) = device(4, rules);
+    block_on(&q, q.write(0, filled(1), false)).unwrap();
+    block_on(&q, q.write(4096, filled(2), false)).unwrap();
+    let image = device.snapshot();
+    assert_eq!([0, 4096, 8192].map(|at| byte_at(&image, at)), [0, 0, 2]);
+    device.add_rule(Rule::once(Fault::FlipBit, On::Reads, 0..u64::MAX));
+    let read = |at| block_on(&q, q.read(at, DmaBuf::new(BLOCK))).unwrap();
+    let ones = |buf: &DmaBuf| buf.iter().map(|b| b.count_ones()).sum::<u32>();
+    assert_eq!([ones(&read(0)), ones(&read(0))], [1, 0]);
+    device.flip_bit(5, 3);
+    assert_eq!(read(0)[5], 8);
+    device.add_rule(Rule::once(Fault::OldData, On::Reads, 0..u64::MAX));
+    assert_eq!([read(8192)[0], read(8192)[0]], [0, 2], "first the medium, then the cache");
+}
+
+#[test]
+fn with_a_hook_completions_come_in_their_own_time() {
+    type Timers = Arc<Mutex<Vec<(Duration, Waker)>>>;
+    let timers = Timers::default();
+    let set = timers.clone();
+    let hook: DelayHook = Arc::new(move |delay, waker| set.lock().unwrap().push((delay, waker)));
+    let stall = Duration::from_secs(3);
+    let rules = vec![Rule::once(Fault::Stall { time: stall }, On::Writes, 0..1)];
+    let config = FaultConfig { hook: Some(hook), rules, ..FaultConfig::default() };
+    let device = FaultDevice::new(Image::zeroed(1 << 16), 1, config);
+    let q = device.open_queue(8).unwrap();
+    let mut writes: Vec<IoFuture> =
+        (0..3).map(|i| q.start(IoOp::Write { at_bytes: i * 4096, data: filled(i as u8 + 1), fua: false })).collect();
+    assert_eq!((q.process_completions(), q.in_flight()), (0, 3), "nothing is due, and nobody need poll");
+    let mut timers = std::mem::take(&mut *timers.lock().unwrap());
+    assert!(timers[0].0 >= stall && timers[1].0 < stall);
+    timers.swap_remove(1).1.wake();
+    assert_eq!(q.process_completions(), 1);
+    let mut cx = Context::from_waker(Waker::noop());
+    let ready: Vec<bool> = writes.iter_mut().map(|w| std::pin::Pin::new(w).poll(&mut cx).is_ready()).collect();
+    assert_eq!(ready, [false, true, false]);
+    assert_eq!([0, 4096].map(|at| byte_at(&device.snapshot(), at)), [0, 2]);
+}
+
+/// A write of the model: where, when it began and ended, whether it must be kept.
+#[derive(Clone)]
+struct Known {
+    id: u64,
+    sectors: std::ops::Range<u64>,
+    began: usize,
+    ended: usize,
+    fua: bool,
+}
+
+/// Every sector of a crash image holds a write that no durable write certainly replaced.
+fn check_cut(journal: &Journal, cut: usize, seed: u64) {
+    let (mut writes, mut durable): (Vec<Known>, Vec<u64>) = Default::default();
+    let mut flushes = Vec::new();
+    for (turn, event) in journal.events()[..cut].iter().enumerate() {
+        match event {
+            Event::Write { id, at_bytes, payload, fua } => {
+                let first = at_bytes / SECTOR_BYTES as u64;
+                let sectors = first..first + payload.len_bytes() / SECTOR_BYTES as u64;
+                writes.push(Known { id: *id, sectors, began: turn, ended: usize::MAX, fua: *fua });
+            }
+            Event::Written { id } => {
+                let write = writes.iter_mut().find(|w| w.id == *id).unwrap();
+                write.ended = turn;
+                durable.extend(write.fua.then_some(write.id));
+            }
+            Event::Flush { id } => {
+                let covered: Vec<u64> = writes.iter().filter(|w| w.ended < turn).map(|w| w.id).collect();
+                flushes.push((*id, covered));
+            }
+            Event::Flushed { id } => durable.extend(&flushes.iter().find(|(f, _)| f == id).unwrap().1),
+            _ => {}
+        }
+    }
+    let image = journal.image_after(cut, seed);
+    for sector in 0..image.len_bytes() / SECTOR_BYTES as u64 {
+        let mut tag = [0; 8];
+        image.read(sector * SECTOR_BYTES as u64, &mut tag);
+        let tag = u64::from_le_bytes(tag);
+        let here: Vec<&Known> = writes.iter().filter(|w| w.sectors.contains(&sector)).collect();
+        let kept = here.iter().filter(|w| durable.contains(&w.id));
+        let replaced_before = kept.map(|w| w.began).max();
+        if tag == 0 {
+            assert!(replaced_before.is_none(), "cut {cut} seed {seed}: sector {sector} lost a durable write");
+            continue;
+        }
+        let found = here.iter().find(|w| w.id + 1 == tag).expect("a write of this sector");
+        let replaced = replaced_before.is_some_and(|began| found.ended < began);
+        assert!(!replaced, "cut {cut} seed {seed}: sector {sector} went back to write {}", found.id);
+    }
+}
+
+fn run_model(seed: u64) {
+    const BLOCKS: u64 = 12;
+    let mut prng = Prng::new(seed);
+    let config = FaultConfig { journal: true, ..FaultConfig::default() };
+    let device = FaultDevice::new(Image::zeroed(BLOCKS * BLOCK as u64), seed, config);
+    let queues = [device.open_queue(4).unwrap(), device.open_queue(4).unwrap()];
+    let running: RefCell<Vec<IoFuture>> = RefCell::default();
+    for id in 0..120u64 {
+        let q = &queues[prng.below(2) as usize];
+        let op = match prng.below(8) {
+            0 => IoOp::Flush,
+            1 => IoOp::Read { at_bytes: 0, buf: DmaBuf::new(BLOCK) },
+            _ => {
+                let len = 1 + prng.below(3);
+                let mut data = DmaBuf::new(len as usize * BLOCK);
+                for sector in data.chunks_mut(SECTOR_BYTES) {
+                    sector[..8].copy_from_slice(&(id + 1).to_le_bytes());
+                }
+                let at_bytes = prng.below(BLOCKS - len) * BLOCK as u64;
+                IoOp::Write { at_bytes, data: data.freeze(), fua: prng.one_in(5) }
+            }
+        };
+        running.borrow_mut().push(q.start(op));
+        if prng.one_in(2) {
+            queues[prng.below(2) as usize].process_completions();
+        }
+        if prng.one_in(10) {
+            let waiting = running.take();
+            crate::testing::block_on_all(&queues, async {
+                for io in waiting {
+                    io.await.0.unwrap();
+                }
+            });
+        }
     }
     let journal = device.journal();
-    let mut replay = journal.replay();
-    let mut dropped = 0;
-    loop {
-        let (_, bounds) = promised.range(..=replay.cut()).next_back().unwrap();
-        for seed in 0..8 {
-            let image = replay.crash(seed);
-            for (at, (flushed, begun)) in bounds.iter().enumerate() {
-                for sector in of(&image, at as u64).chunks(512) {
-                    assert!(all(sector, sector[0]), "a sector is whole");
-                    assert!((*flushed..=*begun).contains(&sector[0]), "cut {} block {at}", replay.cut());
-                    dropped += usize::from(sector[0] < *begun);
-                }
-            }
-        }
-        if replay.step().is_none() {
-            break;
-        }
+    for cut in 0..=journal.len() {
+        check_cut(&journal, cut, seed ^ cut as u64);
     }
-    assert!(dropped > 1000, "{dropped}");
-    assert_eq!(replay.visible(), &device.visible());
-    assert_eq!(replay.cut(), device.cut());
-    assert_eq!(device.image_after(100, 5), journal.crash_image(100, 5));
 }
 
+/// Story: whatever is in flight, overlaps, flushes or does not, a crash loses nothing durable and brings nothing back.
 #[test]
-fn rules_hit_what_they_name_and_no_more() {
-    let (device, q) = device(FaultConfig::default());
-    let bytes = |block: u64| block * BLOCK as u64..(block + 1) * BLOCK as u64;
-    put(&q, 1, 1, false).unwrap();
-    put(&q, 2, 2, false).unwrap();
-
-    device.inject(Rule::once(OpKind::Read, bytes(1), Fault::Error));
-    assert!(all(&get(&q, 2).unwrap(), 2));
-    assert!(matches!(get(&q, 1), Err(DeviceError::Io { errno: libc::EIO, at_bytes: 4096, .. })));
-    assert!(all(&get(&q, 1).unwrap(), 1), "once");
-
-    device.inject(Rule::always(OpKind::Write, bytes(3), Fault::Error).after(1));
-    put(&q, 3, 3, false).unwrap();
-    assert!(put(&q, 3, 3, false).is_err() && put(&q, 3, 3, false).is_err());
-    device.clear_rules();
-    put(&q, 3, 3, false).unwrap();
-
-    device.inject(Rule::once(OpKind::Read, bytes(1), Fault::FlipBit));
-    let wrong: u32 = get(&q, 1).unwrap().iter().map(|b| (b ^ 1).count_ones()).sum();
-    assert_eq!(wrong, 1);
-
-    device.mark_old();
-    put(&q, 1, 9, false).unwrap();
-    device.inject(Rule::once(OpKind::Read, bytes(1), Fault::ReadOld));
-    assert!(all(&get(&q, 1).unwrap(), 1));
-    assert!(all(&get(&q, 1).unwrap(), 9));
-    device.inject(Rule::once(OpKind::Read, bytes(1), Fault::ReadFrom(2 * BLOCK as u64)));
-    assert!(all(&get(&q, 1).unwrap(), 2));
-
-    device.inject(Rule::once(OpKind::Write, bytes(1), Fault::Lose));
-    put(&q, 1, 8, true).unwrap();
-    assert!(all(&get(&q, 1).unwrap(), 9), "acknowledged and lost");
-    device.inject(Rule::once(OpKind::Write, bytes(1), Fault::Misdirect(5 * BLOCK as u64)));
-    put(&q, 1, 7, false).unwrap();
-    assert!(all(&get(&q, 1).unwrap(), 9) && all(&get(&q, 5).unwrap(), 7));
-
-    device.flip_bit(4096, 0);
-    assert_eq!(get(&q, 1).unwrap()[0], 8, "for good");
-    assert_eq!(get(&q, 1).unwrap()[0], 8);
-    assert_eq!(device.stats().faults, 8);
-}
-
-#[test]
-fn a_failed_flush_fails_the_device_for_ever_on_every_queue() {
-    let (device, a) = device(FaultConfig::default());
-    let b = device.open_queue(4).unwrap();
-    put(&a, 0, 1, false).unwrap();
-    device.inject(Rule::once(OpKind::Flush, 0..0, Fault::Error));
-    device.inject(Rule::once(OpKind::Write, 4096..8192, Fault::Slow(1000)));
-    let waiting = b.write(4096, block(2), true);
-    assert!(block_on(&a, a.flush()).unwrap_err().is_failed());
-    assert!(block_on(&b, waiting).unwrap_err().is_failed(), "what was waiting is not acknowledged");
-    for q in [&a, &b, &device.open_queue(1).unwrap()] {
-        assert!(block_on(q, q.flush()).unwrap_err().is_failed(), "nobody retries into a lie");
-        assert!(get(q, 0).unwrap_err().is_failed());
-        assert!(put(q, 0, 1, true).unwrap_err().is_failed());
+fn model_no_crash_breaks_the_contract() {
+    for seed in 0..20 {
+        run_model(seed);
     }
-    assert!((0..50).any(|seed| all(&of(&device.crash(seed), 0), 0)));
-}
-
-#[test]
-fn a_stalled_device_answers_everything_afterwards() {
-    let (device, q) = device(FaultConfig::default());
-    device.stall_for(1000);
-    let mut write = Some(q.write(0, block(1), false));
-    for _ in 0..900 {
-        assert_eq!((q.process_completions(), q.in_flight()), (1, 1), "it must be polled on, as nothing announces it");
-    }
-    block_on(&q, write.take().unwrap()).unwrap();
-}
-
-#[test]
-fn a_dropped_queue_leaves_its_writes_done_or_torn_or_undone() {
-    let mut seen = [0; 3];
-    for seed in 0..60 {
-        let device = FaultDevice::new(SIZE, seed, FaultConfig::default());
-        let q = device.open_queue(1).unwrap();
-        drop(q.write(0, block(1), false));
-        drop(q);
-        let content = of(&device.visible(), 0);
-        seen[if all(&content, 0) {
-            0
-        } else if all(&content, 1) {
-            1
-        } else {
-            2
-        }] += 1;
-    }
-    assert!(seen.iter().all(|n| *n > 5), "{seen:?}");
 }
 
 #[test]
 fn a_seed_gives_one_run() {
-    let run = |seed| {
-        let config = FaultConfig { flip_read_one_in: 5, lose_write_one_in: 7, ..recording() };
-        let device = FaultDevice::new(SIZE, seed, config);
-        let q = device.open_queue(4).unwrap();
-        for i in 0..64u64 {
-            drop(q.write((i % 16) * 4096, block(i as u8), i % 5 == 0));
-            drop(q.read((i % 7) * 4096, DmaBuf::new(BLOCK)));
-            q.process_completions();
-        }
-        while q.in_flight() > 0 {
-            q.process_completions();
-        }
-        let events = format!("{:?}", device.journal().events());
-        (events, device.crash(1).to_vec(), device.stats())
-    };
-    assert!(run(1) == run(1));
-    assert!(run(1) != run(2));
-}
-
-/// Virtual time as a simulation gives it: a clock and a list of calls, on one thread.
-#[derive(Default)]
-struct Timeline;
-
-type Call = (u64, Box<dyn FnOnce()>);
-
-thread_local! {
-    static NOW: RefCell<u64> = const { RefCell::new(0) };
-    static CALLS: RefCell<Vec<Call>> = const { RefCell::new(Vec::new()) };
-}
-
-impl DelayHook for Timeline {
-    fn now_ns(&self) -> u64 {
-        NOW.with_borrow(|now| *now)
-    }
-    fn call_at(&self, due_ns: u64, f: Box<dyn FnOnce()>) {
-        CALLS.with_borrow_mut(|calls| calls.push((due_ns, f)));
-    }
-}
-
-/// Advances to the next call; false when there is none.
-fn advance() -> bool {
-    let next = CALLS.with_borrow_mut(|calls| {
-        let index = (0..calls.len()).min_by_key(|i| calls[*i].0)?;
-        Some(calls.remove(index))
+    let images = [1, 1, 2].map(|seed| {
+        let device = FaultDevice::new(Image::zeroed(1 << 16), seed, FaultConfig::default());
+        let q = device.open_queue(8).unwrap();
+        let writes: Vec<_> = (0..8).map(|i| q.write(0, filled(i + 1), false)).collect();
+        block_on(&q, async {
+            for write in writes {
+                write.await.unwrap();
+            }
+        });
+        (byte_at(&device.snapshot(), 0), device.crash(7))
     });
-    let Some((due, f)) = next else { return false };
-    NOW.with_borrow_mut(|now| *now = due.max(*now));
-    f();
-    true
-}
-
-#[test]
-fn with_virtual_time_an_operation_completes_by_itself_when_its_time_has_come() {
-    let delay = Delay::Time { hook: Arc::new(Timeline), min_ns: 10_000, max_ns: 90_000 };
-    let (device, q) = device(FaultConfig { delay, ..FaultConfig::default() });
-    let writes: Vec<_> = (0..4).map(|i| q.write(i * 4096, block(1), false)).collect();
-    assert_eq!(q.process_completions(), 0, "no time has passed, and nobody needs to poll");
-    while q.in_flight() > 0 {
-        assert!(advance());
-    }
-    assert!((10_000..=90_000).contains(&NOW.with_borrow(|now| *now)));
-    for write in writes {
-        block_on(&q, write).unwrap();
-    }
-    device.stall_for(5_000_000);
-    let stall_ends = NOW.with_borrow(|now| *now) + 5_000_000;
-    let early = q.flush();
-    while q.in_flight() > 0 {
-        assert!(advance());
-    }
-    assert!(NOW.with_borrow(|now| *now) >= stall_ends);
-    block_on(&q, early).unwrap();
-    // A stall that begins while an operation is in flight.
-    let late = q.flush();
-    device.stall_for(7_000_000);
-    let stall_ends = NOW.with_borrow(|now| *now) + 7_000_000;
-    while q.in_flight() > 0 {
-        assert!(advance());
-    }
-    assert!(NOW.with_borrow(|now| *now) >= stall_ends);
-    block_on(&q, late).unwrap();
-}
-
-#[test]
-fn a_discard_leaves_nothing_to_rely_on() {
-    let (device, q) = device(FaultConfig::default());
-    let mut noise = 0;
-    for _ in 0..20 {
-        put(&q, 0, 1, true).unwrap();
-        block_on(&q, q.discard(0, 4096)).unwrap();
-        noise += usize::from(!all(&get(&q, 0).unwrap(), 0));
-    }
-    assert!((1..20).contains(&noise));
-    let memory = MemoryDevice::from_image(device.visible());
-    assert_eq!(memory.snapshot(), device.visible());
+    assert_eq!(images[0], images[1]);
 }

@@ -1,23 +1,102 @@
 //! Developer commands. `ci` is what decides whether work lands; it changes nothing in the tree.
+
 use std::process::{Command, ExitCode};
 
-fn cargo(args: &[&str]) -> bool {
-    println!("==> cargo {}", args.join(" "));
-    Command::new("cargo").args(args).status().is_ok_and(|s| s.success())
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer commands of Vellum")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// What decides whether work lands: format, clippy, cargo-deny, every test. Read-only.
+    Ci,
+    /// Formats the tree and applies what clippy can mend by itself.
+    Fix,
+    /// Runs the simulation: one seed, or seeds for a time.
+    Sim {
+        /// Reproduces this seed exactly.
+        #[arg(long)]
+        seed: Option<u64>,
+        /// How long to try fresh seeds, in seconds.
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
+    /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
-    let ok = match std::env::args().nth(1).as_deref() {
-        Some("ci") => {
-            cargo(&["fmt", "--all", "--check"])
-                && cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
-                && cargo(&["nextest", "run", "--workspace", "--locked", "--no-tests", "pass"])
+    match run(Cli::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
         }
-        Some("fix") => cargo(&["fmt", "--all"]),
-        _ => {
-            eprintln!("usage: cargo xtask ci|fix");
-            false
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Ci => ci(),
+        Task::Fix => {
+            cargo(&["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])?;
+            cargo(&["fmt", "--all"])
         }
-    };
-    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        Task::Sim { seed, seconds } => {
+            let (name, value) = match seed {
+                Some(seed) => ("VELLUM_SIM_SEED", seed.to_string()),
+                None => ("VELLUM_SIM_SECONDS", seconds.to_string()),
+            };
+            let mut cmd = Command::new("cargo");
+            cmd.args(["nextest", "run", "-p", "vellum-sim", "--no-capture"]).env(name, value);
+            checked(cmd)
+        }
+        Task::Bench { args } => {
+            let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
+            all.extend(args.iter().map(String::as_str));
+            cargo(&all)
+        }
+    }
+}
+
+fn ci() -> Result<()> {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    if have("cargo-deny") {
+        cargo(&["deny", "--log-level", "error", "check", "bans", "licenses", "sources"])?;
+    } else if std::env::var_os("CI").is_some() {
+        bail!("cargo-deny is missing; `cargo install --locked cargo-deny` brings it");
+    } else {
+        println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
+    }
+    cargo(&["nextest", "run", "--workspace", "--locked"])?;
+    cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
+}
+
+fn have(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|o| o.status.success())
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    let mut cmd = Command::new("cargo");
+    cmd.args(args);
+    checked(cmd)
+}
+
+fn checked(mut cmd: Command) -> Result<()> {
+    println!("==> {cmd:?}");
+    let status = cmd.status().with_context(|| format!("cannot start {cmd:?}"))?;
+    if !status.success() {
+        bail!("{cmd:?} ended with {status}");
+    }
+    Ok(())
 }

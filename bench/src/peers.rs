@@ -1,0 +1,5 @@
+//! What Vellum is compared with in the same run.
+
+pub mod kv;
+pub mod memfs;
+pub mod sockets;

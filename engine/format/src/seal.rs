@@ -1,0 +1,123 @@
+//! Seals: one block that makes an epoch whole.
+//!
+//! ```text
+//!  0        8       16          24                 32      36
+//!  | number | epoch | prev hash | durable number   | parts | part ...      integers LE
+//!  part: | log id u64 | place u64 | addr u64 | len_blocks u32 | crc u32 |
+//! ```
+//! Seals are numbered densely within a filesystem's life; an epoch without changes has none. `prev hash` is the
+//! [`crate::block::chain_hash`] of the seal before, so a gap never looks like an empty epoch.
+
+use bytes::BufMut;
+use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, LogId, Term};
+
+use crate::block::{self, BLOCK_HEADER, BlockError, BlockKind};
+use crate::codec::{CodecError, Reader, Writer, put_count};
+
+pub const SEAL_VERSION: u16 = 1;
+/// Most parts that one seal names, and so most reactors of a node.
+pub const MAX_PARTS: usize = 64;
+const PART_REF: usize = 32;
+const _: () = assert!(BLOCK_HEADER + 36 + MAX_PARTS * PART_REF <= BLOCK_SIZE);
+
+/// Where a part of the sealed epoch lies, and its checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PartRef {
+    pub log: LogId,
+    /// Logical position in the log, in blocks.
+    pub place: u64,
+    pub addr: BlockAddr,
+    pub len_blocks: u32,
+    pub crc: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seal {
+    pub term: Term,
+    /// Dense from 1 over the filesystem's life.
+    pub number: u64,
+    pub epoch: Epoch,
+    pub prev_hash: u64,
+    /// Number of the last seal that was durable when this one was written.
+    pub durable_number: u64,
+    pub parts: Vec<PartRef>,
+}
+
+impl Seal {
+    /// The seal's block, and its hash for the next one.
+    pub fn encode(&self, addr: BlockAddr, fsid: &Fsid) -> ([u8; BLOCK_SIZE], u64) {
+        assert!(self.parts.len() <= MAX_PARTS, "a node has at most {MAX_PARTS} reactors");
+        let mut body = Writer::new();
+        body.put_u64_le(self.number);
+        body.put_u64_le(self.epoch.0);
+        body.put_u64_le(self.prev_hash);
+        body.put_u64_le(self.durable_number);
+        put_count(&mut body, self.parts.len());
+        for p in &self.parts {
+            body.put_u64_le(p.log.0);
+            body.put_u64_le(p.place);
+            body.put_u64_le(p.addr.0);
+            body.put_u32_le(p.len_blocks);
+            body.put_u32_le(p.crc);
+        }
+        let mut out = [0u8; BLOCK_SIZE];
+        out[BLOCK_HEADER..BLOCK_HEADER + body.len()].copy_from_slice(&body);
+        block::finish(&mut out, BlockKind::Seal, SEAL_VERSION, addr, fsid, self.term.0, body.len());
+        let hash = block::chain_hash(&out);
+        (out, hash)
+    }
+
+    /// The seal and its hash for the next one.
+    pub fn decode(buf: &[u8], addr: BlockAddr, fsid: &Fsid) -> Result<(Seal, u64), BlockError> {
+        let buf = buf.get(..BLOCK_SIZE).unwrap_or(buf);
+        let (header, body) = block::verify(buf, BlockKind::Seal, SEAL_VERSION, addr, Some(fsid))?;
+        let seal = Seal::decode_body(body, Term(header.generation)).map_err(|e| BlockError::Content {
+            kind: BlockKind::Seal,
+            addr,
+            what: e.to_string(),
+        })?;
+        Ok((seal, block::chain_hash(buf)))
+    }
+
+    fn decode_body(body: &[u8], term: Term) -> Result<Seal, CodecError> {
+        let mut r = Reader::new(body, "seal");
+        let (number, epoch) = (r.u64()?, Epoch(r.u64()?));
+        let (prev_hash, durable_number) = (r.u64()?, r.u64()?);
+        let count = r.count(PART_REF)?;
+        let part = |r: &mut Reader<'_>| {
+            Ok(PartRef {
+                log: LogId(r.u64()?),
+                place: r.u64()?,
+                addr: BlockAddr(r.u64()?),
+                len_blocks: r.u32()?,
+                crc: r.u32()?,
+            })
+        };
+        let parts = (0..count).map(|_| part(&mut r)).collect::<Result<_, _>>()?;
+        Ok(Seal { term, number, epoch, prev_hash, durable_number, parts })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seal_survives_its_encoding_and_its_hash_depends_on_all_of_it() {
+        let part = PartRef { log: LogId(1), place: 2, addr: BlockAddr(3), len_blocks: 4, crc: 5 };
+        let seal = Seal {
+            term: Term(6),
+            number: 7,
+            epoch: Epoch(8),
+            prev_hash: 9,
+            durable_number: 10,
+            parts: vec![part; MAX_PARTS],
+        };
+        let fsid = Fsid([3; 16]);
+        let (block, hash) = seal.encode(BlockAddr(11), &fsid);
+        assert_eq!(Seal::decode(&block, BlockAddr(11), &fsid), Ok((seal.clone(), hash)));
+        assert!(Seal::decode(&block, BlockAddr(12), &fsid).is_err());
+        let other = Seal { prev_hash: 0, ..seal };
+        assert_ne!(other.encode(BlockAddr(11), &fsid).1, hash);
+    }
+}

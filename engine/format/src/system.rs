@@ -1,0 +1,79 @@
+//! Items of [`vellum_base::Zone::System`]: client records, batch numbers, counters. Kept by the engine alone.
+//!
+//! | kind   | first  | value                                                    |
+//! |--------|--------|----------------------------------------------------------|
+//! | Client | rid    | the identity that brought the rid, as the server wrote it |
+//! | Batch  | rid    | last batch number u64, its epoch u64                      |
+//! | Group  | 0      | group counters below this number are taken, u64          |
+
+use bytes::Bytes;
+use vellum_base::{BatchNo, Bucket, Epoch, Key, KeyRange, Rid, Zone};
+
+use crate::item::ItemError;
+
+const KIND_CLIENT: u8 = 1;
+const KIND_BATCH: u8 = 2;
+const KIND_GROUP: u8 = 3;
+
+/// The bucket, and so the reactor, that keeps a client's records.
+pub fn bucket_of_rid(rid: Rid) -> Bucket {
+    Bucket((rid.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8)
+}
+
+pub fn client_key(rid: Rid) -> Key {
+    Key::new(bucket_of_rid(rid), Zone::System, rid.0, KIND_CLIENT, 0, 0, 0)
+}
+
+pub fn batch_key(rid: Rid) -> Key {
+    Key::new(bucket_of_rid(rid), Zone::System, rid.0, KIND_BATCH, 0, 0, 0)
+}
+
+pub fn group_key(bucket: Bucket) -> Key {
+    Key::new(bucket, Zone::System, 0, KIND_GROUP, 0, 0, 0)
+}
+
+/// The rid that a client record's key names.
+pub fn rid_of_client_key(key: &Key) -> Option<Rid> {
+    (key.zone() == Some(Zone::System) && key.kind() == KIND_CLIENT).then(|| Rid(key.first()))
+}
+
+/// All system items of one bucket.
+pub fn range(bucket: Bucket) -> KeyRange {
+    KeyRange {
+        first: Key::new(bucket, Zone::System, 0, 0, 0, 0, 0),
+        last: Key::new(bucket, Zone::System, u64::MAX, u8::MAX, u64::MAX, u64::MAX, u8::MAX),
+    }
+}
+
+/// What the engine remembers of a client's batches.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LastBatch {
+    pub number: BatchNo,
+    pub epoch: Epoch,
+}
+
+impl LastBatch {
+    pub fn encode(&self) -> Bytes {
+        [self.number.0.to_le_bytes(), self.epoch.0.to_le_bytes()].concat().into()
+    }
+
+    pub fn decode(value: &[u8]) -> Result<LastBatch, ItemError> {
+        match value.as_chunks::<8>() {
+            ([number, epoch], []) => {
+                Ok(LastBatch { number: BatchNo(u64::from_le_bytes(*number)), epoch: Epoch(u64::from_le_bytes(*epoch)) })
+            }
+            _ => Err(ItemError::Length { what: "last batch", expected: 16, found: value.len() }),
+        }
+    }
+}
+
+pub fn encode_counter(value: u64) -> Bytes {
+    Bytes::copy_from_slice(&value.to_le_bytes())
+}
+
+pub fn decode_counter(value: &[u8]) -> Result<u64, ItemError> {
+    match value.as_chunks::<8>() {
+        ([counter], []) => Ok(u64::from_le_bytes(*counter)),
+        _ => Err(ItemError::Length { what: "counter", expected: 8, found: value.len() }),
+    }
+}

@@ -1,0 +1,37 @@
+//! How a native reactor behaves.
+
+use std::time::Duration;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum PollMode {
+    /// Spins while there is work and nobody else wants the core, then sleeps in the kernel.
+    #[default]
+    Adaptive,
+    /// Never sleeps: for cores that belong to the reactor.
+    Always,
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub poll: PollMode,
+    /// A task poll longer than this is recorded as a stall.
+    pub stall: Duration,
+    /// How long a task may compute before [`crate::slice_used_up`] asks it to yield.
+    pub slice: Duration,
+    /// How long an adaptive reactor spins after its last work before it sleeps.
+    pub spin: Duration,
+    /// Submission queue entries of the ring; completions have eight times as many.
+    pub ring_entries: u32,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            poll: PollMode::Adaptive,
+            stall: Duration::from_millis(20),
+            slice: Duration::from_micros(250),
+            spin: Duration::from_micros(50),
+            ring_entries: 256,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Connected sockets on the ring.
+
+use std::io::{self, IoSlice};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+    connect, recv, sendmsg, sockopt,
+};
+use vellum_base::{DmaBuf, DmaSlice};
+
+use super::driver::Driver;
+use super::ring::Hold;
+use crate::net::{Endpoint, PeerCred};
+
+/// Between two attempts at a unix socket whose backlog is full.
+const BACKLOG_RETRY: Duration = Duration::from_millis(1);
+
+pub(crate) struct Stream {
+    fd: Rc<OwnedFd>,
+    driver: Rc<Driver>,
+    peer_cred: Option<PeerCred>,
+}
+
+impl Stream {
+    /// `fd` must block: the ring waits for a blocking socket and fails a non-blocking one at once.
+    fn new(driver: &Rc<Driver>, fd: Rc<OwnedFd>, is_unix: bool) -> io::Result<Stream> {
+        fcntl_setfl(&*fd, fcntl_getfl(&*fd)? - OFlags::NONBLOCK)?;
+        let mut peer_cred = None;
+        if is_unix {
+            let cred = sockopt::socket_peercred(&*fd)?;
+            let pid = cred.pid.as_raw_nonzero().get() as u32;
+            peer_cred = Some(PeerCred { pid, uid: cred.uid.as_raw(), gid: cred.gid.as_raw() });
+        } else {
+            sockopt::set_tcp_nodelay(&*fd, true)?;
+        }
+        Ok(Stream { fd, driver: driver.clone(), peer_cred })
+    }
+
+    pub fn accepted(driver: &Rc<Driver>, fd: OwnedFd, is_unix: bool) -> io::Result<Stream> {
+        Stream::new(driver, Rc::new(fd), is_unix)
+    }
+
+    pub async fn connect(driver: &Rc<Driver>, to: &Endpoint) -> io::Result<Stream> {
+        match to {
+            Endpoint::Unix(path) => Stream::connect_unix(driver, path).await,
+            Endpoint::Tcp(addr) => {
+                let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+                let fd = socket(family)?;
+                match connect(&*fd, addr) {
+                    Ok(()) => {}
+                    Err(Errno::INPROGRESS | Errno::INTR) => {
+                        driver.writable(&fd).await?;
+                        sockopt::socket_error(&*fd)??;
+                    }
+                    Err(e) => return Err(e.into()),
+                }
+                Stream::new(driver, fd, false)
+            }
+        }
+    }
+
+    async fn connect_unix(driver: &Rc<Driver>, path: &Path) -> io::Result<Stream> {
+        let addr = SocketAddrUnix::new(path)?;
+        let fd = socket(AddressFamily::UNIX)?;
+        loop {
+            match connect(&*fd, &addr) {
+                Ok(()) => return Stream::new(driver, fd, true),
+                Err(Errno::AGAIN) => crate::sleep(BACKLOG_RETRY).await,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    pub async fn recv(&self, mut buf: DmaBuf, range: Range<usize>) -> (io::Result<usize>, DmaBuf) {
+        let attempt = || recv(&*self.fd, &mut buf[range.clone()], RecvFlags::DONTWAIT).map(|(n, _)| n);
+        if let Some(done) = self.driver.spin(attempt).await {
+            return (done.map_err(io::Error::from), buf);
+        }
+        loop {
+            let done = self.driver.ring.recv(&self.fd, buf, range.clone()).await;
+            let Hold::Recv { buf: back, .. } = done.hold else {
+                unreachable!("an operation returns what it was given")
+            };
+            buf = back;
+            match to_result(done.result) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => return (result, buf),
+            }
+        }
+    }
+
+    /// Tries at once: most sends find room in the socket, and the answer is on its way before this task yields.
+    pub async fn send_all(&self, head: Vec<u8>, payload: Option<DmaSlice>) -> (io::Result<()>, Vec<u8>) {
+        let total = head.len() + payload.as_ref().map_or(0, |payload| payload.len());
+        let (mut head, mut payload) = (head, payload);
+        let mut sent = match self.try_send(&head, payload.as_deref().unwrap_or_default()) {
+            Ok(n) => n,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(e) => return (Err(e.into()), head),
+        };
+        while sent < total {
+            let done = self.driver.ring.send(&self.fd, head, payload, sent).await;
+            let Hold::Send { head: back, payload: rest, .. } = done.hold else {
+                unreachable!("an operation returns what it was given")
+            };
+            (head, payload) = (back, rest);
+            match to_result(done.result) {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), head),
+                Ok(n) => sent += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return (Err(e), head),
+            }
+        }
+        (Ok(()), head)
+    }
+
+    fn try_send(&self, head: &[u8], payload: &[u8]) -> Result<usize, Errno> {
+        let parts = [IoSlice::new(head), IoSlice::new(payload)];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&*self.fd, &parts, &mut SendAncillaryBuffer::default(), flags)
+    }
+
+    pub fn shutdown(&self) {
+        // It fails only when the peer has gone already, which is what was asked for.
+        let _ = rustix::net::shutdown(&*self.fd, Shutdown::Both);
+    }
+
+    pub fn peer_cred(&self) -> Option<PeerCred> {
+        self.peer_cred
+    }
+}
+
+fn socket(family: AddressFamily) -> io::Result<Rc<OwnedFd>> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    Ok(Rc::new(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?))
+}
+
+fn to_result(result: i32) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}

@@ -1,0 +1,50 @@
+//! The LSM of one shard: memtables, sorted segments, compaction, and reads over all of them.
+//!
+//! One reactor owns a [`Shard`]; nothing here is shared between threads. The rest of the store decides *when* (epochs,
+//! durability, manifest edits); this module decides *what*: which versions live, where they are, which segments merge.
+//!
+//! Invariants
+//! - Sources are strictly ordered by age: active memtable, frozen memtables (newest first), runs of level 0 (newest
+//!   first), level 1, 2, ... Every version of a key in one source is newer than every version of it in the next. A
+//!   compaction therefore takes, for its key range, all inputs of contiguous sources, and writes into the lowest.
+//! - Within a source a range tombstone covers an entry only when its epoch is greater; it covers all older sources.
+//! - A version is dropped only when its successor is visible to every reader (`epoch <= oldest_reader()`, and to reads in
+//!   progress here).
+//! - No segment is input of two jobs; its device space is released once, when the last reader has let go of it.
+//!
+//! ```text
+//!  apply -> active -> (freeze) frozen.. -> (flush) level 0 runs -> (compaction) level 1 -> ... -> bottom
+//! ```
+
+mod arena;
+mod blocks;
+mod bottom;
+mod builder;
+mod cache;
+mod compaction;
+mod config;
+mod cursor;
+mod edit;
+mod env;
+mod error;
+mod flush;
+mod image;
+mod lookup;
+mod memtable;
+mod merge;
+mod output;
+mod ranges;
+mod scan;
+mod segment;
+mod shard;
+mod state;
+#[cfg(test)]
+mod tests;
+
+pub use cache::{BlockCache, CacheStats};
+pub use compaction::Job;
+pub use config::LsmConfig;
+pub use edit::{Edit, ItemWrite, ScanPage};
+pub use env::{LocalFuture, ShardEnv};
+pub use error::LsmError;
+pub use shard::Shard;

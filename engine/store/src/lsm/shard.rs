@@ -1,0 +1,260 @@
+//! A shard: what the rest of the store sees of the LSM.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use vellum_base::{Epoch, Key, KeyRange, ShardId};
+use vellum_format::{SegmentMeta, Value};
+
+use super::memtable::Found;
+use super::segment::Segment;
+use super::state::{Frozen, State};
+use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ShardEnv};
+
+pub struct Shard {
+    pub(super) id: ShardId,
+    pub(super) range: KeyRange,
+    pub(super) env: Rc<dyn ShardEnv>,
+    pub(super) cache: Rc<BlockCache>,
+    pub(super) cfg: LsmConfig,
+    state: RefCell<Rc<State>>,
+    /// Everything up to here was in segments when the shard was opened: a replay brings it again.
+    recovered_through: Epoch,
+    /// Everything up to here is in segments.
+    flushed_through: Cell<Epoch>,
+    /// Everything up to here is in segments or frozen.
+    frozen_through: Cell<Epoch>,
+    pub(super) flushing: Cell<bool>,
+    /// Epochs of the reads that are in progress here.
+    readers: RefCell<BTreeMap<Epoch, usize>>,
+}
+
+impl Shard {
+    /// A shard whose segments are `levels` (in any order within a level), or an empty one.
+    pub fn new(
+        id: ShardId,
+        range: KeyRange,
+        levels: Vec<Vec<SegmentMeta>>,
+        flushed_through: Epoch,
+        env: Rc<dyn ShardEnv>,
+        cache: Rc<BlockCache>,
+        cfg: LsmConfig,
+    ) -> Rc<Shard> {
+        let state = RefCell::new(Rc::new(State::new(levels, &env)));
+        Rc::new(Shard {
+            id,
+            range,
+            env,
+            cache,
+            cfg,
+            state,
+            recovered_through: flushed_through,
+            flushed_through: Cell::new(flushed_through),
+            frozen_through: Cell::new(flushed_through),
+            flushing: Cell::new(false),
+            readers: RefCell::default(),
+        })
+    }
+
+    pub fn id(&self) -> ShardId {
+        self.id
+    }
+
+    pub fn range(&self) -> KeyRange {
+        self.range
+    }
+
+    pub fn flushed_through(&self) -> Epoch {
+        self.flushed_through.get()
+    }
+
+    /// What is visible to every reader: the environment's, and those in progress here.
+    pub(super) fn oldest_reader(&self) -> Epoch {
+        let oldest = self.env.oldest_reader();
+        self.readers.borrow().first_key_value().map_or(oldest, |(epoch, _)| oldest.min(*epoch))
+    }
+
+    pub(super) fn state(&self) -> Rc<State> {
+        self.state.borrow().clone()
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = (**self.state.borrow()).clone();
+        change(&mut state);
+        // The old state dies outside of the borrow: that may release segments.
+        let _old = self.state.replace(Rc::new(state));
+    }
+
+    /// Applies one write. The later epoch wins, within one epoch the later call. A write of an epoch that was in
+    /// segments when the shard was opened (a replay) is ignored; one of an epoch that was frozen in this run is our own bug.
+    pub fn apply(&self, epoch: Epoch, op: &ItemWrite) {
+        if epoch <= self.recovered_through {
+            return;
+        }
+        assert!(epoch > self.frozen_through.get(), "epoch {epoch} was closed for shard {}", self.id);
+        let state = self.state.borrow();
+        let mut table = state.active.borrow_mut();
+        match op {
+            ItemWrite::Put { key, value } => {
+                debug_assert!(self.range.contains(key));
+                table.put(epoch, *key, Some(value), || self.oldest_reader());
+            }
+            ItemWrite::Delete { key } => table.put(epoch, *key, None, || self.oldest_reader()),
+            ItemWrite::DeleteRange { range } => table.delete_range(epoch, *range, self.oldest_reader()),
+        }
+        if table.wants_prune() {
+            table.prune(self.env.closed_epoch());
+        }
+    }
+
+    /// Bytes of all memtables.
+    pub fn memtable_bytes(&self) -> usize {
+        self.state.borrow().memtables(Epoch::NONE).map(|(table, _)| table.borrow().bytes()).sum()
+    }
+
+    pub fn active_bytes(&self) -> usize {
+        self.state.borrow().active.borrow().bytes()
+    }
+
+    pub fn wants_freeze(&self) -> bool {
+        self.active_bytes() >= self.cfg.memtable_bytes
+    }
+
+    /// The oldest epoch that is in a memtable: logs are needed from there (a lower bound). `None`: they are not needed.
+    pub fn unflushed_from(&self) -> Option<Epoch> {
+        self.state.borrow().memtables(Epoch::NONE).filter_map(|(table, _)| table.borrow().min_epoch()).min()
+    }
+
+    /// Puts the versions up to `closed_through` (an epoch boundary) among the frozen memtables; later ones go to the new
+    /// active one. False when there are none.
+    pub fn freeze(&self, closed_through: Epoch) -> bool {
+        let state = self.state();
+        if state.active.borrow().min_epoch().is_none_or(|min| min > closed_through) {
+            return false;
+        }
+        let next = state.active.borrow().split_after(closed_through);
+        self.frozen_through.set(closed_through);
+        self.change(|state| {
+            let table = std::mem::replace(&mut state.active, Rc::new(RefCell::new(next)));
+            state.frozen.insert(0, Frozen { table, through: closed_through });
+        });
+        true
+    }
+
+    /// Frozen memtables that are not yet in segments.
+    pub fn frozen_tables(&self) -> usize {
+        self.state.borrow().frozen.len()
+    }
+
+    /// The newest version of `key` at or before epoch `at` (which must not be older than the environment's oldest reader;
+    /// `Epoch(u64::MAX)` is the newest applied).
+    pub async fn get(&self, key: &Key, at: Epoch) -> Result<Option<Value>, LsmError> {
+        match self.get_in_memtables(key, at) {
+            Some(Found::Value(value)) => Ok(Some(value)),
+            Some(Found::Deleted) => Ok(None),
+            None => self.get_in_segments(key, at).await,
+        }
+    }
+
+    fn get_in_memtables(&self, key: &Key, at: Epoch) -> Option<Found> {
+        let state = self.state.borrow();
+        state.memtables(at).find_map(|(table, at)| table.borrow().get(key, at))
+    }
+
+    /// After the manifest made `edit` durable: readers see the new segments, the removed ones are released when the last
+    /// reader has let go of them.
+    pub fn install(&self, edit: &Edit) {
+        self.end_flush(edit);
+        self.flushed_through.set(self.flushed_through.get().max(edit.flushed_through));
+        self.change(|state| {
+            state.frozen.retain(|frozen| frozen.through > edit.flushed_through);
+            let removed = state.take(|segment| edit.removed.contains(&segment.meta.id));
+            for (level, meta) in &edit.added {
+                let segment = match removed.iter().find(|s| s.meta.id == meta.id) {
+                    Some(moved) => moved.clone(),
+                    None => Segment::new(meta.clone(), self.env.clone()),
+                };
+                state.add(*level, segment);
+            }
+            for segment in removed {
+                let moved = edit.added.iter().any(|(_, meta)| meta.id == segment.meta.id);
+                if !moved {
+                    segment.make_obsolete();
+                }
+                segment.set_busy(false);
+            }
+        });
+    }
+
+    /// The edit could not be made durable: its new segments are given back.
+    pub fn abandon(&self, edit: Edit) {
+        self.end_flush(&edit);
+        let state = self.state();
+        for segment in state.sorted_runs().flat_map(|run| &run.segments) {
+            if edit.removed.contains(&segment.meta.id) {
+                segment.set_busy(false);
+            }
+        }
+        for (_, meta) in edit.added {
+            if !edit.removed.contains(&meta.id) {
+                self.env.release_segment_space(meta);
+            }
+        }
+    }
+
+    /// One flush at a time: `None` when one is running.
+    pub(super) fn begin_flush(&self) -> Option<FlushSlot<'_>> {
+        (!self.flushing.replace(true)).then_some(FlushSlot { shard: self, kept: false })
+    }
+
+    fn end_flush(&self, edit: &Edit) {
+        if edit.flushed_through > Epoch::NONE {
+            self.flushing.set(false);
+        }
+    }
+
+    /// Keeps versions that a read at `at` needs while it waits for the device.
+    pub(super) fn read_at(&self, at: Epoch) -> Reading<'_> {
+        *self.readers.borrow_mut().entry(at).or_insert(0) += 1;
+        Reading { shard: self, at }
+    }
+}
+
+/// The right to flush; given back unless an edit came of it.
+pub(super) struct FlushSlot<'a> {
+    shard: &'a Shard,
+    kept: bool,
+}
+
+impl FlushSlot<'_> {
+    /// It ends with the edit's `install` or `abandon`.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for FlushSlot<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.shard.flushing.set(false);
+        }
+    }
+}
+
+pub(super) struct Reading<'a> {
+    shard: &'a Shard,
+    at: Epoch,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let mut readers = self.shard.readers.borrow_mut();
+        if let Some(count) = readers.get_mut(&self.at) {
+            *count -= 1;
+            if *count == 0 {
+                readers.remove(&self.at);
+            }
+        }
+    }
+}

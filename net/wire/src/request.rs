@@ -1,0 +1,229 @@
+//! Encoding of requests. The code travels in the frame header; the fields follow in the order of the enum.
+
+use bytes::Bytes;
+use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
+use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
+
+use crate::codec::{self, WireFault};
+use crate::header::MAX_CONTROL;
+use crate::message::{MAX_ITEMS, Request};
+use crate::reader::Reader;
+use crate::writer;
+
+mod code {
+    pub(super) const LOCK: u16 = 1;
+    pub(super) const UNLOCK: u16 = 2;
+    pub(super) const REASSERT: u16 = 3;
+    pub(super) const GET: u16 = 4;
+    pub(super) const SCAN: u16 = 5;
+    pub(super) const WRITE_DATA: u16 = 6;
+    pub(super) const READ_DATA: u16 = 7;
+    pub(super) const COMMIT: u16 = 8;
+    pub(super) const SYNC: u16 = 9;
+    pub(super) const ALLOC_GROUP: u16 = 10;
+    pub(super) const WALK: u16 = 11;
+    pub(super) const STAT_FS: u16 = 12;
+    pub(super) const STATUS: u16 = 13;
+    pub(super) const FAREWELL: u16 = 14;
+    pub(super) const KEEPALIVE: u16 = 15;
+    pub(super) const INVALIDATE: u16 = 16;
+}
+
+/// What a value of an item, and an entry of an index, may take in an answer.
+const MAX_VALUE_BYTES: u64 = 2048;
+const ENTRY_BYTES: u64 = 16;
+
+const OP_PUT: u8 = 1;
+const OP_DELETE: u8 = 2;
+const OP_DELETE_INODE: u8 = 3;
+const MIN_OP_LEN: usize = 9;
+
+impl Request {
+    /// What the frame header calls this message.
+    pub fn code(&self) -> u16 {
+        match self {
+            Request::Lock { .. } => code::LOCK,
+            Request::Unlock { .. } => code::UNLOCK,
+            Request::Reassert { .. } => code::REASSERT,
+            Request::Get { .. } => code::GET,
+            Request::Scan { .. } => code::SCAN,
+            Request::WriteData => code::WRITE_DATA,
+            Request::ReadData { .. } => code::READ_DATA,
+            Request::Commit { .. } => code::COMMIT,
+            Request::Sync { .. } => code::SYNC,
+            Request::AllocGroup { .. } => code::ALLOC_GROUP,
+            Request::Walk { .. } => code::WALK,
+            Request::StatFs => code::STAT_FS,
+            Request::Status => code::STATUS,
+            Request::Farewell => code::FAREWELL,
+            Request::Keepalive => code::KEEPALIVE,
+            Request::Invalidate { .. } => code::INVALIDATE,
+        }
+    }
+
+    /// Name for logs and counters.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Lock { .. } => "lock",
+            Request::Unlock { .. } => "unlock",
+            Request::Reassert { .. } => "reassert",
+            Request::Get { .. } => "get",
+            Request::Scan { .. } => "scan",
+            Request::WriteData => "write_data",
+            Request::ReadData { .. } => "read_data",
+            Request::Commit { .. } => "commit",
+            Request::Sync { .. } => "sync",
+            Request::AllocGroup { .. } => "alloc_group",
+            Request::Walk { .. } => "walk",
+            Request::StatFs => "statfs",
+            Request::Status => "status",
+            Request::Farewell => "farewell",
+            Request::Keepalive => "keepalive",
+            Request::Invalidate { .. } => "invalidate",
+        }
+    }
+
+    /// Bytes of data that this request makes each side hold, besides the control part: what credits count.
+    pub fn data_bytes(&self, payload_len: usize) -> u64 {
+        match self {
+            Request::ReadData { ranges } => {
+                ranges.iter().map(|r| u64::from(r.len_blocks) * BLOCK_SIZE as u64).fold(0, u64::saturating_add)
+            }
+            Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() as u64).sum(),
+            // Whatever is asked for, no answer is longer than a frame.
+            Request::Scan { max_bytes, .. } => u64::from(*max_bytes).min(MAX_CONTROL as u64),
+            Request::Get { keys, .. } => keys.len() as u64 * MAX_VALUE_BYTES,
+            Request::Walk { max, .. } => (u64::from(*max) * ENTRY_BYTES).min(MAX_CONTROL as u64),
+            _ => payload_len as u64,
+        }
+    }
+
+    /// At least the bytes that [`Self::encode`] will append.
+    pub fn control_len(&self) -> usize {
+        const FIXED: usize = 96;
+        FIXED
+            + match self {
+                Request::Lock { wants } | Request::Unlock { to: wants } => wants.len() * codec::WANT_LEN,
+                Request::Reassert { locks, .. } => locks.len() * codec::GRANT_LEN,
+                Request::Get { keys, .. } => keys.len() * Key::LEN,
+                Request::ReadData { ranges } => ranges.len() * codec::RANGE_LEN,
+                Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() + MIN_OP_LEN).sum(),
+                _ => 0,
+            }
+    }
+
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Request::Lock { wants } => codec::put_wants(out, wants),
+            Request::Unlock { to } => codec::put_wants(out, to),
+            Request::Reassert { locks, last } => {
+                codec::put_grants(out, locks);
+                writer::u8(out, u8::from(*last));
+            }
+            Request::Get { keys, view } => {
+                writer::len(out, keys.len());
+                keys.iter().for_each(|key| codec::put_key(out, key));
+                codec::put_view(out, *view);
+            }
+            Request::Scan { range, max_items, max_bytes, view } => {
+                codec::put_key(out, &range.first);
+                codec::put_key(out, &range.last);
+                writer::u32(out, *max_items);
+                writer::u32(out, *max_bytes);
+                codec::put_view(out, *view);
+            }
+            Request::ReadData { ranges } => codec::put_ranges(out, ranges),
+            Request::Commit { batch } => put_batch(out, batch),
+            Request::Sync { through } => writer::u64(out, through.0),
+            Request::AllocGroup { near } => codec::put_option(out, *near, |out, ino| writer::u64(out, ino.0)),
+            Request::Walk { index, from_seq, from_ino, to_seq, max } => {
+                writer::u8(out, *index);
+                codec::put_entry(out, (*from_seq, *from_ino));
+                writer::u64(out, *to_seq);
+                writer::u32(out, *max);
+            }
+            Request::Invalidate { name, mode } => {
+                codec::put_name(out, *name);
+                writer::u8(out, *mode as u8);
+            }
+            Request::WriteData | Request::StatFs | Request::Status | Request::Farewell | Request::Keepalive => {}
+        }
+    }
+
+    pub fn decode(code: u16, control: Bytes) -> Result<Request, WireFault> {
+        let r = &mut Reader::new(control);
+        let request = match code {
+            code::LOCK => Request::Lock { wants: codec::wants(r)? },
+            code::UNLOCK => Request::Unlock { to: codec::wants(r)? },
+            code::REASSERT => Request::Reassert { locks: codec::grants(r)?, last: r.bool("last page")? },
+            code::GET => {
+                Request::Get { keys: r.list("keys", MAX_ITEMS, Key::LEN, Reader::key)?, view: codec::view(r)? }
+            }
+            code::SCAN => Request::Scan {
+                range: KeyRange { first: r.key()?, last: r.key()? },
+                max_items: r.u32("scan limit")?,
+                max_bytes: r.u32("scan limit")?,
+                view: codec::view(r)?,
+            },
+            code::WRITE_DATA => Request::WriteData,
+            code::READ_DATA => Request::ReadData { ranges: codec::ranges(r)? },
+            code::COMMIT => Request::Commit { batch: batch(r)? },
+            code::SYNC => Request::Sync { through: BatchNo(r.u64("batch number")?) },
+            code::ALLOC_GROUP => Request::AllocGroup { near: r.option("inode", |r| r.u64("inode").map(Ino))? },
+            code::WALK => {
+                let index = r.u8("index")?;
+                let (from_seq, from_ino) = codec::entry(r)?;
+                Request::Walk { index, from_seq, from_ino, to_seq: r.u64("index sequence")?, max: r.u32("limit")? }
+            }
+            code::STAT_FS => Request::StatFs,
+            code::STATUS => Request::Status,
+            code::FAREWELL => Request::Farewell,
+            code::KEEPALIVE => Request::Keepalive,
+            code::INVALIDATE => Request::Invalidate { name: codec::name(r)?, mode: codec::mode(r)? },
+            found => return Err(WireFault::Value { what: "request code", found: found.into() }),
+        };
+        r.end("request")?;
+        Ok(request)
+    }
+}
+
+fn put_batch(out: &mut Vec<u8>, batch: &Batch) {
+    writer::u64(out, batch.number.0);
+    writer::len(out, batch.ops.len());
+    for op in &batch.ops {
+        match op {
+            ItemOp::Put { key, value } => {
+                writer::u8(out, OP_PUT);
+                codec::put_key(out, key);
+                writer::bytes(out, value);
+            }
+            ItemOp::Delete { key } => {
+                writer::u8(out, OP_DELETE);
+                codec::put_key(out, key);
+            }
+            ItemOp::DeleteInode { ino } => {
+                writer::u8(out, OP_DELETE_INODE);
+                writer::u64(out, ino.0);
+            }
+        }
+    }
+}
+
+fn batch(r: &mut Reader) -> Result<Batch, WireFault> {
+    let number = BatchNo(r.u64("batch number")?);
+    let mut bytes = 0;
+    let ops = r.list("batch operations", MAX_BATCH_OPS, MIN_OP_LEN, |r| {
+        let op = match r.u8("operation")? {
+            OP_PUT => ItemOp::Put { key: r.key()?, value: r.bytes("value")? },
+            OP_DELETE => ItemOp::Delete { key: r.key()? },
+            OP_DELETE_INODE => ItemOp::DeleteInode { ino: Ino(r.u64("inode")?) },
+            found => return Err(WireFault::Value { what: "operation", found: found.into() }),
+        };
+        bytes += op.len_bytes();
+        Ok(op)
+    })?;
+    if bytes > MAX_BATCH_BYTES {
+        return Err(WireFault::Bound { what: "batch bytes", found: bytes as u64, bound: MAX_BATCH_BYTES as u64 });
+    }
+    Ok(Batch { number, ops })
+}
