@@ -1,18 +1,26 @@
 //! The files that simulated clients write: an inode, text in an item, and blocks.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use bytes::Bytes;
 use vellum_base::{Ino, Key, Zone};
 use vellum_format::{Extent, Inode, ItemKind};
 
 /// All that is compared of a file. `stamp` is another one in every version.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct File {
     pub stamp: u64,
     pub text: Option<Bytes>,
     /// Logical block to the checksum of its content.
     pub blocks: BTreeMap<u64, u32>,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = self.text.as_ref().map_or(0, Bytes::len);
+        write!(f, "version {} ({text} bytes of text, {} blocks)", self.stamp, self.blocks.len())
+    }
 }
 
 impl File {

@@ -168,7 +168,9 @@ impl History {
         if !over && found.is_some() {
             self.violations.push(format!("{what}: found {found:?}, which nobody wrote"));
         }
-        self.files.insert(ino, versions);
+        if !versions.is_empty() {
+            self.files.insert(ino, versions);
+        }
     }
 
     /// A state that a crash left.

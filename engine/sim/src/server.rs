@@ -78,6 +78,7 @@ impl Server {
     /// The process dies; the device goes on.
     pub fn kill(&mut self, world: &mut World) {
         world.kill_node(self.node);
+        self.device.process_died();
         self.stop = None;
     }
 
