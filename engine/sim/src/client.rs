@@ -37,11 +37,13 @@ pub struct Shared {
     pub stop: Cell<bool>,
     pub finished: Cell<u64>,
     pub timers: Timers,
+    /// Rounds that end with a pause: one in so many.
+    pub pause_one_in: u64,
 }
 
 impl Shared {
     /// Groups in several buckets, with a few files each; far above those that the engine gives out.
-    pub fn new(timers: Timers, groups: u64) -> Rc<Shared> {
+    pub fn new(timers: Timers, groups: u64, pause_one_in: u64) -> Rc<Shared> {
         let mut files = Vec::new();
         for group in 0..groups {
             let first = (group * 255 / groups.max(2) << 56) | (1 << 30);
@@ -54,6 +56,7 @@ impl Shared {
             stop: Cell::new(false),
             finished: Cell::new(0),
             timers,
+            pause_one_in,
         })
     }
 }
@@ -72,7 +75,7 @@ impl From<ClientError> for End {
     fn from(error: ClientError) -> End {
         match error {
             ClientError::Fenced { .. } => End::Lost,
-            other if other.code() == Some(ErrorCode::Io) => End::Device(other.to_string()),
+            other if matches!(other.code(), Some(ErrorCode::Io | ErrorCode::Corrupt)) => End::Device(other.to_string()),
             other => End::Wrong(other.to_string()),
         }
     }
@@ -166,7 +169,7 @@ impl Worker {
                 8 => self.create(prng).await?,
                 _ => self.sync().await?,
             }
-            if prng.one_in(3) {
+            if prng.one_in(self.shared.pause_one_in) {
                 sleep(Duration::from_micros(prng.below(20_000))).await;
             }
         }

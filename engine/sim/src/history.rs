@@ -47,6 +47,9 @@ pub struct History {
 pub struct Survived {
     pub last_batch: BTreeMap<Rid, u64>,
     pub files: BTreeMap<Ino, File>,
+    /// Of the last change of each file.
+    pub sequences: BTreeMap<Ino, u64>,
+    pub segments: u64,
 }
 
 impl History {

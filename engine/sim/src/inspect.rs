@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vellum_base::{KeyRange, Rid, View};
+use vellum_base::{Ino, KeyRange, Rid, View};
+use vellum_format::Inode;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Image, Queue};
 use vellum_rt::sim::{SimConfig, World};
@@ -42,7 +43,8 @@ pub fn inspect(image: &Image, options: &OpenOptions, seed: u64) -> Result<Surviv
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
     let options = OpenOptions { reactors: 1, ..options.clone() };
     let survived = world.block_on(on, LIMIT, async move { read(device, options).await });
-    survived.ok_or("the recovery does not end")?
+    let survived = survived.ok_or("the recovery does not end")??;
+    Ok(Survived { segments: report.segments, ..survived })
 }
 
 async fn read(device: Arc<dyn Device>, options: OpenOptions) -> Result<Survived, String> {
@@ -65,5 +67,7 @@ async fn read(device: Arc<dyn Device>, options: OpenOptions) -> Result<Survived,
             None => break,
         }
     }
-    Ok(Survived { last_batch, files: decode_all(&items)? })
+    let inodes = items.iter().filter(|(key, _)| *key == Inode::key(Ino(key.first())));
+    let sequences = inodes.filter_map(|(key, value)| Some((Ino(key.first()), Inode::decode(value).ok()?.meta_seq)));
+    Ok(Survived { last_batch, sequences: sequences.collect(), files: decode_all(&items)?, segments: 0 })
 }

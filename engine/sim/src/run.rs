@@ -12,6 +12,7 @@ use vellum_rt::sim::{NodeId, SimConfig, World};
 use vellum_server::NodeOptions;
 use vellum_store::OpenOptions;
 
+use crate::agent::Agent;
 use crate::client::{Shared, live};
 use crate::inspect::inspect;
 use crate::server::Server;
@@ -29,6 +30,10 @@ pub struct Outcome {
     pub txns: u64,
     pub reads: u64,
     pub syncs: u64,
+    /// Index entries that the agent saw.
+    pub walked: usize,
+    /// At the last look.
+    pub segments: u64,
     /// Faults in words, in order.
     pub faults: Vec<String>,
     pub violations: Vec<String>,
@@ -38,8 +43,12 @@ pub struct Outcome {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { seed, trace_hash, steps, virtual_time, txns, reads, syncs, .. } = self;
-        write!(f, "seed {seed}: {txns} transactions, {reads} reads, {syncs} syncs, {} faults, ", self.faults.len())?;
+        let Outcome { seed, trace_hash, steps, virtual_time, txns, reads, syncs, walked, segments, .. } = self;
+        write!(
+            f,
+            "seed {seed}: {txns} transactions, {reads} reads, {syncs} syncs, {walked} walked, {segments} segments, {} faults, ",
+            self.faults.len()
+        )?;
         write!(f, "{:.1} s in {steps} steps, trace {trace_hash:016x}", virtual_time.as_secs_f64())
     }
 }
@@ -50,6 +59,8 @@ struct Run {
     server: Server,
     store: OpenOptions,
     clients: Vec<NodeId>,
+    agent: Rc<Agent>,
+    segments: u64,
     shared: Rc<Shared>,
     faults: Vec<String>,
 }
@@ -69,13 +80,27 @@ pub fn run(seed: u64) -> Outcome {
     let options = NodeOptions { timers, store: store.clone(), ..NodeOptions::default() };
     let mut server = Server::new(&mut world, DEVICE_BYTES, options);
     server.start(&mut world, 1 + prng.below(3) as usize);
-    let shared = Shared::new(timers, 1 + prng.below(6));
-    let mut run = Run { world, prng, server, store, clients: Vec::new(), shared, faults: Vec::new() };
+    let shared = Shared::new(timers, 1 + prng.below(6), 1 + prng.below(50));
+    let mut run = Run {
+        world,
+        prng,
+        server,
+        store,
+        clients: Vec::new(),
+        agent: Rc::default(),
+        segments: 0,
+        shared,
+        faults: Vec::new(),
+    };
     for n in 0..1 + run.prng.below(3) {
         let node = run.world.add_node();
         run.clients.push(node);
         run.start_client(node, format!("client {n}"));
     }
+    run.agent.clients.set(run.clients.len() as u64);
+    let (node, agent) = (run.world.add_node(), run.agent.clone().live(run.shared.clone()));
+    let on = run.world.add_reactor(node);
+    run.world.spawn(on, Class::Request, "agent", agent).detach();
     for _ in 0..3 + run.prng.below(8) {
         let time = Duration::from_millis(20 + run.prng.below(1500));
         run.world.run_for(time);
@@ -135,7 +160,11 @@ impl Run {
         let found = inspect(image, &self.store, self.prng.next_u64());
         let mut history = self.shared.history.borrow_mut();
         match found {
-            Ok(state) => history.survived(&state, &what),
+            Ok(state) => {
+                self.segments = state.segments;
+                history.survived(&state, &what);
+                self.agent.missed(&state.sequences).into_iter().for_each(|missed| history.violate(missed));
+            }
             Err(error) => history.violate(format!("{what}: {error}")),
         }
     }
@@ -145,7 +174,7 @@ impl Run {
     }
 
     fn fault(&mut self) {
-        match self.prng.below(9) {
+        match self.prng.below(10) {
             0 | 1 => {
                 self.say("power loss".into());
                 self.power_loss();
@@ -222,10 +251,9 @@ impl Run {
         self.world.heal_all();
         self.world.configure(|config| *config = SimConfig::default());
         self.shared.stop.set(true);
-        let (shared, count) = (self.shared.clone(), self.clients.len() as u64);
-        let ended = self
-            .world
-            .run_until(|| shared.finished.get() == count || !shared.history.borrow().violations().is_empty(), LIVENESS);
+        let (shared, agent, count) = (self.shared.clone(), self.agent.clone(), self.clients.len() as u64);
+        let ended =
+            self.world.run_until(|| agent.finished.get() || !shared.history.borrow().violations().is_empty(), LIVENESS);
         if !ended {
             let what = format!("{} of {count} clients have ended {LIVENESS:?} after the faults", shared.finished.get());
             self.shared.history.borrow_mut().violate(what);
@@ -257,6 +285,8 @@ impl Run {
             txns: history.txns,
             reads: history.reads,
             syncs: history.syncs,
+            walked: self.agent.walked(),
+            segments: self.segments,
             faults: self.faults.clone(),
             violations: history.violations().to_vec(),
             trace: if failed { self.world.recent_trace() } else { Vec::new() },
