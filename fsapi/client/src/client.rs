@@ -137,10 +137,12 @@ impl Client {
         self.fail(ClientError::Stopped);
         self.port.close();
         synced?;
-        match answer? {
-            Response::Farewelled => Ok(()),
-            Response::Error(e) => Err(ClientError::Engine(e)),
-            _ => Err(ClientError::Protocol { request: "Farewell" }),
+        match answer {
+            // Closed: the farewell was taken, its answer was lost with a socket, and the engine knows us no more.
+            Ok(Response::Farewelled) | Err(ClientError::Stopped) => Ok(()),
+            Ok(Response::Error(e)) => Err(ClientError::Engine(e)),
+            Err(e) => Err(e),
+            Ok(_) => Err(ClientError::Protocol { request: "Farewell" }),
         }
     }
 
