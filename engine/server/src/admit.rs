@@ -2,50 +2,33 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
 use vellum_base::{BatchNo, Rid, Term};
-use vellum_link::{Session, Socket, Stranger, bridge, refuse};
+use vellum_link::{Peer, Session, Socket, Stranger, bridge, refuse};
 use vellum_proto::server::judge;
 use vellum_rt::channel;
 use vellum_rt::{Class, spawn};
 use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal};
 
 use crate::client::{Client, Phase};
+use crate::identity::Identity;
 use crate::mesh::Message;
 use crate::reactor::Reactor;
-
-/// The identity that a client's record keeps: the uid that first brought the rid, if it came over a unix socket.
-fn identity(uid: Option<u32>) -> Bytes {
-    uid.map_or_else(Bytes::new, |uid| Bytes::copy_from_slice(&uid.to_le_bytes()))
-}
-
-fn uid_of(identity: &[u8]) -> Option<u32> {
-    identity.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes))
-}
-
-/// A rid belongs to the uid that first used it; clients of our own process come without one and may be anybody's.
-fn same_owner(bound: Option<u32>, now: Option<u32>) -> bool {
-    match (bound, now) {
-        (Some(bound), Some(now)) => bound == now,
-        _ => true,
-    }
-}
 
 impl Reactor {
     /// A socket that greeted on this reactor: it is handed to the home of its rid.
     pub(crate) async fn welcome(self: &Rc<Self>, stranger: Stranger) {
-        let uid = stranger.peer.map(|peer| peer.uid);
-        if let Some(uid) = uid.filter(|uid| !self.may_connect(*uid)) {
+        let identity = Identity::of(&stranger.peer);
+        if let Some(uid) = identity.uid.filter(|uid| !self.may_connect(*uid)) {
             tracing::warn!(uid, "a user that may not connect");
             return;
         }
         let home = self.backend.home_of(stranger.greeting.rid);
         if home == self.me {
-            return self.admit(stranger, uid).await;
+            return self.admit(stranger, identity).await;
         }
         let first = stranger.greeting_frame();
         let (tx, rx) = bridge(first, stranger.reader, stranger.writer, stranger.guard);
-        self.send(home, Message::Adopt { tx, rx, uid });
+        self.send(home, Message::Adopt { tx, rx, identity });
     }
 
     fn may_connect(&self, uid: u32) -> bool {
@@ -56,20 +39,21 @@ impl Reactor {
         rustix::process::geteuid().as_raw()
     }
 
-    pub(crate) fn adopt(self: &Rc<Self>, tx: channel::Sender<Frame>, rx: channel::Receiver<Frame>, uid: Option<u32>) {
+    pub(crate) fn adopt(self: &Rc<Self>, tx: channel::Sender<Frame>, rx: channel::Receiver<Frame>, identity: Identity) {
         let reactor = self.clone();
         spawn(Class::Request, "adopt", async move {
             let (mut reader, writer, guard) = Socket::InProcess { tx, rx }.split();
             if let Ok(Frame { body: Body::Greeting(greeting), ack, .. }) = reader.recv_greeting().await {
-                reactor.admit(Stranger { greeting, ack, peer: None, reader, writer, guard }, uid).await;
+                let peer = Peer::SameProcess; // of the bridge; who is behind it came along
+                reactor.admit(Stranger { greeting, ack, peer, reader, writer, guard }, identity).await;
             }
         })
         .detach();
     }
 
-    async fn admit(self: &Rc<Self>, stranger: Stranger, uid: Option<u32>) {
+    async fn admit(self: &Rc<Self>, stranger: Stranger, identity: Identity) {
         let rid = stranger.greeting.rid;
-        let client = match self.client_for(&stranger, uid).await {
+        let client = match self.client_for(&stranger, identity).await {
             Ok(client) => client,
             Err(refusal) => {
                 tracing::info!(%rid, ?refusal, "refused");
@@ -85,22 +69,22 @@ impl Reactor {
         }
     }
 
-    async fn client_for(self: &Rc<Self>, stranger: &Stranger, uid: Option<u32>) -> Result<Rc<Client>, Refusal> {
+    async fn client_for(self: &Rc<Self>, stranger: &Stranger, identity: Identity) -> Result<Rc<Client>, Refusal> {
         let (rid, greeting) = (stranger.greeting.rid, &stranger.greeting);
         if self.stopping.get() {
             return Err(Refusal::NotServing);
         }
         judge(greeting, self.backend.fsid())?;
         if let Some(client) = self.client(rid) {
-            return if same_owner(client.uid, uid) { Ok(client) } else { Err(Refusal::Fenced) };
+            return if client.identity.admits(&identity) { Ok(client) } else { Err(Refusal::Fenced) };
         }
         if greeting.term == self.backend.term() {
             return Err(Refusal::Fenced); // it was reclaimed, or it said farewell
         }
-        let known = self.known.borrow().get(&rid).cloned();
+        let known = self.known.borrow().get(&rid).copied();
         match &known {
             // A record of the term before, and the client knows of it or (term 0) never heard the answer.
-            Some(bound) if same_owner(uid_of(bound), uid) => {}
+            Some(bound) if bound.admits(&identity) => {}
             Some(_) => return Err(Refusal::Fenced),
             // N6: it had a term, and has no record any more.
             None if greeting.term != Term(0) => return Err(Refusal::Fenced),
@@ -114,7 +98,7 @@ impl Reactor {
         if !self.admitting.borrow_mut().insert(rid) {
             return Err(Refusal::NotServing);
         }
-        let opened = self.backend.open_rid(rid, identity(uid)).await;
+        let opened = self.backend.open_rid(rid, identity.encode()).await;
         self.admitting.borrow_mut().remove(&rid);
         let last = opened.map_err(|error| {
             tracing::warn!(%rid, %error, "no client record could be made");
@@ -128,14 +112,14 @@ impl Reactor {
             return Err(Refusal::Fenced);
         }
         let phase = if greeting.term == Term(0) { Phase::Serving } else { Phase::Recovering };
-        let client = self.new_client(rid, uid, phase, last);
+        let client = self.new_client(rid, known.unwrap_or(identity), phase, last);
         if known.is_some() && phase == Phase::Serving {
             self.has_recovered(&client); // it holds nothing
         }
         Ok(client)
     }
 
-    fn new_client(self: &Rc<Self>, rid: Rid, uid: Option<u32>, phase: Phase, last: BatchNo) -> Rc<Client> {
+    fn new_client(self: &Rc<Self>, rid: Rid, identity: Identity, phase: Phase, last: BatchNo) -> Rc<Client> {
         let weak = Rc::downgrade(self);
         let handler = Rc::new(move |request, payload, responder| {
             if let Some(reactor) = weak.upgrade()
@@ -152,9 +136,10 @@ impl Reactor {
         };
         let term = self.backend.term();
         let session = Session::new(rid, term, self.options.limits.window(), self.options.timers, handler, expired);
-        let client = Client::new(rid, session, uid, phase, last);
+        let client = Client::new(rid, session, identity, phase, last);
         spawn(Class::Request, "commits", client.commits.clone().run()).detach();
         self.clients.borrow_mut().insert(rid, client.clone());
+        self.watch_process(&client);
         client
     }
 

@@ -10,6 +10,7 @@ use vellum_proto::GrantOrder;
 use vellum_wire::{LockGrant, LockWant};
 
 use crate::commits::Commits;
+use crate::identity::Identity;
 use crate::pages::Pages;
 
 /// How far a client has come.
@@ -32,8 +33,7 @@ pub(crate) struct OpenLock {
 pub(crate) struct Client {
     pub rid: Rid,
     pub session: Rc<Session>,
-    /// Of the unix socket that it came by first; other users can't take its rid.
-    pub uid: Option<u32>,
+    pub identity: Identity,
     pub phase: Cell<Phase>,
     pub order: RefCell<GrantOrder>,
     pub locks: RefCell<BTreeMap<u64, OpenLock>>,
@@ -47,11 +47,11 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(rid: Rid, session: Rc<Session>, uid: Option<u32>, phase: Phase, last: BatchNo) -> Rc<Client> {
+    pub(crate) fn new(rid: Rid, session: Rc<Session>, identity: Identity, phase: Phase, last: BatchNo) -> Rc<Client> {
         Rc::new(Client {
             rid,
             session,
-            uid,
+            identity,
             phase: Cell::new(phase),
             order: RefCell::default(),
             locks: RefCell::default(),

@@ -14,6 +14,8 @@ use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
 use vellum_wire::{Frame, LockGrant, LockMode, LockName, LockWant};
 
+use crate::identity::Identity;
+
 const RING: usize = 1024;
 
 pub(crate) enum Message {
@@ -38,7 +40,7 @@ pub(crate) enum Message {
     Adopt {
         tx: channel::Sender<Frame>,
         rx: channel::Receiver<Frame>,
-        uid: Option<u32>,
+        identity: Identity,
     },
     Granted {
         rid: Rid,
@@ -72,6 +74,15 @@ pub(crate) enum Message {
     },
 }
 
+/// Why a client of the term before is not waited for any longer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Absent {
+    /// The recovery window is over.
+    Late,
+    /// Its process does not exist any more.
+    Gone,
+}
+
 /// What is answered.
 pub(crate) enum Ask {
     Reassert {
@@ -85,6 +96,7 @@ pub(crate) enum Ask {
     /// The home reclaims a client that did not return.
     Reclaim {
         rid: Rid,
+        why: Absent,
     },
     Status,
     /// No session is served any more.

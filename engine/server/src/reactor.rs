@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use vellum_base::{Epoch, ReactorId, Rid};
-use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
+use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Peer, Stranger};
 use vellum_proto::LockTable;
 use vellum_rt::net::Endpoint;
 use vellum_rt::{Class, spawn};
@@ -15,6 +15,7 @@ use vellum_rt::{Class, spawn};
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::client::Client;
+use crate::identity::Identity;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
@@ -41,7 +42,7 @@ pub struct Reactor {
     pub(crate) table: Rc<RefCell<LockTable>>,
     pub(crate) clients: RefCell<BTreeMap<Rid, Rc<Client>>>,
     /// Clients of the term before whose home is here and that did not greet yet, with their identity.
-    pub(crate) known: RefCell<BTreeMap<Rid, Bytes>>,
+    pub(crate) known: RefCell<BTreeMap<Rid, Identity>>,
     /// Greetings whose record is being written.
     pub(crate) admitting: RefCell<BTreeSet<Rid>>,
     /// Clients that wait to hear of a durable epoch.
@@ -61,11 +62,12 @@ impl Reactor {
         let ReactorParts { ends, backend, authority, options, known } = parts;
         let (mesh, mut inbox) = Mesh::new(ends);
         let me = mesh.me;
+        let known: Vec<_> = known.iter().map(|(rid, identity)| (*rid, Identity::decode(identity))).collect();
         let recovering = !known.is_empty();
         let table = LockTable::new(backend.term(), usize::from(me.0), mesh.reactors(), recovering);
         let table = Rc::new(RefCell::new(table));
         authority.connect(&table);
-        let expected = (me == COORDINATOR && recovering).then(|| Recovery::new(known.iter().map(|(rid, _)| *rid)));
+        let expected = (me == COORDINATOR && recovering).then(|| Recovery::new(known.iter().copied()));
         let known = known.into_iter().filter(|(rid, _)| backend.home_of(*rid) == me).collect();
         let reactor = Rc::new(Reactor {
             me,
@@ -117,7 +119,7 @@ impl Reactor {
                 if reactor.stopping.get() {
                     return;
                 }
-                greeter.welcome(socket, None);
+                greeter.welcome(socket, Peer::SameProcess);
             }
         })
         .detach();
@@ -174,7 +176,7 @@ impl Reactor {
                 self.table.borrow_mut().recovered();
                 self.drive_table();
             }
-            Message::Adopt { tx, rx, uid } => self.adopt(tx, rx, uid),
+            Message::Adopt { tx, rx, identity } => self.adopt(tx, rx, identity),
             Message::Granted { rid, request, grant } => self.granted(rid, request, grant),
             Message::LockFailed { rid, request, message } => self.lock_failed(rid, request, message),
             Message::Invalidate { rid, name, mode } => self.invalidate(rid, name, mode),
@@ -193,8 +195,8 @@ impl Reactor {
                 Answer::Done
             }
             Ask::Status => Answer::Status(self.status_here()),
-            Ask::Reclaim { rid } => {
-                self.reclaim_absent(rid);
+            Ask::Reclaim { rid, why } => {
+                self.reclaim_absent(rid, why);
                 Answer::Done
             }
             Ask::Stop => {

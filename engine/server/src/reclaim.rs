@@ -4,6 +4,7 @@
 //! record go. Each step may be repeated by the next leader: the record is the last trace.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use vellum_base::{BatchNo, Rid};
 use vellum_link::Responder;
@@ -11,14 +12,17 @@ use vellum_rt::{Class, sleep, spawn};
 use vellum_wire::Response;
 
 use crate::client::{Client, Phase};
-use crate::mesh::{Ask, Message};
+use crate::identity::Origin;
+use crate::mesh::{Absent, Ask, Message};
 use crate::reactor::{COORDINATOR, Reactor};
 
 /// A client that said farewell is kept at most so long for the answer to arrive; then its missing record is the answer.
 const LINGER_STEPS: u32 = 40;
+/// How often it is looked whether a client's process has ended, while its connection is lost.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
 impl Reactor {
-    /// Its reconnect window is over: its lease too, so it uses nothing any more.
+    /// Its reconnect window is over (its lease too), or its process: it uses nothing any more.
     pub(crate) fn reclaim_expired(self: &Rc<Self>, rid: Rid) {
         let Some(client) = self.client(rid) else { return };
         client.session.end();
@@ -38,9 +42,31 @@ impl Reactor {
         .detach();
     }
 
-    /// A client of the term before that did not greet within the recovery window.
-    pub(crate) fn reclaim_absent(self: &Rc<Self>, rid: Rid) {
+    /// A client whose process ends is not waited for: it has no other way to the device than its lost connection.
+    pub(crate) fn watch_process(self: &Rc<Self>, client: &Rc<Client>) {
+        let Origin::Process(process) = client.identity.origin else { return };
+        let (reactor, client) = (self.clone(), client.clone());
+        spawn(Class::Request, "watch process", async move {
+            loop {
+                client.session.down().await;
+                if client.session.has_ended() {
+                    return;
+                }
+                if !client.session.is_up() && process.is_gone() {
+                    return reactor.reclaim_expired(client.rid);
+                }
+                sleep(LOOK).await;
+            }
+        })
+        .detach();
+    }
+
+    /// A client of the term before that did not greet within the recovery window, or never can.
+    pub(crate) fn reclaim_absent(self: &Rc<Self>, rid: Rid, why: Absent) {
         if let Some(client) = self.client(rid) {
+            if why == Absent::Gone {
+                return; // it was here: its process is watched
+            }
             // It is here but did not say its locks: it loses its socket now and the rest when its new lease is over.
             if client.phase.get() == Phase::Recovering {
                 client.session.evict();
@@ -50,7 +76,7 @@ impl Reactor {
         if self.known.borrow_mut().remove(&rid).is_none() {
             return; // being reclaimed already
         }
-        tracing::warn!(%rid, "the client of an earlier term did not return: it is reclaimed");
+        tracing::warn!(%rid, ?why, "the client of an earlier term did not return: it is reclaimed");
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
             reactor.release(rid).await;

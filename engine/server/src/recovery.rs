@@ -1,27 +1,50 @@
 //! After a restart: who held locks in the term before must come back before anybody is granted one (L7, R1).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use vellum_base::Rid;
 use vellum_rt::{Class, Instant, now, sleep, spawn};
 
 use crate::client::{Client, Phase};
-use crate::mesh::{Ask, Message};
+use crate::identity::{Identity, Origin};
+use crate::mesh::{Absent, Ask, Message};
 use crate::reactor::{COORDINATOR, Reactor};
+use crate::reclaim::LOOK;
 
 pub(crate) struct Recovery {
-    missing: BTreeSet<Rid>,
+    missing: BTreeMap<Rid, Origin>,
     began: Instant,
 }
 
 impl Recovery {
-    pub(crate) fn new(expected: impl Iterator<Item = Rid>) -> Recovery {
-        Recovery { missing: expected.collect(), began: now() }
+    pub(crate) fn new(expected: impl Iterator<Item = (Rid, Identity)>) -> Recovery {
+        Recovery { missing: expected.map(|(rid, identity)| (rid, identity.origin)).collect(), began: now() }
     }
 
     pub(crate) fn missing(&self) -> usize {
         self.missing.len()
+    }
+
+    /// Forgets where those live who can't come back, so that each is named once. They stay missing until reclaimed.
+    fn take_gone(&mut self) -> Vec<Rid> {
+        let mut gone = Vec::new();
+        for (rid, origin) in &mut self.missing {
+            let is_gone = match *origin {
+                Origin::Elsewhere => false,
+                Origin::SameProcess => true, // it died with the engine of the term before
+                Origin::Process(process) => process.is_gone(),
+            };
+            if is_gone {
+                *origin = Origin::Elsewhere;
+                gone.push(*rid);
+            }
+        }
+        gone
+    }
+
+    fn watches_processes(&self) -> bool {
+        self.missing.values().any(|origin| *origin != Origin::Elsewhere)
     }
 }
 
@@ -32,14 +55,28 @@ impl Reactor {
         tracing::info!(missing, "waiting for the clients of the term before");
         let reactor = self.clone();
         spawn(Class::Request, "recovery window", async move {
-            sleep(reactor.options.timers.recovery_window).await;
-            let late: Vec<Rid> =
-                reactor.recovery.borrow().as_ref().map(|r| r.missing.iter().copied().collect()).unwrap_or_default();
-            for rid in late {
-                reactor.ask(reactor.backend.home_of(rid), Ask::Reclaim { rid }).await;
+            let end = now() + reactor.options.timers.recovery_window;
+            while now() < end {
+                let gone = reactor.recovery.borrow_mut().as_mut().map(Recovery::take_gone).unwrap_or_default();
+                reactor.give_up(gone, Absent::Gone).await;
+                let watches = match reactor.recovery.borrow().as_ref() {
+                    Some(recovery) => recovery.watches_processes(),
+                    None => return,
+                };
+                let left = end - now();
+                sleep(if watches { left.min(LOOK) } else { left }).await;
             }
+            let late: Vec<Rid> =
+                reactor.recovery.borrow().as_ref().map(|r| r.missing.keys().copied().collect()).unwrap_or_default();
+            reactor.give_up(late, Absent::Late).await;
         })
         .detach();
+    }
+
+    async fn give_up(self: &Rc<Self>, rids: Vec<Rid>, why: Absent) {
+        for rid in rids {
+            self.ask(self.backend.home_of(rid), Ask::Reclaim { rid, why }).await;
+        }
     }
 
     /// At the client's home: all its locks are in the tables.

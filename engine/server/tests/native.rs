@@ -169,6 +169,109 @@ fn a_killed_node_comes_back_with_its_clients() {
     node.shutdown().unwrap();
 }
 
+/// Set in the process that [`a_client_elsewhere`] is: where to connect.
+const ELSEWHERE: &str = "VELLUM_TEST_CONNECT";
+
+/// Not a test: the client in a process of its own, which holds a lock until it is killed.
+#[test]
+fn a_client_elsewhere() {
+    let Ok(at) = std::env::var(ELSEWHERE) else { return };
+    block_on(async {
+        let client = TestClient::connect(Address::Net(at.parse().unwrap()), 0xe15e, Timers::DEFAULT).await;
+        client.lock(&[(ino(1, 0).group(), Write)]).await.unwrap();
+        client.commit(vec![put(ino(1, 1), 1)]).await.unwrap();
+        client.sync().await.unwrap();
+        println!("locked");
+        sleep(Duration::from_secs(60)).await;
+    });
+}
+
+/// A process of this test's binary that has the lock of bucket 1.
+fn holder(at: &str) -> std::process::Child {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "a_client_elsewhere", "--nocapture"])
+        .env(ELSEWHERE, at)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert!(lines.any(|line| line.unwrap().contains("locked")));
+    child
+}
+
+fn slow(reactors: usize, listen: &[&str]) -> NodeOptions {
+    NodeOptions { timers: Timers::DEFAULT, ..options(reactors, listen) }
+}
+
+/// Much less than the windows of [`slow`], in which the lock comes if nobody sees that its holder is dead.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_client_of_the_engines_process_is_not_waited_for() {
+    let device = formatted();
+    let node = Node::start(device.clone(), slow(2, &[])).unwrap();
+    block_on(async {
+        let a = connect(Address::InProcess(node.dialer()), 0xa1).await;
+        let b = connect(Address::InProcess(node.dialer()), 0xb2b2_b2b2_b2b2_b2b2).await;
+        a.lock(&[(ino(1, 0).group(), Write)]).await.unwrap();
+        a.commit(vec![put(ino(1, 1), 7)]).await.unwrap();
+        a.sync().await.unwrap();
+        b.lock(&[(ino(9, 0).group(), Write)]).await.unwrap();
+        node.kill().unwrap();
+    });
+    let node = Node::start(device, slow(2, &[])).unwrap();
+    block_on(async {
+        let c = connect(Address::InProcess(node.dialer()), 0xc3).await;
+        let wants = [(ino(1, 0).group(), Write), (ino(9, 0).group(), Write)];
+        timeout(AT_ONCE, c.lock(&wants)).await.expect("nobody to wait for").unwrap();
+        assert_eq!(size_of(&c, ino(1, 1)).await, Some(7));
+        c.conn.farewell().await.unwrap();
+    });
+    node.shutdown().unwrap();
+}
+
+#[test]
+fn a_client_whose_process_died_is_reclaimed_when_its_socket_breaks() {
+    let dir = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/s", dir.path().display());
+    let node = Node::start(formatted(), slow(2, &[&unix])).unwrap();
+    let mut child = holder(&unix);
+    block_on(async {
+        let c = connect(Address::Net(unix.parse().unwrap()), 0xc3).await;
+        child.kill().unwrap(); // it stays a zombie until it is waited for
+        timeout(AT_ONCE, c.lock(&[(ino(1, 0).group(), Write)])).await.expect("its holder is dead").unwrap();
+        assert_eq!(size_of(&c, ino(1, 1)).await, Some(1));
+        c.conn.farewell().await.unwrap();
+    });
+    child.wait().unwrap();
+    node.shutdown().unwrap();
+}
+
+#[test]
+fn after_a_restart_the_dead_are_not_waited_for_and_the_living_are() {
+    let device = formatted();
+    let dir = tempfile::tempdir().unwrap();
+    let unix = format!("unix:{}/s", dir.path().display());
+    let node = Node::start(device.clone(), slow(2, &[&unix])).unwrap();
+    let mut child = holder(&unix);
+    node.kill().unwrap();
+    let node = Node::start(device.clone(), slow(1, &[])).unwrap(); // nobody can connect, so the child can't return
+    block_on(async {
+        let c = connect(Address::InProcess(node.dialer()), 0xc3).await;
+        let group = [(ino(1, 0).group(), Write)];
+        let lock = c.lock(&group);
+        let mut lock = std::pin::pin!(lock);
+        let early = timeout(Duration::from_millis(500), &mut lock).await;
+        assert!(early.is_err(), "granted while the holder of before lives");
+        child.kill().unwrap(); // within the window: seen at once
+        timeout(AT_ONCE, lock).await.expect("its holder is dead").unwrap();
+        assert_eq!(size_of(&c, ino(1, 1)).await, Some(1));
+        c.conn.farewell().await.unwrap();
+    });
+    child.wait().unwrap();
+    node.shutdown().unwrap();
+}
+
 #[test]
 fn a_node_that_cannot_start_says_why() {
     let empty: Arc<dyn Device> = Arc::new(MemoryDevice::new(64 << 20));

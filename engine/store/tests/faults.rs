@@ -206,7 +206,6 @@ fn a_failed_flush_is_nobodys_success_and_the_store_stays_failed() {
 }
 
 #[test]
-#[ignore = "needs the LSM's flush"]
 fn a_long_run_of_changes_stays_within_its_log() {
     block_on(async {
         let device = memory(64 * MIB);

@@ -22,13 +22,23 @@ const MAX_SILENT: usize = 1024;
 /// After a failure to accept (no descriptors left, say) the listener rests for so long.
 const REST: Duration = Duration::from_millis(50);
 
+/// Who is at the other end, as the kernel knows it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peer {
+    /// In this process.
+    SameProcess,
+    /// Over a unix socket.
+    Local(PeerCred),
+    /// Over the network.
+    Remote,
+}
+
 /// A socket that has greeted and waits for a verdict.
 pub struct Stranger {
     pub greeting: Greeting,
     /// Of the greeting's frame: what the client has received of this session.
     pub ack: u64,
-    /// Over unix sockets.
-    pub peer: Option<PeerCred>,
+    pub peer: Peer,
     pub reader: FrameReader,
     pub writer: FrameWriter,
     pub guard: ShutdownOnDrop,
@@ -68,7 +78,7 @@ impl Greeter {
     }
 
     /// Waits for the greeting in a task of its own.
-    pub fn welcome(&self, socket: Socket, peer: Option<PeerCred>) {
+    pub fn welcome(&self, socket: Socket, peer: Peer) {
         if self.silent.get() >= MAX_SILENT {
             tracing::warn!("{MAX_SILENT} sockets without a greeting: one more is closed");
             return;
@@ -86,7 +96,7 @@ impl Greeter {
         .detach();
     }
 
-    async fn greet(&self, socket: Socket, peer: Option<PeerCred>) -> Result<Stranger, SocketError> {
+    async fn greet(&self, socket: Socket, peer: Peer) -> Result<Stranger, SocketError> {
         let (mut reader, writer, guard) = socket.split();
         let frame = timeout(self.within, reader.recv_greeting()).await.map_err(|_| SocketError::Silent)??;
         match frame.body {
@@ -110,7 +120,7 @@ impl Acceptor {
             loop {
                 match listener.accept().await {
                     Ok(stream) => {
-                        let peer = stream.peer_cred();
+                        let peer = stream.peer_cred().map_or(Peer::Remote, Peer::Local);
                         greeter.welcome(Socket::Stream(stream), peer);
                     }
                     Err(error) => {

@@ -17,7 +17,7 @@ mod socket;
 mod stream_reader;
 mod stream_writer;
 
-pub use accept::{Acceptor, Greeter, Stranger, refuse};
+pub use accept::{Acceptor, Greeter, Peer, Stranger, refuse};
 pub use calls::{PendingCall, Reply};
 pub use connection::{Address, ConnectOptions, Connection, Handler, Identity, NewTermHook};
 pub use error::{LinkError, SocketError};

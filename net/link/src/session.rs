@@ -66,6 +66,8 @@ pub struct Session {
     timer_task: RefCell<Option<JoinHandle<()>>>,
     transmit: Notify,
     timer: Notify,
+    /// Of the one who waits for the loss of the socket.
+    lost: Notify,
     ended: Cell<bool>,
 }
 
@@ -95,6 +97,7 @@ impl Session {
             timer_task: RefCell::new(None),
             transmit: Notify::new(),
             timer: Notify::new(),
+            lost: Notify::new(),
             ended: Cell::new(false),
         });
         *session.timer_task.borrow_mut() = Some(spawn(Class::Request, "session timers", run_timers(session.clone())));
@@ -154,6 +157,7 @@ impl Session {
     /// Ends the session: no handler runs, no frame goes out any more, `expired` is not called.
     pub fn end(&self) {
         self.ended.set(true);
+        self.lost.notify_one();
         self.drop_socket();
         self.handler.borrow_mut().take();
         self.expired.borrow_mut().take();
@@ -169,6 +173,21 @@ impl Session {
 
     pub fn is_up(&self) -> bool {
         self.proto.borrow().is_up()
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
+    /// Returns when it has no socket, or has ended. For one task.
+    pub async fn down(&self) {
+        loop {
+            let lost = self.lost.notified();
+            if self.has_ended() || !self.is_up() {
+                return;
+            }
+            lost.await;
+        }
     }
 
     /// (unanswered requests, bytes held) of the client.
@@ -204,6 +223,9 @@ impl Session {
                 }
                 None => break,
             }
+        }
+        if !self.is_up() {
+            self.lost.notify_one();
         }
         self.transmit.notify_one();
         self.timer.notify_one();

@@ -136,7 +136,7 @@ impl Stream {
 
     pub fn peer_cred(&self) -> Option<PeerCred> {
         let is_unix = self.shared.with(|core| core.connections.get(&self.id).is_some_and(|c| c.is_unix));
-        is_unix.then_some(PeerCred { pid: 1, uid: 0, gid: 0 })
+        is_unix.then_some(PeerCred { pid: 0, uid: 0, gid: 0 })
     }
 }
 

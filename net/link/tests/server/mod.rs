@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Rid, Term};
 use vellum_link::{
-    Acceptor, Greeter, InProcessDialer, LocalBoxFuture, Session, SessionHandler, Stranger, in_process, refuse,
+    Acceptor, Greeter, InProcessDialer, LocalBoxFuture, Peer, Session, SessionHandler, Stranger, in_process, refuse,
 };
 use vellum_proto::{Timers, Window};
 use vellum_rt::net::Endpoint;
@@ -65,7 +65,7 @@ impl Server {
             let greeter = self.greeter();
             spawn(Class::Request, "in-process", async move {
                 while let Some(socket) = listener.accept().await {
-                    greeter.welcome(socket, None);
+                    greeter.welcome(socket, Peer::SameProcess);
                 }
             })
             .detach();
