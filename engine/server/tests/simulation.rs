@@ -102,14 +102,14 @@ fn healthy_networks_count_right_and_repeat_themselves() {
 
 #[test]
 fn hostile_networks_count_right() {
-    for seed in 100..130 {
+    for seed in 100..200 {
         run(seed, SimConfig { reset_one_in: 100, ..SimConfig::hostile() }, 0);
     }
 }
 
 #[test]
 fn dying_leaders_count_right() {
-    for seed in 200..230 {
+    for seed in 300..400 {
         run(seed, SimConfig::hostile(), 4);
     }
 }

@@ -117,7 +117,7 @@ impl Store {
             }
             match self.refill(blocks).await {
                 Ok(()) => {}
-                Err(StoreError::NoSpace) if self.space.borrow().has_waiting() => {
+                Err(StoreError::NoSpace) if self.has_waiting_space() => {
                     // What was freed comes back when its epoch is durable and no read is left.
                     let open = self.epochs.borrow().open();
                     self.wait_durable(open).await?;
@@ -127,6 +127,11 @@ impl Store {
             }
         }
         Err(StoreError::NoSpace)
+    }
+
+    /// Something was freed and is not yet reusable: by an open epoch, by one that is not durable, or under a read.
+    fn has_waiting_space(&self) -> bool {
+        self.space.borrow().has_waiting() || self.epochs.borrow().frees_blocks()
     }
 
     /// Asks the table for chunks: for `blocks` at least.

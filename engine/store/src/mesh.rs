@@ -224,10 +224,6 @@ impl Mesh {
         })
     }
 
-    pub fn reactors(&self) -> usize {
-        self.senders.len()
-    }
-
     pub fn all(&self) -> impl Iterator<Item = ReactorId> + use<> {
         (0..self.senders.len()).map(|i| ReactorId(i as u16))
     }

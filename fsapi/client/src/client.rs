@@ -111,8 +111,18 @@ impl Client {
         self.port.durable().0
     }
 
+    /// How long what locks cover may still be used without hearing from the engine: kernels may cache for so long.
+    pub fn lease_left(&self) -> std::time::Duration {
+        if self.is_dead() { std::time::Duration::ZERO } else { self.port.lease_left() }
+    }
+
     pub fn set_release_hook(&self, hook: ReleaseHook) {
         *self.release_hook.borrow_mut() = Some(hook);
+    }
+
+    /// A lock in this mode would be had at once, from memory.
+    pub fn holds(&self, name: LockName, mode: LockMode) -> bool {
+        self.locks.get(name).is_some_and(|lock| lock.usable(mode))
     }
 
     /// Makes everything durable, gives all locks back and closes the connection. Whoever has dirty data of its own
@@ -177,7 +187,7 @@ impl Client {
     /// Waits until what locks cover may be used.
     pub(crate) async fn lease(&self) -> Result<(), ClientError> {
         self.check_alive()?;
-        if !self.port.lease_valid() {
+        if self.port.lease_left().is_zero() {
             self.port.wait_lease().await?;
             self.check_alive()?;
         }

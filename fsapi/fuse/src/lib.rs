@@ -18,10 +18,10 @@ mod dispatch;
 mod filesystem;
 #[cfg(test)]
 mod fuzz;
+mod gateway;
 mod handle;
 mod init;
 mod interrupt;
-#[allow(dead_code)] // the gateway comes with vellum-vfs
 mod known;
 mod mount;
 mod name;
@@ -35,6 +35,7 @@ mod types;
 pub use context::Context;
 pub use dirents::Dirents;
 pub use filesystem::{Created, Filesystem, Result};
+pub use gateway::{ENDPOINT_XATTR, Gateway, LeaseLeft, mount_vfs};
 pub use handle::{MountHandle, Unmounter, mount_filesystem};
 pub use init::{MAX_WRITE, SessionInfo, Wants};
 pub use mount::{MountError, MountOptions, Unmount};

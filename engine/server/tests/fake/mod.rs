@@ -324,12 +324,16 @@ impl TestClient {
     }
 
     async fn weaken(&self, name: LockName, mode: LockMode) {
+        let term = self.conn.greeting().term;
         while self.busy.get() {
             self.freed.notified().await;
         }
         // Everything dirty is durable before the answer.
         let through = BatchNo(self.next_batch.get() - 1);
         let _ = self.conn.call(Request::Sync { through }, None).await;
+        if self.conn.greeting().term != term {
+            return; // what was asked in an old term is void: the old mode was reasserted, perhaps granted again
+        }
         self.invalidated.set(self.invalidated.get() + 1);
         let mut locks = self.locks.borrow_mut();
         if let Some(grant) = locks.get_mut(&name) {

@@ -199,10 +199,6 @@ impl Coordinator {
         self.open
     }
 
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
     /// Everything that was said to be dirty is durable.
     pub fn is_idle(&self) -> bool {
         self.in_flight.is_empty() && self.dirty_since.is_none()

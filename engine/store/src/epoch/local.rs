@@ -59,6 +59,11 @@ impl LocalEpochs {
         self.parts.values().map(|p| p.records.padded_len()).sum()
     }
 
+    /// A part that is not closed frees blocks.
+    pub fn frees_blocks(&self) -> bool {
+        self.parts.values().flat_map(|p| &p.space).any(|change| !change.frees.is_empty())
+    }
+
     pub fn sent(&mut self, epoch: Epoch, to: usize) {
         if let Some(n) = self.part(epoch).sent.get_mut(to) {
             *n += 1;

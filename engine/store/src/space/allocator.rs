@@ -344,12 +344,12 @@ mod tests {
         assert!(a.claim(Rid(2), &change).is_err(), "it is another client's");
         a.claim(RID, &change).unwrap();
         assert!(a.claim(RID, &change).is_err(), "once");
-        let writes = a.close(Epoch(1), &[change.clone()]);
+        let writes = a.close(Epoch(1), std::slice::from_ref(&change));
         assert_eq!(writes.len(), 1);
         assert_eq!(Bitmap::decode(writes[0].1.as_ref().unwrap()).unwrap().used(), 10);
         let free = SpaceChange { allocs: vec![], frees: change.allocs };
         a.claim(RID, &free).unwrap();
-        assert_eq!(a.close(Epoch(2), &[free.clone()])[0].1, None, "an empty bitmap is deleted");
+        assert_eq!(a.close(Epoch(2), std::slice::from_ref(&free))[0].1, None, "an empty bitmap is deleted");
         assert!(a.take(RID, 256).is_none() && a.has_waiting());
         assert!(!a.durable(Epoch(1)) && a.durable(Epoch(2)));
         let cooling = a.take_cooling();

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use vellum_base::BlockRange;
-
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeSet {
     by_start: BTreeMap<u64, u64>,
@@ -22,25 +20,8 @@ impl RangeSet {
         self.blocks == 0
     }
 
-    pub fn runs(&self) -> usize {
-        self.by_start.len()
-    }
-
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.by_start.iter().map(|(s, l)| (*s, *l))
-    }
-
-    /// The set's ranges as block ranges (split where a length would not fit).
-    pub fn ranges(&self) -> Vec<BlockRange> {
-        let mut out = Vec::new();
-        for (mut start, mut len) in self.iter() {
-            while len > 0 {
-                let piece = len.min(u64::from(u32::MAX));
-                out.push(BlockRange::new(start, piece as u32));
-                (start, len) = (start + piece, len - piece);
-            }
-        }
-        out
     }
 
     fn add(&mut self, start: u64, len: u64) {
@@ -132,6 +113,7 @@ impl RangeSet {
         Some((s, take))
     }
 
+    #[cfg(test)]
     pub fn largest(&self) -> u64 {
         self.by_len.last().map_or(0, |(l, _)| *l)
     }

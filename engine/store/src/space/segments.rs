@@ -55,6 +55,7 @@ impl SegmentSpace {
         self.free.blocks()
     }
 
+    #[cfg(test)]
     pub fn used_blocks(&self) -> u64 {
         self.used.values().sum()
     }

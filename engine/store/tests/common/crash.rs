@@ -30,6 +30,7 @@ struct State {
     cuts: Vec<Cut>,
     /// What the test knows to be durable, taken along with each cut.
     note: u64,
+    fail_flushes: bool,
 }
 
 /// The device at one instant.
@@ -98,6 +99,11 @@ impl CrashDevice {
         self.state.lock().unwrap().every = every;
     }
 
+    /// Every flush from now on ends with an error.
+    pub fn fail_flushes(&self) {
+        self.state.lock().unwrap().fail_flushes = true;
+    }
+
     pub fn note(&self, note: u64) {
         self.state.lock().unwrap().note = note;
     }
@@ -140,6 +146,9 @@ impl Queue for CrashQueue {
 
     fn submit(&self, op: IoOp) -> Ticket {
         let state = &mut *self.state.lock().unwrap();
+        if state.fail_flushes && matches!(op, IoOp::Flush) {
+            return self.inner.submit(IoOp::Discard { at_bytes: u64::MAX - 4095, len_bytes: 4096 }); // out of range
+        }
         if !matches!(op, IoOp::Read { .. }) {
             state.ops += 1;
             let id = state.ops;
