@@ -19,7 +19,7 @@ use crate::server::Server;
 
 const DEVICE_BYTES: u64 = 96 << 20;
 /// Virtual time within which all work ends once the faults have.
-const LIVENESS: Duration = Duration::from_secs(120);
+const LIVENESS: Duration = Duration::from_secs(40);
 
 #[derive(Debug)]
 pub struct Outcome {

@@ -212,7 +212,8 @@ impl Client {
             tracing::error!(rid = %self.rid, %why, "the client has failed");
         }
         *self.dead.borrow_mut() = Some(why.clone());
-        let locks: Vec<_> = self.locks.locks.borrow().values().cloned().collect();
+        let mut locks: Vec<_> = self.locks.locks.borrow().values().cloned().collect();
+        locks.sort_unstable_by_key(|lock| lock.name);
         for lock in locks {
             lock.fail_waiting(&why);
         }
