@@ -32,6 +32,11 @@ impl Block {
         &self.data[HEADER_LEN..HEADER_LEN + self.payload_len]
     }
 
+    /// Header and padding included.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data
+    }
+
     fn charge(&self) -> usize {
         self.data.capacity() + SLOT_CHARGE
     }
@@ -121,6 +126,10 @@ impl BlockCache {
         let counter = if found.is_some() { &self.hits } else { &self.misses };
         counter.set(counter.get() + 1);
         found
+    }
+
+    pub(super) fn contains(&self, id: BlockId) -> bool {
+        self.inner.borrow().index.contains_key(&id)
     }
 
     /// Replaces nothing: the first of two readers of one block wins, both contents are the same.

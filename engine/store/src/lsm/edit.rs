@@ -1,7 +1,12 @@
 //! Values that cross the seam between the LSM and the store.
 
+use std::cell::Cell;
+use std::rc::Rc;
+
 use vellum_base::{Epoch, Key, KeyRange, SegmentId};
 use vellum_format::{SegmentMeta, Value};
+
+use super::segment::Segment;
 
 /// One resolved change of the shard's items.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -40,5 +45,9 @@ pub struct ScanPage {
 
 /// A compaction that was picked: its inputs belong to no other job while it lives.
 pub struct Job {
-    pub(super) _inputs: (),
+    /// From new to old; the segments of one input do not overlap.
+    pub(super) inputs: Vec<Vec<Rc<Segment>>>,
+    /// The level of the result: that of the oldest input, or the one below.
+    pub(super) level: usize,
+    pub(super) claimed: Cell<bool>,
 }

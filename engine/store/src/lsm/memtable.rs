@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::btree_map::{self, Entry};
 
 use bytes::Bytes;
 use vellum_base::{Epoch, Key, KeyRange};
@@ -232,12 +232,23 @@ impl Memtable {
     }
 
     /// Keys of at least `from`, in order, with all their versions.
-    pub fn from(&self, from: &Key) -> impl Iterator<Item = (&Key, &Versions)> {
-        self.points.range(SortKey(*from)..).map(|(key, versions)| (&key.0, versions))
+    pub fn from(&self, from: &Key) -> Points<'_> {
+        Points(self.points.range(SortKey(*from)..))
     }
 
     pub fn value(&self, value: ValueRef) -> Option<&[u8]> {
         self.arena.bytes(value)
+    }
+}
+
+/// Keys in order, with their versions.
+pub struct Points<'a>(btree_map::Range<'a, SortKey, Versions>);
+
+impl<'a> Iterator for Points<'a> {
+    type Item = (&'a Key, &'a Versions);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next().map(|(key, versions)| (&key.0, versions))
     }
 }
 

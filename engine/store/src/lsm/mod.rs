@@ -17,17 +17,29 @@
 //! ```
 
 mod arena;
+mod blocks;
+mod bottom;
+mod builder;
 mod cache;
+mod compact;
 mod config;
+mod cursor;
 mod edit;
 mod env;
 mod error;
+mod flush;
+mod image;
+mod lookup;
 mod memtable;
-mod pending;
+mod merge;
+mod output;
+mod pick;
 mod ranges;
+mod scan;
 mod segment;
 mod shard;
 mod state;
+mod stream;
 
 pub use cache::{BlockCache, CacheStats};
 pub use config::LsmConfig;

@@ -25,7 +25,8 @@ pub struct Shard {
     flushed_through: Cell<Epoch>,
     /// Everything up to here is in segments or frozen.
     frozen_through: Cell<Epoch>,
-    pub(super) flushing: Cell<bool>,
+    /// From the start of a flush until its edit is installed or abandoned.
+    flushing: Cell<bool>,
     /// Epochs of the reads that are in progress here.
     readers: RefCell<BTreeMap<Epoch, usize>>,
 }
@@ -165,34 +166,47 @@ impl Shard {
     /// After the manifest made `edit` durable: readers see the new segments, the removed ones are released when the last
     /// reader has let go of them.
     pub fn install(&self, edit: &Edit) {
-        self.flushed_through.set(self.flushed_through.get().max(edit.flushed_through));
+        if edit.flushed_through > self.flushed_through.get() {
+            self.flushed_through.set(edit.flushed_through);
+            self.flushing.set(false);
+        }
         self.change(|state| {
             state.frozen.retain(|frozen| frozen.through > edit.flushed_through);
             let removed = state.take(|segment| edit.removed.contains(&segment.meta.id));
             for (level, meta) in &edit.added {
-                let segment = match removed.iter().find(|s| s.meta.id == meta.id) {
-                    Some(moved) => moved.clone(),
-                    None => Segment::new(meta.clone(), self.env.clone()),
-                };
-                state.add(*level, segment);
+                // One that moves stays the same object, so that its space is released by its last holder and once.
+                let moved = removed.iter().find(|s| s.meta.id == meta.id).cloned();
+                state.add(*level, moved.unwrap_or_else(|| Segment::new(meta.clone(), self.env.clone())));
             }
             for segment in removed {
-                let moved = edit.added.iter().any(|(_, meta)| meta.id == segment.meta.id);
-                if !moved {
+                segment.set_busy(false);
+                if edit.added.iter().all(|(_, meta)| meta.id != segment.meta.id) {
                     segment.make_obsolete();
                 }
-                segment.set_busy(false);
             }
         });
     }
 
     /// The edit could not be made durable: its new segments are given back.
     pub fn abandon(&self, edit: Edit) {
+        if edit.flushed_through > self.flushed_through.get() {
+            self.flushing.set(false);
+        }
+        let state = self.state();
+        for segment in state.sorted_runs().flat_map(|run| &run.segments) {
+            if edit.removed.contains(&segment.meta.id) {
+                segment.set_busy(false);
+            }
+        }
         for (_, meta) in edit.added {
             if !edit.removed.contains(&meta.id) {
                 self.env.release_segment_space(meta);
             }
         }
+    }
+
+    pub(super) fn begin_flush(&self) -> Option<FlushSlot<'_>> {
+        (!self.flushing.replace(true)).then_some(FlushSlot { shard: self, kept: Cell::new(false) })
     }
 
     /// Keeps versions that a read at `at` needs while it waits for the device.
@@ -215,6 +229,26 @@ impl Drop for Reading<'_> {
             if *count == 0 {
                 readers.remove(&self.at);
             }
+        }
+    }
+}
+
+/// The right to flush, given back on drop unless it was kept for the edit.
+pub(super) struct FlushSlot<'a> {
+    shard: &'a Shard,
+    kept: Cell<bool>,
+}
+
+impl FlushSlot<'_> {
+    pub fn keep(self) {
+        self.kept.set(true);
+    }
+}
+
+impl Drop for FlushSlot<'_> {
+    fn drop(&mut self) {
+        if !self.kept.get() {
+            self.shard.flushing.set(false);
         }
     }
 }
