@@ -7,6 +7,7 @@ pub mod files;
 pub mod peers;
 pub mod recorder;
 pub mod report;
+pub mod runtime;
 pub mod tree;
 
 pub use recorder::Recorder;

@@ -5,10 +5,25 @@
 //! bytes; everything else is little-endian. All decoding returns errors, never panics: bytes from a device or a peer
 //! are not ours.
 
+pub mod bitmap;
+pub mod block;
+pub mod codec;
 pub mod item;
+pub mod log;
+pub mod manifest;
+pub mod seal;
 pub mod segment;
+pub mod superblock;
+pub mod system;
 
+pub use bitmap::{BITMAP_BLOCKS, Bitmap};
+pub use block::BlockError;
+pub use codec::CodecError;
 pub use item::{
     Dirent, Extent, ExtentHeader, FileKind, IndexKind, Inode, ItemError, ItemKind, Timestamp, Value, name_hash,
 };
+pub use log::{PartBuilder, PartPlace, Record};
+pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};
+pub use seal::{PartRef, Seal};
 pub use segment::{Place, SegmentError, SegmentMeta};
+pub use superblock::Superblock;

@@ -12,10 +12,9 @@ use vellum_base::{BlockAddr, ChunkIndex, Epoch, Fsid, LogId, SegmentId, ShardId,
 
 use crate::block::{self, BLOCK_HEADER, BlockError, BlockKind};
 use crate::codec::{CodecError, Reader, Writer, put_count};
-use crate::segment::SegmentMeta;
+use crate::segment::{SegmentError, SegmentMeta};
 
 pub const MANIFEST_VERSION: u16 = 1;
-const RECORD_HEADER: usize = 20;
 /// Levels of a shard's segments, at most.
 pub const MAX_LEVELS: u8 = 8;
 
@@ -90,19 +89,58 @@ pub struct Run {
 #[derive(Clone, PartialEq, Debug)]
 pub enum ManifestEdit {
     Term(Term),
-    NextIds { segment: SegmentId, log: LogId },
+    NextIds {
+        segment: SegmentId,
+        log: LogId,
+    },
     /// The last seal's number and hash and the greatest epoch of all runs that are over.
-    Base { number: u64, hash: u64, epoch: Epoch },
-    Chunks { first: ChunkIndex, count: u32, used_for: ChunkUse },
-    Shard { id: ShardId, first_bucket: u8, last_bucket: u8, flushed_through: Epoch },
-    FlushedThrough { shard: ShardId, epoch: Epoch },
-    SegmentAdd { shard: ShardId, level: u8, meta: SegmentMeta },
-    SegmentRemove { shard: ShardId, segment: SegmentId },
+    Base {
+        number: u64,
+        hash: u64,
+        epoch: Epoch,
+    },
+    Chunks {
+        first: ChunkIndex,
+        count: u32,
+        used_for: ChunkUse,
+    },
+    Shard {
+        id: ShardId,
+        first_bucket: u8,
+        last_bucket: u8,
+        flushed_through: Epoch,
+    },
+    FlushedThrough {
+        shard: ShardId,
+        epoch: Epoch,
+    },
+    SegmentAdd {
+        shard: ShardId,
+        level: u8,
+        meta: SegmentMeta,
+    },
+    SegmentRemove {
+        shard: ShardId,
+        segment: SegmentId,
+    },
     Run(Run),
-    SealFloor { term: Term, number: u64, hash: u64, durable_number: u64 },
-    LogFloor { log: LogId, place: u64 },
-    Cut { term: Term, number: u64 },
-    RunDrop { term: Term },
+    SealFloor {
+        term: Term,
+        number: u64,
+        hash: u64,
+        durable_number: u64,
+    },
+    LogFloor {
+        log: LogId,
+        place: u64,
+    },
+    Cut {
+        term: Term,
+        number: u64,
+    },
+    RunDrop {
+        term: Term,
+    },
 }
 
 impl ManifestEdit {
@@ -147,7 +185,9 @@ impl ManifestEdit {
                 b.put_u8(7);
                 b.put_u32_le(shard.0);
                 b.put_u8(*level);
-                meta.encode(b);
+                let mut bytes = Vec::with_capacity(meta.encoded_len());
+                meta.encode(&mut bytes);
+                b.put_slice(&bytes);
             }
             ManifestEdit::SegmentRemove { shard, segment } => {
                 b.put_u8(8);
@@ -206,7 +246,17 @@ impl ManifestEdit {
                 if level >= MAX_LEVELS {
                     return r.illegal(level.into());
                 }
-                ManifestEdit::SegmentAdd { shard, level, meta: SegmentMeta::decode(r)? }
+                let (meta, rest) = match SegmentMeta::decode(r.rest()) {
+                    Ok(decoded) => decoded,
+                    Err(SegmentError::Length { expected, found }) => {
+                        return Err(CodecError::Short { what: "segment", missing: expected.saturating_sub(found) });
+                    }
+                    Err(SegmentError::Version { found, .. }) => return r.illegal(found.into()),
+                    Err(SegmentError::Value { found, .. }) => return r.illegal(found),
+                };
+                let used = r.remaining() - rest.len();
+                r.bytes(used)?;
+                ManifestEdit::SegmentAdd { shard, level, meta }
             }
             8 => ManifestEdit::SegmentRemove { shard: ShardId(r.u32()?), segment: SegmentId(r.u64()?) },
             9 => ManifestEdit::Run(Run::decode(r)?),
@@ -326,4 +376,58 @@ impl ManifestRecord {
         Ok(ManifestRecord { generation, sequence, prev_hash, edits })
     }
 }
-const _: () = assert!(RECORD_HEADER == 8 + 8 + 4);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vellum_base::{BLOCK_SIZE, BlockRange};
+
+    #[test]
+    fn every_edit_survives_a_record() {
+        let meta = SegmentMeta {
+            id: SegmentId(3),
+            ranges: vec![BlockRange::new(7, 2)],
+            len_bytes: 2 * BLOCK_SIZE as u64,
+            ..SegmentMeta::default()
+        };
+        let run = Run {
+            term: Term(1),
+            first_number: 2,
+            first_epoch: Epoch(3),
+            seal_chunks: vec![ChunkIndex(4), ChunkIndex(5)],
+            floor_number: 1,
+            floor_hash: 6,
+            durable_number: 7,
+            cut: None,
+            logs: vec![LogMeta { id: LogId(8), chunks: vec![ChunkIndex(9)], floor: 10 }],
+        };
+        let (shard, term) = (ShardId(1), Term(2));
+        let edits = vec![
+            ManifestEdit::Term(term),
+            ManifestEdit::NextIds { segment: SegmentId(1), log: LogId(2) },
+            ManifestEdit::Base { number: 1, hash: 2, epoch: Epoch(3) },
+            ManifestEdit::Chunks { first: ChunkIndex(1), count: 2, used_for: ChunkUse::Data(200) },
+            ManifestEdit::Shard { id: shard, first_bucket: 1, last_bucket: 2, flushed_through: Epoch(3) },
+            ManifestEdit::FlushedThrough { shard, epoch: Epoch(4) },
+            ManifestEdit::SegmentAdd { shard, level: 1, meta },
+            ManifestEdit::SegmentRemove { shard, segment: SegmentId(3) },
+            ManifestEdit::Run(Run { cut: Some(9), ..run.clone() }),
+            ManifestEdit::Run(run),
+            ManifestEdit::SealFloor { term, number: 1, hash: 2, durable_number: 3 },
+            ManifestEdit::LogFloor { log: LogId(1), place: 2 },
+            ManifestEdit::Cut { term, number: 1 },
+            ManifestEdit::RunDrop { term },
+        ];
+        let body = RecordBody::new(5, 6, &edits);
+        let (fsid, addr) = (Fsid([1; 16]), BlockAddr(20));
+        let mut buf = vec![0xee; body.padded_len()];
+        body.finish(&mut buf, addr, &fsid, 7);
+        buf.extend_from_slice(&[0; BLOCK_SIZE]); // what follows does not matter
+        let (record, hash, len) = ManifestRecord::decode(&buf, addr, &fsid).unwrap();
+        assert_eq!(record, ManifestRecord { generation: 7, sequence: 5, prev_hash: 6, edits });
+        assert_eq!((hash, len), (body.hash(), body.padded_len()));
+        for cut in 0..body.0.len() {
+            let _ = ManifestRecord::decode_body(&body.0[..cut], 7); // never panics
+        }
+    }
+}

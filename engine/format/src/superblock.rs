@@ -86,15 +86,7 @@ impl Superblock {
         }
         let mut out = [0u8; BLOCK_SIZE];
         out[BLOCK_HEADER..BLOCK_HEADER + b.len()].copy_from_slice(&b);
-        block::finish(
-            &mut out,
-            BlockKind::Superblock,
-            SUPERBLOCK_VERSION,
-            addr,
-            &self.fsid,
-            self.generation,
-            b.len(),
-        );
+        block::finish(&mut out, BlockKind::Superblock, SUPERBLOCK_VERSION, addr, &self.fsid, self.generation, b.len());
         out
     }
 

@@ -59,10 +59,9 @@ impl LastBatch {
 
     pub fn decode(value: &[u8]) -> Result<LastBatch, ItemError> {
         match value.as_chunks::<8>() {
-            ([number, epoch], []) => Ok(LastBatch {
-                number: BatchNo(u64::from_le_bytes(*number)),
-                epoch: Epoch(u64::from_le_bytes(*epoch)),
-            }),
+            ([number, epoch], []) => {
+                Ok(LastBatch { number: BatchNo(u64::from_le_bytes(*number)), epoch: Epoch(u64::from_le_bytes(*epoch)) })
+            }
             _ => Err(ItemError::Length { what: "last batch", expected: 16, found: value.len() }),
         }
     }

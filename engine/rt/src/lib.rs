@@ -33,7 +33,7 @@ pub use reactor::{has_reactor, now, random_u64, reactor_id, wall_clock};
 pub use stats::{ClassStats, Stall, Stats, stats};
 pub use task::{Cancelled, JoinHandle, spawn};
 pub use time::{Instant, WallTime};
-pub use timer::{Elapsed, Sleep, sleep, sleep_until, timeout};
+pub use timer::{Elapsed, Sleep, sleep, sleep_until, timeout, wake_after};
 pub use vellum_base::ReactorId;
 pub use yielding::{slice_used_up, yield_if_needed, yield_now};
 

@@ -80,7 +80,8 @@ impl fmt::Debug for PollerHandle {
 }
 
 /// Calls `f` each turn of the current reactor; it returns the events it handled (0: nothing to do, the reactor may
-/// sleep). A poller must not wait, and must not run the reactor. What should end a sleep needs [`watch_fd`].
+/// sleep). Whenever a task has run, every poller runs at least once before the reactor sleeps: a poller may submit what
+/// tasks have queued. It must not wait, and must not run the reactor. What should end a sleep needs [`watch_fd`].
 pub fn add_poller(name: &'static str, f: impl FnMut() -> usize + 'static) -> PollerHandle {
     let poller = Rc::new(Poller {
         name,

@@ -267,7 +267,8 @@ impl<T> fmt::Debug for JoinHandle<T> {
     }
 }
 
-/// Starts `future` on the current reactor. It is first polled in a later turn, never inside this call.
+/// Starts `future` on the current reactor. It is first polled in a later turn, never inside this call. A panic in it ends
+/// the whole reactor (and with it the thread or the simulation): half-done work of one task must not be built upon.
 pub fn spawn<F: Future + 'static>(class: Class, name: &'static str, future: F) -> JoinHandle<F::Output> {
     reactor::with(|reactor| reactor.tasks.spawn(reactor.wakes.remote(), class, name, future))
 }

@@ -110,6 +110,12 @@ pub fn sleep_until(deadline: Instant) -> Sleep {
     Sleep { deadline, armed: None }
 }
 
+/// Wakes `waker` when `delay` has passed: for what completes later without a task of its own, such as a simulated
+/// device. It cannot be taken back, and the waker must bear spare wakes.
+pub fn wake_after(delay: Duration, waker: Waker) {
+    reactor::with(|reactor| reactor.timers.add(reactor.backend.now() + delay, waker));
+}
+
 /// The time ran out first; the future was dropped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the time ran out")]

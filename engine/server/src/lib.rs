@@ -1,1 +1,40 @@
 //! The node: sessions and locks wired to the store.
+//!
+//! ```text
+//!  socket -> acceptor (greeting) -> home reactor of the rid: session -> dispatch -> store
+//!                                         |  lock by lock, ascending
+//!                                         v
+//!                               owner reactor of the group's bucket: lock table -> grants, invalidations back to the home
+//! ```
+//! Each reactor runs one [`Reactor`]; they share nothing but the rings of [`mesh`]. The store is seen through
+//! [`Backend`], so that sessions, locks and recovery are tested without one. [`Node`] starts it all on native reactors,
+//! [`Plan`] in any world.
+//!
+//! Not here: quorum, fencing of other nodes.
+
+mod admit;
+mod authority;
+mod backend;
+mod client;
+mod commits;
+pub mod dispatch;
+mod lock_service;
+mod mesh;
+mod node;
+mod options;
+mod pages;
+mod plan;
+mod reactor;
+mod reclaim;
+mod recovery;
+mod status;
+mod store_backend;
+
+pub use authority::TableAuthority;
+pub use backend::{Backend, BackendFuture, Scanned, Walked};
+pub use mesh::{MeshEnds, mesh};
+pub use node::Node;
+pub use options::{Limits, NodeOptions};
+pub use plan::{NodeError, Plan, Progress, StopHandle, Up};
+pub use reactor::{Reactor, ReactorParts};
+pub use store_backend::StoreBackend;

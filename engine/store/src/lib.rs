@@ -1,3 +1,50 @@
-//! Shards, logs, segments, compaction, manifest, epochs, space.
+//! Everything between the device and the items: superblock, manifest, logs, epochs, space, recovery, shards.
+//!
+//! [`mkfs`] makes a filesystem, [`open`] recovers one and gives each reactor its seed, [`Store::start`] runs on each
+//! reactor. The stores of one node find each other over a mesh of bounded channels; any of them may be asked for
+//! anything.
+//!
+//! ```text
+//!  commit -> admission (home: order, duplicates; owners: rights, structure, old values, room) -> memtables and parts
+//!  close -> parts and seal written in parallel -> one flush -> durable -> memtables to segments -> manifest -> log floor
+//! ```
 
+mod admission;
+mod central;
+mod check;
+mod clients;
+mod data;
+pub mod dump;
+mod env;
+mod epoch;
+mod error;
+mod layout;
 pub mod lsm;
+mod maintain;
+mod manifest;
+mod mesh;
+mod mkfs;
+mod open;
+mod options;
+mod parts;
+mod query;
+mod reads;
+mod recovery;
+mod serve;
+mod space;
+mod status;
+mod store;
+mod superblock;
+
+pub use check::{CheckOptions, CheckReport, Problem, check};
+pub use clients::RidState;
+pub use data::MAX_WRITE_BYTES;
+pub use error::{CommitError, StoreError};
+pub use layout::MIN_BYTES;
+pub use lsm::ScanPage;
+pub use mkfs::mkfs;
+pub use open::{Opened, ReactorSeed, RecoveryReport, open};
+pub use options::{MkfsOptions, OpenOptions};
+pub use query::WalkPage;
+pub use status::{ReactorStatus, StatFs, StoreStatus};
+pub use store::{Authority, Everyone, Store};

@@ -4,8 +4,8 @@
 //!   0        4016                       4096                       4096 + max_write
 //!   | unused | header (40) WriteIn (40) | data ...                 |
 //! ```
-//! Every message starts at 4016. Data of at least half the maximum leaves with the buffer, without a copy; less is
-//! copied, since a small write that is retained would pin the whole buffer.
+//! Every message starts at 4016. Large data leaves with the buffer, without a copy; small data is copied, since a
+//! small write that waits would pin the whole buffer.
 
 use std::ops::Range;
 
@@ -13,6 +13,8 @@ use vellum_base::{BLOCK_SIZE, DmaBuf, DmaSlice};
 
 use crate::abi::{InHeader, MIN_READ_BUFFER, WriteIn};
 
+/// Data from here on leaves with the buffer. A waiting write then pins 2 MiB at most for each 128 KiB of it.
+const GIVE_AWAY_MIN: usize = 128 << 10;
 const MESSAGE_START: usize = BLOCK_SIZE - size_of::<InHeader>() - size_of::<WriteIn>();
 
 pub fn new(max_write: usize) -> DmaBuf {
@@ -30,7 +32,7 @@ pub fn message(buf: &DmaBuf, len: usize) -> &[u8] {
 
 /// The `size` bytes of a WRITE's data, and a buffer for the next message. `size` was compared with the message's length.
 pub fn take_data(buf: DmaBuf, size: usize, max_write: usize) -> (DmaSlice, DmaBuf) {
-    if size >= max_write / 2 {
+    if size >= GIVE_AWAY_MIN {
         (buf.freeze().slice(BLOCK_SIZE..BLOCK_SIZE + size), new(max_write))
     } else {
         (DmaBuf::copy_from(&buf[BLOCK_SIZE..BLOCK_SIZE + size], false).freeze(), buf)

@@ -12,6 +12,7 @@ use crate::filesystem::Filesystem;
 use crate::init::SessionInfo;
 use crate::mount::{self, MountError, MountOptions, Mounted, Unmount};
 use crate::notify::Notifier;
+use crate::readers::Reader;
 use crate::session::{End, Session};
 use crate::stats::Statistics;
 
@@ -22,6 +23,7 @@ trait Running {
     fn info(&self) -> Option<SessionInfo>;
     fn statistics(&self) -> Statistics;
     fn notifier(&self) -> Notifier;
+    fn another_reader(&self) -> io::Result<Reader>;
 }
 
 impl<F: Filesystem> Running for Session<F> {
@@ -39,6 +41,9 @@ impl<F: Filesystem> Running for Session<F> {
     }
     fn notifier(&self) -> Notifier {
         Session::notifier(self)
+    }
+    fn another_reader(&self) -> io::Result<Reader> {
+        Session::another_reader(self)
     }
 }
 
@@ -75,7 +80,7 @@ fn serve<F: Filesystem>(
     options: &MountOptions,
 ) -> Result<MountHandle, MountError> {
     let input = rt::fd::AsyncFd::new(device.try_clone()?)?;
-    let session = Session::new(fs, Arc::new(device), wants, options.max_read)?;
+    let session = Session::new(fs, Arc::new(device), wants, options.max_read, Arc::default());
     // Memory that this thread needs must not wait for its own mount to write dirty pages. Needs CAP_SYS_RESOURCE.
     if let Err(error) = become_io_flusher() {
         tracing::debug!(%error, "not marked as IO flusher");
@@ -143,6 +148,11 @@ impl MountHandle {
 
     pub fn notifier(&self) -> Notifier {
         self.running.notifier()
+    }
+
+    /// A reader for another reactor; possible once [`MountHandle::info`] is there.
+    pub fn another_reader(&self) -> io::Result<Reader> {
+        self.running.another_reader()
     }
 }
 

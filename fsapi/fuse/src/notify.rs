@@ -1,13 +1,17 @@
 //! Telling the kernel that what it caches has changed.
 //!
-//! A notification may wait in the kernel for inode locks and locked pages, which a request that we have not answered may
-//! hold. So they are written by threads of their own, never by a reactor, and data (inode) and names (entry) wait apart:
-//! an invalidation of data never stands behind one of a name. The queues are bounded; a full one makes the sender wait.
+//! Some notifications wait in the kernel for locked pages or inode locks, which a request that we have not answered may
+//! hold. So all are written by threads, never by a reactor, on three lanes that do not wait for each other:
+//! - attributes and the epoch: never wait in the kernel, so an invalidation's answer may wait for them;
+//! - pages: wait for reads and writes of these pages that are under way;
+//! - names: wait for the directory's lock.
+//!
+//! The queues are bounded; a full one makes the sender wait. A lane's thread starts with its first job.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use vellum_rt as rt;
@@ -16,13 +20,27 @@ use zerocopy::IntoBytes;
 use crate::abi::{EXPIRE_ONLY, NotifyDeleteOut, NotifyInvalEntryOut, NotifyInvalInodeOut, notify};
 use crate::device;
 
-/// Notifications that may wait in each of the two queues.
+/// Notifications that may wait in each lane.
 const QUEUE_LEN: usize = 4096;
 /// How long a sender waits before it looks at a full queue again.
 const RETRY: Duration = Duration::from_millis(1);
 
+#[derive(Clone, Copy)]
+enum Lane {
+    Attributes,
+    Pages,
+    Names,
+}
+
+impl Lane {
+    const COUNT: usize = 3;
+    const THREADS: [&str; Lane::COUNT] = ["fuse-inval-attr", "fuse-inval-page", "fuse-inval-name"];
+}
+
+/// `len` 0 means to the end.
 enum What {
-    Inode { ino: u64, offset: i64, len: i64 },
+    Attributes { ino: u64 },
+    Pages { ino: u64, offset: u64, len: u64 },
     Entry { parent: u64, name: Box<[u8]>, expire_only: bool },
     Delete { parent: u64, child: u64, name: Box<[u8]> },
     Epoch,
@@ -33,36 +51,45 @@ struct Job {
     done: Option<rt::channel::Sender<io::Result<()>>>,
 }
 
-/// Sends notifications; cheap to clone, usable from every thread. It holds no descriptor: a mount does not outlive its
+/// Sends notifications; cheap to clone, usable on every reactor. It holds no descriptor: a mount does not outlive its
 /// session because of it.
 #[derive(Clone)]
 pub struct Notifier {
-    data: SyncSender<Job>,
-    names: SyncSender<Job>,
+    device: Weak<OwnedFd>,
+    lanes: Arc<[OnceLock<SyncSender<Job>>; Lane::COUNT]>,
 }
 
 impl Notifier {
-    /// Starts the two threads; they end when the last notifier is dropped.
-    pub fn start(device: &Arc<OwnedFd>) -> io::Result<Notifier> {
-        let lane = |name: &str| -> io::Result<SyncSender<Job>> {
-            let (sender, receiver) = sync_channel(QUEUE_LEN);
-            let device = Arc::downgrade(device);
-            std::thread::Builder::new().name(name.into()).spawn(move || deliver(&device, &receiver))?;
-            Ok(sender)
-        };
-        Ok(Notifier { data: lane("fuse-inval-data")?, names: lane("fuse-inval-name")? })
+    pub(crate) fn new(device: &Arc<OwnedFd>) -> Notifier {
+        Notifier { device: Arc::downgrade(device), lanes: Arc::default() }
     }
 
-    /// Drops cached attributes of `ino`, and its pages of `len` bytes from `offset` (`len` 0: to the end). A negative
-    /// offset leaves the pages alone. Resolves when the kernel has done it: it waits for reads of those pages, so whoever
-    /// answers reads must not wait for this.
-    pub async fn inval_inode(&self, ino: u64, offset: i64, len: i64) -> io::Result<()> {
-        self.wait(&self.data, What::Inode { ino, offset, len }).await
+    /// Drops cached attributes of `ino`. Resolves when the kernel has done it, which is soon whatever goes on.
+    pub async fn inval_attributes(&self, ino: u64) -> io::Result<()> {
+        self.wait(Lane::Attributes, What::Attributes { ino }).await
+    }
+
+    /// The same for many, with one wait.
+    pub async fn inval_attributes_of(&self, inos: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        let mut inos = inos.into_iter().peekable();
+        while let Some(ino) = inos.next() {
+            if inos.peek().is_none() {
+                return self.inval_attributes(ino).await; // jobs of a lane are done in order
+            }
+            self.queue(Lane::Attributes, Job { what: What::Attributes { ino }, done: None }).await;
+        }
+        Ok(())
+    }
+
+    /// Drops cached attributes of `ino`, and its pages of `len` bytes from `offset` (`len` 0: to the end). It waits for
+    /// reads of those pages, so whoever answers reads must not wait for this.
+    pub async fn inval_pages(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
+        self.wait(Lane::Pages, What::Pages { ino, offset, len }).await
     }
 
     /// The same without waiting for the kernel.
-    pub async fn queue_inval_inode(&self, ino: u64, offset: i64, len: i64) {
-        queue(&self.data, Job { what: What::Inode { ino, offset, len }, done: None }).await;
+    pub async fn queue_inval_pages(&self, ino: u64, offset: u64, len: u64) {
+        self.queue(Lane::Pages, Job { what: What::Pages { ino, offset, len }, done: None }).await;
     }
 
     /// Drops a cached name. Nothing may wait for it: the directory may be locked by a request that waits for us.
@@ -77,32 +104,45 @@ impl Notifier {
 
     /// `name` in `parent` is gone, if it is `child` still.
     pub async fn queue_delete(&self, parent: u64, child: u64, name: &[u8]) {
-        queue(&self.names, Job { what: What::Delete { parent, child, name: name.into() }, done: None }).await;
+        self.queue(Lane::Names, Job { what: What::Delete { parent, child, name: name.into() }, done: None }).await;
     }
 
     /// Lets all cached names expire at once; takes no lock. Only when [`crate::SessionInfo::has_inc_epoch`].
     pub async fn inc_epoch(&self) -> io::Result<()> {
-        self.wait(&self.data, What::Epoch).await
+        self.wait(Lane::Attributes, What::Epoch).await
     }
 
     async fn entry(&self, parent: u64, name: &[u8], expire_only: bool) {
-        queue(&self.names, Job { what: What::Entry { parent, name: name.into(), expire_only }, done: None }).await;
+        self.queue(Lane::Names, Job { what: What::Entry { parent, name: name.into(), expire_only }, done: None }).await;
     }
 
-    async fn wait(&self, lane: &SyncSender<Job>, what: What) -> io::Result<()> {
+    async fn wait(&self, lane: Lane, what: What) -> io::Result<()> {
         let (done, mut answer) = rt::channel::bounded(1);
-        queue(lane, Job { what, done: Some(done) }).await;
+        self.queue(lane, Job { what, done: Some(done) }).await;
         answer.recv().await.unwrap_or(Ok(())) // the session is over, and its caches with it
     }
-}
 
-async fn queue(lane: &SyncSender<Job>, mut job: Job) {
-    loop {
-        match lane.try_send(job) {
-            Ok(()) | Err(TrySendError::Disconnected(_)) => return,
-            Err(TrySendError::Full(back)) => job = back,
+    async fn queue(&self, lane: Lane, mut job: Job) {
+        let sender = self.lanes[lane as usize].get_or_init(|| self.start(lane));
+        loop {
+            match sender.try_send(job) {
+                Ok(()) | Err(TrySendError::Disconnected(_)) => return,
+                Err(TrySendError::Full(back)) => job = back,
+            }
+            rt::sleep(RETRY).await;
         }
-        rt::sleep(RETRY).await;
+    }
+
+    fn start(&self, lane: Lane) -> SyncSender<Job> {
+        let (sender, receiver) = sync_channel(QUEUE_LEN);
+        let device = self.device.clone();
+        let name = Lane::THREADS[lane as usize];
+        let thread = std::thread::Builder::new().name(name.into()).spawn(move || deliver(&device, &receiver));
+        if let Err(error) = thread {
+            // Jobs are dropped, and their senders go on: the kernel's caches run out by their timeouts alone.
+            tracing::error!(%error, name, "no thread for notifications");
+        }
+        sender
     }
 }
 
@@ -124,8 +164,13 @@ fn send(device: &OwnedFd, what: &What) -> io::Result<()> {
     let device = device.as_fd();
     let ended_by_nul = |name: &[u8]| [name, b"\0"].concat();
     let result = match what {
-        What::Inode { ino, offset, len } => {
-            let fixed = NotifyInvalInodeOut { ino: *ino, off: *offset, len: *len };
+        What::Attributes { ino } => {
+            let fixed = NotifyInvalInodeOut { ino: *ino, off: -1, len: 0 }; // a negative offset leaves pages alone
+            device::notify(device, notify::INVAL_INODE, fixed.as_bytes(), &[])
+        }
+        What::Pages { ino, offset, len } => {
+            let (off, len) = (i64::try_from(*offset).unwrap_or(i64::MAX), i64::try_from(*len).unwrap_or(0));
+            let fixed = NotifyInvalInodeOut { ino: *ino, off, len };
             device::notify(device, notify::INVAL_INODE, fixed.as_bytes(), &[])
         }
         What::Entry { parent, name, expire_only } => {

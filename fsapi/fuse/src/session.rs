@@ -28,6 +28,7 @@ use crate::filesystem::Filesystem;
 use crate::init::{SessionInfo, Wants, negotiate};
 use crate::interrupt::{Interrupted, Pending};
 use crate::notify::Notifier;
+use crate::readers::{Board, Reader, take_interrupts};
 use crate::reply::Reply;
 use crate::stats::{Recorder, Statistics};
 use crate::types::Errno;
@@ -41,8 +42,9 @@ const SECOND_SIGNAL_LOOK: Duration = Duration::from_millis(100);
 /// Why a session ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum End {
+    /// Nothing was under way.
     Unmounted,
-    /// Forced away, or aborted by the kernel.
+    /// Forced away or aborted, with requests cut off.
     Aborted,
     /// Reading failed with this errno.
     Failed(Errno),
@@ -72,15 +74,19 @@ pub(crate) struct Session<F> {
     layout: Cell<Layout>,
     max_read: usize,
     notifier: Notifier,
+    board: Arc<Board>,
+    /// Number on the board, and what it passes on until `run` takes it.
+    seat: (usize, Cell<Option<rt::channel::Receiver<u64>>>),
     after_init: RefCell<Option<Box<dyn FnOnce()>>>,
     end: Cell<Option<End>>,
     pub ended: rt::local::Event,
 }
 
 impl<F: Filesystem> Session<F> {
-    pub fn new(fs: Rc<F>, device: Arc<OwnedFd>, wants: Wants, max_read: usize) -> io::Result<Rc<Session<F>>> {
-        let notifier = Notifier::start(&device)?;
-        Ok(Rc::new(Session {
+    pub fn new(fs: Rc<F>, device: Arc<OwnedFd>, wants: Wants, max_read: usize, board: Arc<Board>) -> Rc<Session<F>> {
+        let notifier = Notifier::new(&device);
+        let (id, passed) = board.join();
+        Rc::new(Session {
             fs,
             device,
             pending: Rc::default(),
@@ -90,10 +96,12 @@ impl<F: Filesystem> Session<F> {
             layout: Cell::default(),
             max_read,
             notifier,
+            board,
+            seat: (id, Cell::new(Some(passed))),
             after_init: RefCell::default(),
             end: Cell::new(None),
             ended: rt::local::Event::new(),
-        }))
+        })
     }
 
     pub fn end(&self) -> Option<End> {
@@ -119,6 +127,11 @@ impl<F: Filesystem> Session<F> {
 
     /// Reads and handles until the connection ends.
     pub async fn run(self: Rc<Self>, input: rt::fd::AsyncFd) {
+        let interrupts = self
+            .seat
+            .1
+            .take()
+            .map(|passed| rt::spawn(rt::Class::Request, "fuse-interrupts", take_interrupts(self.clone(), passed)));
         let mut buf = buffer::new(self.wants.max_write);
         let end = loop {
             let room = buffer::room(&buf);
@@ -135,11 +148,25 @@ impl<F: Filesystem> Session<F> {
             };
             rt::yield_if_needed().await;
         };
+        if let Some(task) = interrupts {
+            task.cancel();
+        }
         self.finish(end);
+    }
+
+    /// One more descriptor of this connection, once INIT has been answered.
+    pub fn another_reader(&self) -> io::Result<Reader> {
+        let info = self.info().ok_or_else(|| io::Error::other("the kernel has not begun the session yet"))?;
+        let device = device::clone_of(self.device.as_fd())?;
+        Ok(Reader { device, info, wants: self.wants, max_read: self.max_read, board: self.board.clone() })
     }
 
     fn finish(&self, end: End) {
         if self.end.get().is_none() {
+            // The kernel says the same (ENODEV) for both; but a mount that is idle has nothing waiting.
+            let cut_off = self.pending.len();
+            self.recorder.rest.borrow_mut().cut_off = cut_off as u64;
+            let end = if end == End::Unmounted && cut_off > 0 { End::Aborted } else { end };
             tracing::debug!(?end, "the mount is gone");
             self.end.set(Some(end));
             self.pending.cancel_all();
@@ -149,7 +176,7 @@ impl<F: Filesystem> Session<F> {
     }
 
     /// Handles one message and gives a buffer for the next one back.
-    async fn handle(self: &Rc<Self>, buf: DmaBuf, len: usize) -> DmaBuf {
+    pub(crate) async fn handle(self: &Rc<Self>, buf: DmaBuf, len: usize) -> DmaBuf {
         let began = rt::now();
         let (incoming, buf) = self.accept(buf, len);
         let Some(Incoming { header, opcode, step }) = incoming else {
@@ -244,11 +271,16 @@ impl<F: Filesystem> Session<F> {
             .inspect_err(|_| tracing::error!(offer.major, offer.minor, "this kernel's FUSE protocol is too old"))?;
         if let Some(info) = info {
             tracing::debug!(?info, "FUSE session");
-            self.layout.set(Layout { setxattr_ext: info.has(init::SETXATTR_EXT), max_read: self.max_read });
-            *self.info.borrow_mut() = Some(info);
-            self.fs.started(&info, &self.notifier);
+            self.agreed(info);
         }
         Ok(Reply::of(&out))
+    }
+
+    /// What INIT, here or at another reader, has settled.
+    pub fn agreed(&self, info: SessionInfo) {
+        self.layout.set(Layout { setxattr_ext: info.has(init::SETXATTR_EXT), max_read: self.max_read });
+        *self.info.borrow_mut() = Some(info);
+        self.fs.started(&info, &self.notifier);
     }
 
     fn batch_forget(&self, body: &[u8]) {
@@ -263,17 +295,21 @@ impl<F: Filesystem> Session<F> {
     fn interrupt(self: &Rc<Self>, body: &[u8]) -> Step {
         let Ok((request, _)) = abi::InterruptIn::read_from_prefix(body) else { return Step::Silent };
         self.recorder.rest.borrow_mut().interrupted += 1;
-        match self.pending.interrupt(request.unique) {
-            Interrupted::Cancelled => Step::Silent,
-            Interrupted::Told => {
-                let session = self.clone();
-                rt::spawn(rt::Class::Request, "fuse-interrupted", session.watch_for_death(request.unique)).detach();
-                Step::Silent
-            }
-            // Answered already (the kernel finds nobody and that is that), or another reader has it and has not begun:
-            // EAGAIN lets the kernel send the INTERRUPT again.
+        match self.interrupt_request(request.unique) {
+            Interrupted::Cancelled | Interrupted::Told => Step::Silent,
+            Interrupted::Unknown if self.board.pass_on(self.seat.0, request.unique) => Step::Silent,
+            // Answered already, and then the kernel finds nobody for this answer; or it has not begun, and then EAGAIN
+            // lets the kernel send the INTERRUPT again.
             Interrupted::Unknown => Step::Answer(Err(Errno::EAGAIN)),
         }
+    }
+
+    pub fn interrupt_request(self: &Rc<Self>, unique: u64) -> Interrupted {
+        let interrupted = self.pending.interrupt(unique);
+        if interrupted == Interrupted::Told {
+            rt::spawn(rt::Class::Request, "fuse-interrupted", self.clone().watch_for_death(unique)).detach();
+        }
+        interrupted
     }
 
     async fn watch_for_death(self: Rc<Self>, unique: u64) {

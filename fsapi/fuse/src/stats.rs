@@ -58,6 +58,8 @@ pub struct Statistics {
     pub interrupted: u64,
     /// Messages that could not be understood.
     pub malformed: u64,
+    /// Waiting when the mount went away: their callers got ENOTCONN or ECONNABORTED.
+    pub cut_off: u64,
     /// Waiting now.
     pub in_flight: u64,
 }

@@ -1,1 +1,29 @@
-//! Polled sockets and the in-process transport under a session.
+//! Sessions over sockets and within one process.
+//!
+//! - [`Connection`]: a client's connection, which finds its way back by itself.
+//! - [`Session`], [`Acceptor`], [`InProcessListener`]: the engine's side.
+//!
+//! A frame is received into a buffer that many small frames share, a large payload straight into aligned memory of its
+//! own; all frames that are pending in one turn leave in one send. Within one process frames are moved, not encoded.
+//! What a peer may make us hold is bounded before it is believed; a malformed frame costs its socket and nothing else.
+
+mod accept;
+mod calls;
+mod connection;
+mod error;
+mod in_process;
+mod session;
+mod socket;
+mod stream_reader;
+mod stream_writer;
+
+pub use accept::{Acceptor, Greeter, Stranger, refuse};
+pub use calls::{PendingCall, Reply};
+pub use connection::{Address, ConnectOptions, Connection, Handler, Identity, NewTermHook};
+pub use error::{LinkError, SocketError};
+pub use in_process::{InProcessDialer, InProcessListener, in_process};
+pub use session::{Responder, Session, SessionHandler};
+pub use socket::{FrameReader, FrameWriter, ShutdownOnDrop, Socket, bridge};
+
+/// A boxed future of one reactor.
+pub type LocalBoxFuture<T> = std::pin::Pin<Box<dyn Future<Output = T>>>;

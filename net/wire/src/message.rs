@@ -129,7 +129,9 @@ pub enum Request {
     /// it holds, in pages of at most [`MAX_WANTS`] ascending names, the last one with `last` set (a client without
     /// locks sends one empty page). It is the first thing that it sends in the new term; nothing else of this rid is
     /// served before the last page. A lock under invalidation, or under an `Unlock` that was not answered, is reported
-    /// with its OLD mode (L6); a `Lock` that was not answered is not reported, but asked for again.
+    /// with its OLD mode (L6); a `Lock` that was not answered is not reported, but asked for again. Such an invalidation is
+    /// void from then on: the client abandons it (its answer goes nowhere, and the lock may be granted to a waiting `Lock`
+    /// of this client again), and the new leader asks anew if somebody wants the lock.
     /// Then, in this order: `WriteData` for all data that is not durable (the engine forgot what was pending), and
     /// the batches after [`Greeted::last_batch`] with the new places of that data. Answered by
     /// [`Response::Reasserted`]; `NotPermitted` says that somebody else holds one of them: the client was fenced.

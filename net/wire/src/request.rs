@@ -5,6 +5,7 @@ use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
 
 use crate::codec::{self, WireFault};
+use crate::header::MAX_CONTROL;
 use crate::message::{MAX_ITEMS, Request};
 use crate::reader::Reader;
 use crate::writer;
@@ -27,6 +28,10 @@ mod code {
     pub(super) const KEEPALIVE: u16 = 15;
     pub(super) const INVALIDATE: u16 = 16;
 }
+
+/// What a value of an item, and an entry of an index, may take in an answer.
+const MAX_VALUE_BYTES: u64 = 2048;
+const ENTRY_BYTES: u64 = 16;
 
 const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
@@ -85,7 +90,10 @@ impl Request {
                 ranges.iter().map(|r| u64::from(r.len_blocks) * BLOCK_SIZE as u64).fold(0, u64::saturating_add)
             }
             Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() as u64).sum(),
-            Request::Scan { max_bytes, .. } => u64::from(*max_bytes),
+            // Whatever is asked for, no answer is longer than a frame.
+            Request::Scan { max_bytes, .. } => u64::from(*max_bytes).min(MAX_CONTROL as u64),
+            Request::Get { keys, .. } => keys.len() as u64 * MAX_VALUE_BYTES,
+            Request::Walk { max, .. } => (u64::from(*max) * ENTRY_BYTES).min(MAX_CONTROL as u64),
             _ => payload_len as u64,
         }
     }

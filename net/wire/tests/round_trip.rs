@@ -158,6 +158,8 @@ fn split(bytes: &[u8]) -> Result<(FrameHeader, Bytes), WireFault> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn every_frame_survives_its_encoding(body in body(), words in any::<[u64; 4]>(), payload in 0usize..9000) {
         let payload = (payload > 0 && matches!(body, Body::Request(_) | Body::Response(_)))

@@ -1,24 +1,63 @@
 //! Regular files and block devices through io_uring.
+//!
+//! Direct IO, one ring per queue (a ring has one issuer, so nothing is shared between reactors), the file registered with
+//! the ring. Decisions:
+//! - buffers are not registered: `DmaBuf` memory is not one arena, and registering each buffer for one IO costs more than
+//!   the page pinning that it saves. An arena in `base` would change that;
+//! - every queue opens its own file description: Linux reports a lost write once per description, so a flush of one
+//!   queue must not swallow the error that belongs to another's;
+//! - a queue whose device has poll queues runs its reads and writes on a second, polled ring (IOPOLL), which takes no
+//!   interrupt and cannot announce completions: its reactor does not sleep while such an operation is in flight.
 
+mod file;
+mod lock;
+mod queue;
+mod ring;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
+use file::OpenFile;
+use queue::UringQueue;
+
+use crate::health::Health;
 use crate::{Device, DeviceError, Geometry, OpenMode, Queue};
 
+/// What all queues of the device share.
+struct Shared {
+    /// Carries the lock: it is given up when the device and its last queue are dropped.
+    file: OpenFile,
+    health: Health,
+    read_only: bool,
+    /// Completions can be polled for, without interrupts.
+    polled: bool,
+}
+
 pub struct UringDevice {
-    geometry: Geometry,
+    shared: Arc<Shared>,
 }
 
 impl UringDevice {
-    pub fn open(path: &str, _mode: OpenMode) -> Result<UringDevice, DeviceError> {
-        Err(DeviceError::NotBuilt { spec: path.to_owned(), backend: "uring" })
+    pub fn open(path: &str, mode: OpenMode) -> Result<UringDevice, DeviceError> {
+        let mut file = OpenFile::open(path, mode)?;
+        let polled = file.direct && file.queue_has_polling() && ring::can_poll(file.file.as_raw_fd());
+        if polled {
+            file.geometry.name.push_str(" (polled)");
+        }
+        let shared = Shared { file, health: Health::default(), read_only: mode.read_only, polled };
+        Ok(UringDevice { shared: Arc::new(shared) })
     }
 }
 
 impl Device for UringDevice {
     fn geometry(&self) -> &Geometry {
-        &self.geometry
+        &self.shared.file.geometry
     }
-    fn open_queue(&self, _depth: u32) -> Result<Rc<dyn Queue>, DeviceError> {
-        Err(DeviceError::Ring { errno: libc::ENOSYS })
+
+    fn open_queue(&self, depth: u32) -> Result<Rc<dyn Queue>, DeviceError> {
+        Ok(Rc::new(UringQueue::open(self.shared.clone(), depth)?))
     }
 }

@@ -40,7 +40,8 @@ impl Semaphore {
 
     /// Takes `n` permits if nobody waits and they are there.
     pub fn try_acquire(&self, n: usize) -> Option<Permit<'_>> {
-        (self.waiters.borrow().is_empty() && self.take(n)).then_some(Permit { semaphore: self, permits: n })
+        let granted = self.waiters.borrow().is_empty() && self.take(n);
+        granted.then(|| Permit { semaphore: self, permits: n }) // lazily: a dropped permit gives back
     }
 
     /// Waits for `n` permits. More than there will ever be waits for ever.

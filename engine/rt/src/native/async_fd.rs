@@ -23,10 +23,9 @@ impl AsyncFd {
 
     pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            match rustix::io::read(&*self.fd, &mut *buf) {
-                Err(Errno::AGAIN) => self.driver.readable(&self.fd).await?,
-                Err(Errno::INTR) => {}
-                done => return Ok(done?),
+            match self.driver.spin(|| rustix::io::read(&*self.fd, &mut *buf)).await {
+                Some(done) => return Ok(done?),
+                None => self.driver.readable(&self.fd).await?,
             }
         }
     }

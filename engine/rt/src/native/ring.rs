@@ -29,6 +29,8 @@ use crate::poller::Watch;
 /// Completions of cancellations: nobody waits for them.
 const IGNORED: u64 = u64::MAX;
 const DOORBELL: u64 = u64::MAX - 1;
+/// `IORING_RECVSEND_POLL_FIRST` of the kernel's interface.
+const RECVSEND_POLL_FIRST: u16 = 1;
 /// How long a dying ring waits for the kernel to give the buffers back.
 const DRAIN_STEP: Duration = Duration::from_millis(10);
 const DRAIN_STEPS: usize = 200;
@@ -49,9 +51,9 @@ impl OpId {
 /// What the kernel may touch while the operation is in flight.
 pub(super) enum Hold {
     None,
-    File(#[allow(dead_code, reason = "kept open for the kernel")] Rc<OwnedFd>),
-    Recv { file: Rc<OwnedFd>, buf: DmaBuf },
-    Send { file: Rc<OwnedFd>, head: Vec<u8>, payload: Option<DmaSlice> },
+    File { _file: Rc<OwnedFd> },
+    Recv { buf: DmaBuf, _file: Rc<OwnedFd> },
+    Send { head: Vec<u8>, payload: Option<DmaSlice>, _file: Rc<OwnedFd> },
     Watch(Rc<Watch>),
 }
 
@@ -88,6 +90,7 @@ impl Slot {
 
 struct Inner {
     uring: IoUring,
+    #[expect(clippy::vec_box, reason = "the kernel holds the slots' addresses")]
     slots: Vec<Box<Slot>>,
     free: Vec<u32>,
     /// Entries that found the submission queue full.
@@ -146,18 +149,25 @@ impl Ring {
         Ok(Ring { inner: RefCell::new(inner), wakers: Cell::default() })
     }
 
-    /// Receives into `buf[range]`; holds `buf` and `file` until the kernel answers.
-    pub fn recv(self: &Rc<Self>, file: &Rc<OwnedFd>, mut buf: DmaBuf, range: Range<usize>) -> Op {
+    /// Receives into `buf[range]`; holds `buf` and `file` until the kernel answers. The kernel waits
+    /// before it tries: the caller has just tried.
+    pub(super) fn recv(self: &Rc<Self>, file: &Rc<OwnedFd>, mut buf: DmaBuf, range: Range<usize>) -> Op {
         let part = &mut buf[range];
         let (at, len) = (part.as_mut_ptr(), u32::try_from(part.len()).unwrap_or(u32::MAX));
-        let entry = opcode::Recv::new(Fd(file.as_raw_fd()), at, len).build();
-        self.start(Hold::Recv { file: file.clone(), buf }, |_| entry)
+        let entry = opcode::Recv::new(Fd(file.as_raw_fd()), at, len).ioprio(RECVSEND_POLL_FIRST).build();
+        self.start(Hold::Recv { buf, _file: file.clone() }, |_| entry)
     }
 
     /// Sends `head` and `payload` without their first `skip` bytes.
-    pub fn send(self: &Rc<Self>, file: &Rc<OwnedFd>, head: Vec<u8>, payload: Option<DmaSlice>, skip: usize) -> Op {
+    pub(super) fn send(
+        self: &Rc<Self>,
+        file: &Rc<OwnedFd>,
+        head: Vec<u8>,
+        payload: Option<DmaSlice>,
+        skip: usize,
+    ) -> Op {
         let fd = Fd(file.as_raw_fd());
-        self.start(Hold::Send { file: file.clone(), head, payload }, |slot| {
+        self.start(Hold::Send { head, payload, _file: file.clone() }, |slot| {
             let Hold::Send { head, payload, .. } = &slot.hold else { unreachable!("set by start") };
             let body = payload.as_deref().unwrap_or_default();
             let parts = [&head[skip.min(head.len())..], &body[skip.saturating_sub(head.len()).min(body.len())..]];
@@ -171,13 +181,13 @@ impl Ring {
     }
 
     /// Waits until `file` has one of the poll `events`.
-    pub fn poll(self: &Rc<Self>, file: &Rc<OwnedFd>, events: i16) -> Op {
+    pub(super) fn poll(self: &Rc<Self>, file: &Rc<OwnedFd>, events: i16) -> Op {
         let entry = opcode::PollAdd::new(Fd(file.as_raw_fd()), events as u32).build();
-        self.start(Hold::File(file.clone()), |_| entry)
+        self.start(Hold::File { _file: file.clone() }, |_| entry)
     }
 
     /// Puts a one-shot poll of the watched fd into the kernel. A closed fd answers at once with an error.
-    pub fn arm_watch(&self, watch: &Rc<Watch>) {
+    pub(super) fn arm_watch(&self, watch: &Rc<Watch>) {
         let entry = opcode::PollAdd::new(Fd(watch.fd), libc::POLLIN as u32).build();
         let op = self.inner.borrow_mut().start(Hold::Watch(watch.clone()), |_| entry);
         watch.armed.set(Some(op));
@@ -195,12 +205,12 @@ impl Ring {
     }
 
     /// Submits what is queued and runs what the kernel deferred to us. No system call when there is neither.
-    pub fn flush(&self) -> io::Result<()> {
+    pub(super) fn flush(&self) -> io::Result<()> {
         self.inner.borrow_mut().flush()
     }
 
     /// Wakes the owners of finished operations; returns the number of completions.
-    pub fn reap(&self) -> usize {
+    pub(super) fn reap(&self) -> usize {
         let mut wakers = self.wakers.take();
         let count = self.inner.borrow_mut().reap(&mut wakers);
         for waker in wakers.drain(..) {
@@ -211,7 +221,7 @@ impl Ring {
     }
 
     /// Sleeps until a completion, a ring of the doorbell, or `timeout`.
-    pub fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
+    pub(super) fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
         let mut inner = self.inner.borrow_mut();
         inner.arm_doorbell();
         inner.wait(timeout)
@@ -339,7 +349,9 @@ fn is_transient(e: &io::Error) -> bool {
 impl Drop for Inner {
     fn drop(&mut self) {
         let all = opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED);
-        self.backlog.clear(); // never submitted; nothing of theirs is in the kernel
+        // What was never submitted is not in the kernel.
+        let unsent = self.backlog.drain(..).filter(|entry| entry.get_user_data() < DOORBELL).count();
+        self.in_flight -= unsent;
         self.push(all);
         let mut wakers = Vec::new();
         for _ in 0..DRAIN_STEPS {
@@ -358,6 +370,13 @@ impl Drop for Inner {
     }
 }
 
+/// The kernel's answer, and what it was allowed to touch.
+pub(super) struct Completion {
+    /// As a system call's: negative is an errno.
+    pub result: i32,
+    pub hold: Hold,
+}
+
 /// One operation in flight. Dropping it cancels the operation; its memory stays with the ring until the kernel answers.
 pub(super) struct Op {
     ring: Rc<Ring>,
@@ -366,9 +385,9 @@ pub(super) struct Op {
 }
 
 impl Future for Op {
-    type Output = (i32, Hold);
+    type Output = Completion;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<(i32, Hold)> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
         let Op { ring, id, finished } = &mut *self;
         assert!(!*finished, "polled after it was done");
         let mut inner = ring.inner.borrow_mut();
@@ -380,7 +399,7 @@ impl Future for Op {
                 let hold = slot.free();
                 inner.free.push(id.slot);
                 *finished = true;
-                Poll::Ready((result, hold))
+                Poll::Ready(Completion { result, hold })
             }
             State::Waiting(waker) => {
                 match waker {

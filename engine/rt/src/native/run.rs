@@ -3,6 +3,9 @@
 //! A turn: remote wakes, completions, timers, pollers, tasks, one submission for all that they started. A turn that
 //! found nothing spins on for a short while, and gives the core to whoever wants it; then the reactor sleeps in the
 //! kernel until a completion, the doorbell, a watched fd or the next timer. It has no tick of its own.
+//!
+//! Invariant: after any task has run to some effect, a whole turn (with all pollers) follows before a sleep. Tasks that
+//! spun on their descriptors in vain are the one exception, else they would keep the reactor awake for ever.
 
 use std::io;
 use std::rc::Rc;
@@ -37,8 +40,8 @@ impl Loop {
         let mut last_work = clock();
         loop {
             let now = clock();
-            let (progress, now) = self.turn(now);
-            let output = main();
+            let mut output = None;
+            let (progress, now) = self.turn(now, || output = main());
             self.driver.ring.flush()?;
             if let Some(output) = output {
                 return Ok(output);
@@ -52,14 +55,18 @@ impl Loop {
         }
     }
 
-    fn turn(&self, now: Instant) -> (usize, Instant) {
+    /// One turn; returns what it got done (a task that spun in vain is nothing), and the present.
+    fn turn(&self, now: Instant, main: impl FnOnce()) -> (usize, Instant) {
         let reactor = &self.reactor;
         let wakes = reactor.drain_remote_wakes();
         let completions = self.driver.ring.reap();
         let timers = reactor.timers.fire(now);
         let events = reactor.pollers.run();
+        let spinners = self.driver.turn_spinners();
         let (polls, now) = reactor.run_tasks(POLLS_PER_TURN, now + TURN, now);
-        let progress = wakes + completions + timers + events + polls;
+        main();
+        let in_vain = spinners.saturating_sub(self.driver.take_spins_ended());
+        let progress = wakes + completions + timers + events + polls.saturating_sub(in_vain);
         let mut stats = reactor.stats.borrow_mut();
         stats.turns += 1;
         stats.idle_turns += u64::from(progress == 0);
@@ -70,7 +77,8 @@ impl Loop {
 
     /// Called in a turn without work: whether to sleep now, or to spin on.
     fn is_time_to_sleep(&self, now: Instant, last_work: Instant) -> bool {
-        let may_sleep = self.poll == PollMode::Adaptive && !self.reactor.pollers.keep_awake();
+        let held = self.driver.has_spinners() || self.reactor.pollers.keep_awake();
+        let may_sleep = self.poll == PollMode::Adaptive && !held;
         if may_sleep && now - last_work >= self.spin {
             return true;
         }

@@ -1,6 +1,6 @@
 //! Connected sockets on the ring.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, sockopt};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
+    connect, recv, sendmsg, sockopt,
+};
 use vellum_base::{DmaBuf, DmaSlice};
 
 use super::driver::Driver;
@@ -76,29 +79,40 @@ impl Stream {
         }
     }
 
-    pub async fn recv(&self, buf: DmaBuf, range: Range<usize>) -> (io::Result<usize>, DmaBuf) {
-        let (mut buf, mut result) = (buf, -libc::EINTR);
-        while result == -libc::EINTR {
-            let (done, Hold::Recv { buf: returned, .. }) = self.driver.ring.recv(&self.fd, buf, range.clone()).await
-            else {
+    pub async fn recv(&self, mut buf: DmaBuf, range: Range<usize>) -> (io::Result<usize>, DmaBuf) {
+        let attempt = || recv(&*self.fd, &mut buf[range.clone()], RecvFlags::DONTWAIT).map(|(n, _)| n);
+        if let Some(done) = self.driver.spin(attempt).await {
+            return (done.map_err(io::Error::from), buf);
+        }
+        loop {
+            let done = self.driver.ring.recv(&self.fd, buf, range.clone()).await;
+            let Hold::Recv { buf: back, .. } = done.hold else {
                 unreachable!("an operation returns what it was given")
             };
-            (buf, result) = (returned, done);
+            buf = back;
+            match to_result(done.result) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                result => return (result, buf),
+            }
         }
-        (to_result(result), buf)
     }
 
+    /// Tries at once: most sends find room in the socket, and the answer is on its way before this task yields.
     pub async fn send_all(&self, head: Vec<u8>, payload: Option<DmaSlice>) -> (io::Result<()>, Vec<u8>) {
         let total = head.len() + payload.as_ref().map_or(0, |payload| payload.len());
-        let (mut head, mut payload, mut sent) = (head, payload, 0);
+        let (mut head, mut payload) = (head, payload);
+        let mut sent = match self.try_send(&head, payload.as_deref().unwrap_or_default()) {
+            Ok(n) => n,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
+            Err(e) => return (Err(e.into()), head),
+        };
         while sent < total {
-            let (done, Hold::Send { head: returned, payload: rest, .. }) =
-                self.driver.ring.send(&self.fd, head, payload, sent).await
-            else {
+            let done = self.driver.ring.send(&self.fd, head, payload, sent).await;
+            let Hold::Send { head: back, payload: rest, .. } = done.hold else {
                 unreachable!("an operation returns what it was given")
             };
-            (head, payload) = (returned, rest);
-            match to_result(done) {
+            (head, payload) = (back, rest);
+            match to_result(done.result) {
                 Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), head),
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -106,6 +120,12 @@ impl Stream {
             }
         }
         (Ok(()), head)
+    }
+
+    fn try_send(&self, head: &[u8], payload: &[u8]) -> Result<usize, Errno> {
+        let parts = [IoSlice::new(head), IoSlice::new(payload)];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        sendmsg(&*self.fd, &parts, &mut SendAncillaryBuffer::default(), flags)
     }
 
     pub fn shutdown(&self) {

@@ -97,7 +97,8 @@ impl Walk {
     /// Goes to the next entry. When it stops, the walk stands where it stood.
     fn step(&mut self, blocks: &Blocks<'_>, ahead: usize) -> Result<(), Stop> {
         let (Some(segment), Some(position)) = (self.segments.get(self.at).cloned(), &mut self.position) else {
-            return Ok(());
+            // At the end; or it stopped on its way into the next segment.
+            return self.seek(&Key::MIN, blocks, ahead);
         };
         if let Some(entry) = (View { segment: &segment, block: &position.block }).after(&position.entry)? {
             position.entry = entry;
@@ -114,6 +115,7 @@ impl Walk {
             }
         }
         self.at += 1;
+        self.position = None;
         self.seek(&Key::MIN, blocks, ahead)
     }
 }
@@ -156,6 +158,28 @@ impl RunCursor {
             self.read_range()?;
         }
         self.seek_points(key, blocks)
+    }
+
+    /// As `seek`, for the range tombstones alone.
+    pub fn seek_ranges(&mut self, key: &Key, blocks: &Blocks<'_>) -> Result<(), Stop> {
+        if let Some(walk) = &mut self.ranges {
+            walk.at = 0;
+            walk.seek(key, blocks, 0)?;
+        }
+        self.read_range()
+    }
+
+    /// The range tombstone that the cursor stands at, with its epochs, newest first.
+    pub fn range(&self) -> Option<(KeyRange, Vec<Epoch>)> {
+        let range = self.range.as_ref()?;
+        Some((KeyRange { first: range.first, last: range.last }, range.epochs.clone()))
+    }
+
+    pub fn step_range(&mut self, blocks: &Blocks<'_>) -> Result<(), Stop> {
+        if let Some(walk) = &mut self.ranges {
+            walk.step(blocks, 0)?;
+        }
+        self.read_range()
     }
 
     pub fn seek_points(&mut self, key: &Key, blocks: &Blocks<'_>) -> Result<(), Stop> {

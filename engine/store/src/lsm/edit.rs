@@ -42,12 +42,3 @@ pub struct ScanPage {
     /// Where to continue; `None` when the range is exhausted. A page may be empty and not the last.
     pub next: Option<Key>,
 }
-
-/// A compaction that was picked: its inputs belong to no other job while it lives.
-pub struct Job {
-    /// From new to old; the segments of one input do not overlap.
-    pub(super) inputs: Vec<Vec<Rc<Segment>>>,
-    /// The level of the result: that of the oldest input, or the one below.
-    pub(super) level: usize,
-    pub(super) claimed: Cell<bool>,
-}

@@ -39,7 +39,6 @@ impl Shard {
             through: frozen.through,
             bottom: Bottom::new(state.sorted_runs().cloned().collect()),
             output: Output::new(&self.env, &self.cfg, frozen.through, epochs),
-            ranges_from: Key::MIN,
         };
         let mut next = Some(Key::MIN);
         while let Some(from) = next {
@@ -58,35 +57,24 @@ struct TableWriter {
     through: Epoch,
     bottom: Bottom,
     output: Output,
-    /// Range tombstones are written up to here.
-    ranges_from: Key,
 }
 
 impl TableWriter {
-    /// Writes the keys from `from` to the key that it answers, where the next batch begins, and the range tombstones
-    /// that end before it. One that reaches over that key is cut there only when the segment ends there.
+    /// Writes some keys from `from` on, and the range tombstones before the key that it answers: where to go on.
     fn batch(&mut self, table: &Memtable, from: &Key) -> Option<Key> {
-        let after_points = table.from(from).nth(BATCH).map(|(key, _)| *key);
-        let after_ranges = table.tombstones.from(&self.ranges_from).nth(BATCH).map(|(first, _)| first);
-        let end = match (after_points, after_ranges.filter(|key| key > from)) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        let inside = |key: &Key| end.is_none_or(|end| *key < end);
-        for (key, versions) in table.from(from).take_while(|(key, _)| inside(key)) {
+        let mut end = None;
+        for (count, (key, versions)) in table.from(from).enumerate() {
+            if count == BATCH {
+                end = Some(*key);
+                break;
+            }
             self.point(table, key, versions);
         }
-        let start = self.ranges_from;
-        self.ranges_from = end.unwrap_or(Key::MAX);
-        for (first, fragment) in table.tombstones.from(&start).take_while(|(first, _)| inside(first)) {
-            let first = first.max(start);
-            if inside(&fragment.last) {
-                self.range(&first, &fragment.last, fragment);
-            } else if let Some(before) = end.and_then(|end| predecessor(&end)).filter(|_| self.output.is_full()) {
-                self.range(&first, &before, fragment);
-            } else {
-                self.ranges_from = first;
+        for (first, fragment) in table.tombstones.from(from) {
+            if end.is_some_and(|end| first >= end) {
+                break;
             }
+            self.range(&first.max(*from), &clip(fragment, end), fragment);
         }
         end
     }
@@ -128,5 +116,12 @@ impl TableWriter {
             epochs.push(epoch);
         }
         self.output.add_range(first, last, &epochs);
+    }
+}
+
+fn clip(fragment: &Fragment, end: Option<Key>) -> Key {
+    match end.and_then(|end| predecessor(&end)) {
+        Some(before) => fragment.last.min(before),
+        None => fragment.last,
     }
 }

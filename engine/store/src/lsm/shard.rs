@@ -7,10 +7,10 @@ use std::rc::Rc;
 use vellum_base::{Epoch, Key, KeyRange, ShardId};
 use vellum_format::{SegmentMeta, Value};
 
-use super::memtable::{Found, Memtable};
+use super::memtable::Found;
 use super::segment::Segment;
 use super::state::{Frozen, State};
-use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ScanPage, ShardEnv};
+use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ShardEnv};
 
 pub struct Shard {
     pub(super) id: ShardId,
@@ -166,10 +166,8 @@ impl Shard {
     /// After the manifest made `edit` durable: readers see the new segments, the removed ones are released when the last
     /// reader has let go of them.
     pub fn install(&self, edit: &Edit) {
-        if edit.flushed_through > self.flushed_through.get() {
-            self.flushed_through.set(edit.flushed_through);
-            self.flushing.set(false);
-        }
+        self.end_flush(edit);
+        self.flushed_through.set(self.flushed_through.get().max(edit.flushed_through));
         self.change(|state| {
             state.frozen.retain(|frozen| frozen.through > edit.flushed_through);
             let removed = state.take(|segment| edit.removed.contains(&segment.meta.id));
@@ -189,9 +187,7 @@ impl Shard {
 
     /// The edit could not be made durable: its new segments are given back.
     pub fn abandon(&self, edit: Edit) {
-        if edit.flushed_through > self.flushed_through.get() {
-            self.flushing.set(false);
-        }
+        self.end_flush(&edit);
         let state = self.state();
         for segment in state.sorted_runs().flat_map(|run| &run.segments) {
             if edit.removed.contains(&segment.meta.id) {
@@ -205,14 +201,42 @@ impl Shard {
         }
     }
 
+    /// One flush at a time: `None` when one is running.
     pub(super) fn begin_flush(&self) -> Option<FlushSlot<'_>> {
-        (!self.flushing.replace(true)).then_some(FlushSlot { shard: self, kept: Cell::new(false) })
+        (!self.flushing.replace(true)).then_some(FlushSlot { shard: self, kept: false })
+    }
+
+    fn end_flush(&self, edit: &Edit) {
+        if edit.flushed_through > Epoch::NONE {
+            self.flushing.set(false);
+        }
     }
 
     /// Keeps versions that a read at `at` needs while it waits for the device.
     pub(super) fn read_at(&self, at: Epoch) -> Reading<'_> {
         *self.readers.borrow_mut().entry(at).or_insert(0) += 1;
         Reading { shard: self, at }
+    }
+}
+
+/// The right to flush; given back unless an edit came of it.
+pub(super) struct FlushSlot<'a> {
+    shard: &'a Shard,
+    kept: bool,
+}
+
+impl FlushSlot<'_> {
+    /// It ends with the edit's `install` or `abandon`.
+    pub fn keep(mut self) {
+        self.kept = true;
+    }
+}
+
+impl Drop for FlushSlot<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.shard.flushing.set(false);
+        }
     }
 }
 

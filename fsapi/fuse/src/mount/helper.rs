@@ -75,3 +75,28 @@ pub fn unmount(path: &Path, how: Unmount) -> io::Result<()> {
     let kind = if words.contains("busy") { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other };
     Err(io::Error::new(kind, words))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The helper does for root what it does for others, so its protocol can be tried as root.
+    #[test]
+    fn the_helper_sends_the_connection_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = rustix::process::geteuid().is_root();
+        let found = Command::new(PROGRAM).arg("--version").output().is_ok();
+        if !root || !found {
+            eprintln!("SKIPPED the_helper_sends_the_connection_back: needs root and {PROGRAM}");
+            return;
+        }
+        let device = mount(dir.path(), &MountOptions { fsname: "a,b".into(), ..MountOptions::default() }).unwrap();
+        let mounts = crate::mount::point::mounts_at(dir.path()).unwrap();
+        assert_eq!(mounts.last().map(|mount| &*mount.fstype), Some("fuse.vellum"));
+        drop(device);
+        unmount(dir.path(), Unmount::Lazy).unwrap();
+        assert!(crate::mount::point::mounts_at(dir.path()).unwrap().is_empty());
+        let refused = mount(&dir.path().join("none"), &MountOptions::default()).unwrap_err();
+        assert!(matches!(&refused, MountError::Helper(words) if words.contains("none")), "{refused}");
+    }
+}

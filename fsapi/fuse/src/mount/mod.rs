@@ -84,6 +84,12 @@ fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
     Ok(device)
 }
 
+/// Takes a dead mount out of the tree.
+fn detach(path: &Path) -> io::Result<()> {
+    let by_helper = !rustix::process::geteuid().is_root();
+    Mounted { path: path.to_path_buf(), by_helper }.unmount(Unmount::Lazy)
+}
+
 impl Mounted {
     pub fn path(&self) -> &Path {
         &self.path

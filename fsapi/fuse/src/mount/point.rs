@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use rustix::fs::Access;
 
@@ -21,27 +23,25 @@ pub struct Mount {
     pub fstype: String,
 }
 
+/// How long a mount of ours, found at the mount point, may take to show that it lives.
+const PROBE: Duration = Duration::from_secs(1);
+
 /// The absolute path of a usable mount point. What a dead Vellum gateway left there is detached.
 pub fn check(path: &Path) -> Result<PathBuf, MountError> {
-    let unusable = |source: io::Error| MountError::Unusable { path: path.to_path_buf(), source };
-    let absolute = absolute(path)?;
-    let metadata = loop {
-        match std::fs::metadata(&absolute) {
-            Ok(metadata) => break metadata,
-            Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) && top_is_ours(&absolute)? => {
-                tracing::warn!(path = %absolute.display(), "clearing away the mount of a dead gateway");
-                rustix::mount::unmount(&absolute, rustix::mount::UnmountFlags::DETACH)
-                    .map_err(|errno| unusable(errno.into()))?;
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(MountError::Absent(path.to_path_buf())),
-            Err(e) => return Err(unusable(e)),
-        }
+    let unusable = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => MountError::Absent(path.to_path_buf()),
+        _ => MountError::Unusable { path: path.to_path_buf(), source },
     };
-    if !metadata.is_dir() {
-        return Err(MountError::NotADirectory(path.to_path_buf()));
+    let absolute = absolute(path).map_err(unusable)?;
+    while top_is_ours(&absolute)? {
+        if !is_dead(&absolute)? {
+            return Err(MountError::AlreadyMounted(path.to_path_buf()));
+        }
+        tracing::warn!(path = %absolute.display(), "clearing away the mount of a dead gateway");
+        super::detach(&absolute)?;
     }
-    if top_is_ours(&absolute)? {
-        return Err(MountError::AlreadyMounted(path.to_path_buf()));
+    if !std::fs::metadata(&absolute).map_err(unusable)?.is_dir() {
+        return Err(MountError::NotADirectory(path.to_path_buf()));
     }
     match rustix::fs::access(&absolute, Access::WRITE_OK) {
         // Root may mount over a directory of a read-only filesystem: nothing is written to it.
@@ -52,20 +52,21 @@ pub fn check(path: &Path) -> Result<PathBuf, MountError> {
 }
 
 /// Resolves all but the last component, which may be a mount that does not answer.
-fn absolute(path: &Path) -> Result<PathBuf, MountError> {
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => MountError::Absent(path.to_path_buf()),
-        _ => MountError::Unusable { path: path.to_path_buf(), source },
-    };
-    match path.canonicalize() {
-        Ok(path) => Ok(path),
-        Err(e) if e.raw_os_error() == Some(libc::ENOTCONN) => {
-            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(failed(e)) };
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            Ok(parent.canonicalize().map_err(failed)?.join(name))
-        }
-        Err(e) => Err(failed(e)),
-    }
+fn absolute(path: &Path) -> io::Result<PathBuf> {
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.canonicalize() };
+    let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+    let joined = parent.canonicalize()?.join(name);
+    if mounts_at(&joined)?.is_empty() { joined.canonicalize() } else { Ok(joined) }
+}
+
+/// Asked on a thread: a mount that lives may be served by the very reactor that calls.
+fn is_dead(path: &Path) -> io::Result<bool> {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_path_buf();
+    std::thread::Builder::new().name("fuse-probe".into()).spawn(move || {
+        let _ = tell.send(std::fs::metadata(path).is_err_and(|e| e.raw_os_error() == Some(libc::ENOTCONN)));
+    })?;
+    Ok(told.recv_timeout(PROBE).unwrap_or(false))
 }
 
 fn top_is_ours(path: &Path) -> io::Result<bool> {

@@ -1,0 +1,236 @@
+//! The `runtime` suite: what a reactor costs beside plain threads on plain sockets and files.
+
+use std::fs::File;
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use vellum_base::{BLOCK_SIZE, DmaBuf, prng::Prng};
+use vellum_nvme::{Device, OpenMode, Queue};
+use vellum_rt::net::{Endpoint, Listener, Stream};
+use vellum_rt::{Class, channel, native};
+
+use crate::peers::sockets::{self, Wait};
+use crate::recorder::{Recorder, Usage};
+use crate::report::{Report, Row};
+
+/// Sizes of the suite.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub rounds: usize,
+    pub reads: usize,
+    pub file_bytes: u64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape { rounds: 50_000, reads: 40_000, file_bytes: 512 << 20 }
+    }
+}
+
+const MESSAGE_BYTES: usize = 64;
+
+/// Runs every case; sockets and the data file live in `dir`.
+pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
+    let mut report = Report::new("runtime", "blocking");
+    for (wait, name) in [(Wait::Block, "blocking"), (Wait::Spin, "spinning")] {
+        report.push(case("echo 64 B", name, |r| sockets::echo(wait, shape.rounds, MESSAGE_BYTES, r))?);
+    }
+    report.push(case("echo 64 B", "vellum", |r| echo(&dir.join("echo.sock"), shape.rounds, r))?);
+    report.push(case("core to core", "vellum", |r| messages(shape.rounds, r))?);
+    let file = dir.join("reads.img");
+    fill(&file, shape.file_bytes)?;
+    let blocks = shape.file_bytes / BLOCK_SIZE as u64;
+    let plain = open_direct(&file)?;
+    report.push(case("read 4 KiB qd1", "blocking", |r| sockets::reads(&plain, blocks, shape.reads / 4, r))?);
+    for depth in [1usize, 32, 128] {
+        let count = if depth == 1 { shape.reads / 4 } else { shape.reads };
+        report.push(case(&format!("read 4 KiB qd{depth}"), "vellum", |r| reads(&file, blocks, depth, count, r))?);
+    }
+    report.push(idle()?);
+    std::fs::remove_file(&file)?;
+    Ok(report)
+}
+
+fn case(name: &str, system: &str, work: impl FnOnce(&mut Recorder) -> Result<()>) -> Result<Row> {
+    let (before, start) = (Usage::now(), std::time::Instant::now());
+    let mut recorder = Recorder::default();
+    work(&mut recorder)?;
+    Ok(Row::of(name, system, &recorder, start.elapsed(), Usage::now().since(before)))
+}
+
+fn fill(path: &Path, bytes: u64) -> Result<()> {
+    use std::io::Write;
+    let mut file = File::create(path)?;
+    let mut frame = vec![0u8; 1 << 20];
+    Prng::new(9).fill(&mut frame);
+    for _ in 0..bytes >> 20 {
+        file.write_all(&frame)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn open_direct(path: &Path) -> Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(path)
+        .with_context(|| format!("{} does not take O_DIRECT", path.display()))
+}
+
+/// Round trips between two reactors over a unix socket.
+fn echo(socket: &Path, rounds: usize, recorder: &mut Recorder) -> Result<()> {
+    let endpoint = Endpoint::Unix(socket.to_owned());
+    let (ready_in, mut ready_out) = channel::bounded::<()>(1);
+    let at = endpoint.clone();
+    let server = native::spawn_thread("echo", None, move || async move {
+        let listener = Listener::bind(&at)?;
+        let _ = ready_in.send(()).await;
+        let stream = listener.accept().await?;
+        let mut buf = DmaBuf::new(BLOCK_SIZE);
+        let mut head = Vec::new();
+        loop {
+            let (n, b) = stream.recv(buf, 0..BLOCK_SIZE).await;
+            buf = b;
+            let n = n?;
+            if n == 0 {
+                return Ok::<(), std::io::Error>(());
+            }
+            head.clear();
+            head.extend_from_slice(&buf[..n]);
+            let (sent, h) = stream.send_all(head, None).await;
+            sent?;
+            head = h;
+        }
+    })?;
+    native::block_on(async {
+        ready_out.recv().await;
+        let stream = Stream::connect(&endpoint).await?;
+        let mut buf = DmaBuf::new(BLOCK_SIZE);
+        let mut head = vec![7u8; MESSAGE_BYTES];
+        for _ in 0..rounds {
+            let start = std::time::Instant::now();
+            let (sent, h) = stream.send_all(head, None).await;
+            sent?;
+            head = h;
+            let mut at = 0;
+            while at < MESSAGE_BYTES {
+                let (n, b) = stream.recv(buf, at..BLOCK_SIZE).await;
+                buf = b;
+                match n? {
+                    0 => anyhow::bail!("the echo server left"),
+                    n => at += n,
+                }
+            }
+            recorder.record(start.elapsed(), MESSAGE_BYTES as u64);
+        }
+        stream.shutdown();
+        Ok(())
+    })?;
+    server.join()??;
+    Ok(())
+}
+
+/// Round trips of a message between two reactors.
+fn messages(rounds: usize, recorder: &mut Recorder) -> Result<()> {
+    let (there_in, mut there_out) = channel::bounded::<u64>(64);
+    let (back_in, mut back_out) = channel::bounded::<u64>(64);
+    let peer = native::spawn_thread("peer", None, move || async move {
+        while let Some(m) = there_out.recv().await {
+            if back_in.send(m).await.is_err() {
+                break;
+            }
+        }
+    })?;
+    native::block_on(async {
+        for i in 0..rounds as u64 {
+            let start = std::time::Instant::now();
+            let _ = there_in.send(i).await;
+            anyhow::ensure!(back_out.recv().await == Some(i), "a message came back changed");
+            recorder.record(start.elapsed(), 8);
+        }
+        drop(there_in);
+        Ok(())
+    })?;
+    peer.join()?;
+    Ok(())
+}
+
+/// Random 4 KiB reads through the Device trait, `depth` in flight.
+fn reads(path: &Path, blocks: u64, depth: usize, count: usize, recorder: &mut Recorder) -> Result<()> {
+    let spec = format!("uring:{}", path.display());
+    let device = vellum_nvme::open(&spec, OpenMode { read_only: true, ..OpenMode::default() })?;
+    let recorded = Rc::new(std::cell::RefCell::new(std::mem::take(recorder)));
+    let shared = recorded.clone();
+    native::block_on(async move {
+        let queue: Rc<dyn Queue> = device.open_queue(depth as u32)?;
+        let polled = queue.clone();
+        let _poller = vellum_rt::add_poller("device", move || polled.process_completions());
+        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        let workers: Vec<_> = (0..depth)
+            .map(|worker| {
+                let (queue, recorded) = (queue.clone(), shared.clone());
+                vellum_rt::spawn(Class::Request, "reads", async move {
+                    let mut prng = Prng::new(worker as u64);
+                    let mut buf = DmaBuf::new(BLOCK_SIZE);
+                    for _ in 0..count / depth {
+                        let at = prng.below(blocks) * BLOCK_SIZE as u64;
+                        let start = std::time::Instant::now();
+                        buf = queue.read(at, buf).await?;
+                        recorded.borrow_mut().record(start.elapsed(), BLOCK_SIZE as u64);
+                    }
+                    Ok::<(), vellum_nvme::DeviceError>(())
+                })
+            })
+            .collect();
+        for worker in workers {
+            worker.await.map_err(|_| anyhow::anyhow!("a reader was cancelled"))??;
+        }
+        Ok::<(), anyhow::Error>(())
+    })?;
+    *recorder = recorded.take();
+    Ok(())
+}
+
+/// CPU share of two reactors with nothing to do.
+fn idle() -> Result<Row> {
+    let stop = Arc::new(Mutex::new(Vec::new()));
+    let keep = stop.clone();
+    let reactors = native::start(&[None, None], native::Config::default(), move |_| {
+        let (tell, mut told) = channel::bounded::<()>(1);
+        keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(tell);
+        async move {
+            told.recv().await;
+        }
+    })?;
+    std::thread::sleep(Duration::from_millis(200));
+    let before = Usage::now();
+    let span = Duration::from_secs(2);
+    std::thread::sleep(span);
+    let used = Usage::now().since(before);
+    stop.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clear();
+    reactors.join()?;
+    let mut recorder = Recorder::default();
+    recorder.record(span, 0);
+    let share = used.cpu_us as f64 / span.as_micros() as f64 * 100.0;
+    Ok(Row::of("two idle reactors", "vellum", &recorder, span, used).note(format!("{share:.2} % of a core")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_case_runs_small() {
+        let dir = tempfile::tempdir().unwrap();
+        let shape = Shape { rounds: 20, reads: 256, file_bytes: 1 << 20 };
+        match run(dir.path(), &shape) {
+            Ok(report) => assert!(report.rows.len() >= 8, "{}", report.table()),
+            Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
+            Err(e) => panic!("{e:#}"),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! From a greeting to a session at the rid's home.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use vellum_base::{BatchNo, Rid, Term};
+use vellum_link::{Session, Socket, Stranger, bridge, refuse};
+use vellum_proto::server::judge;
+use vellum_rt::channel;
+use vellum_rt::{Class, spawn};
+use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal};
+
+use crate::client::{Client, Phase};
+use crate::mesh::Message;
+use crate::reactor::Reactor;
+
+/// The identity that a client's record keeps: the uid that first brought the rid, if it came over a unix socket.
+fn identity(uid: Option<u32>) -> Bytes {
+    uid.map_or_else(Bytes::new, |uid| Bytes::copy_from_slice(&uid.to_le_bytes()))
+}
+
+fn uid_of(identity: &[u8]) -> Option<u32> {
+    identity.first_chunk::<4>().map(|bytes| u32::from_le_bytes(*bytes))
+}
+
+/// A rid belongs to the uid that first used it; clients of our own process come without one and may be anybody's.
+fn same_owner(bound: Option<u32>, now: Option<u32>) -> bool {
+    match (bound, now) {
+        (Some(bound), Some(now)) => bound == now,
+        _ => true,
+    }
+}
+
+impl Reactor {
+    /// A socket that greeted on this reactor: it is handed to the home of its rid.
+    pub(crate) async fn welcome(self: &Rc<Self>, stranger: Stranger) {
+        let uid = stranger.peer.map(|peer| peer.uid);
+        if let Some(uid) = uid.filter(|uid| !self.may_connect(*uid)) {
+            tracing::warn!(uid, "a user that may not connect");
+            return;
+        }
+        let home = self.backend.home_of(stranger.greeting.rid);
+        if home == self.me {
+            return self.admit(stranger, uid).await;
+        }
+        let first = stranger.greeting_frame();
+        let (tx, rx) = bridge(first, stranger.reader, stranger.writer, stranger.guard);
+        self.send(home, Message::Adopt { tx, rx, uid });
+    }
+
+    fn may_connect(&self, uid: u32) -> bool {
+        uid == 0 || uid == self.own_uid() || self.options.allowed_uids.contains(&uid)
+    }
+
+    fn own_uid(&self) -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    pub(crate) fn adopt(self: &Rc<Self>, tx: channel::Sender<Frame>, rx: channel::Receiver<Frame>, uid: Option<u32>) {
+        let reactor = self.clone();
+        spawn(Class::Request, "adopt", async move {
+            let (mut reader, writer, guard) = Socket::InProcess { tx, rx }.split();
+            if let Ok(Frame { body: Body::Greeting(greeting), ack, .. }) = reader.recv_greeting().await {
+                reactor.admit(Stranger { greeting, ack, peer: None, reader, writer, guard }, uid).await;
+            }
+        })
+        .detach();
+    }
+
+    async fn admit(self: &Rc<Self>, stranger: Stranger, uid: Option<u32>) {
+        let rid = stranger.greeting.rid;
+        let client = match self.client_for(&stranger, uid).await {
+            Ok(client) => client,
+            Err(refusal) => {
+                tracing::info!(%rid, ?refusal, "refused");
+                return stranger.refuse(refusal).await;
+            }
+        };
+        let greeted = self.greeted(&client);
+        client.session.set_durable(greeted.durable, false);
+        let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
+        if let Err((refusal, writer, guard)) = client.session.attach(reader, writer, guard, (&greeting, ack), greeted) {
+            tracing::info!(%rid, ?refusal, "refused");
+            refuse(writer, guard, refusal).await;
+        }
+    }
+
+    async fn client_for(self: &Rc<Self>, stranger: &Stranger, uid: Option<u32>) -> Result<Rc<Client>, Refusal> {
+        let (rid, greeting) = (stranger.greeting.rid, &stranger.greeting);
+        if self.stopping.get() {
+            return Err(Refusal::NotServing);
+        }
+        judge(greeting, self.backend.fsid())?;
+        if let Some(client) = self.client(rid) {
+            return if same_owner(client.uid, uid) { Ok(client) } else { Err(Refusal::Fenced) };
+        }
+        if greeting.term == self.backend.term() {
+            return Err(Refusal::Fenced); // it was reclaimed, or it said farewell
+        }
+        let known = self.known.borrow().get(&rid).cloned();
+        match &known {
+            // A record of the term before, and the client knows of it or (term 0) never heard the answer.
+            Some(bound) if same_owner(uid_of(bound), uid) => {}
+            Some(_) => return Err(Refusal::Fenced),
+            // N6: it had a term, and has no record any more.
+            None if greeting.term != Term(0) => return Err(Refusal::Fenced),
+            None => {}
+        }
+        let limit = (self.options.limits.clients as usize).div_ceil(self.mesh.reactors());
+        if known.is_none() && self.clients.borrow().len() + self.admitting.borrow().len() >= limit {
+            return Err(Refusal::TooManyClients { limit: self.options.limits.clients });
+        }
+        // Two sockets of one new rid at once: the second comes back later.
+        if !self.admitting.borrow_mut().insert(rid) {
+            return Err(Refusal::NotServing);
+        }
+        let opened = self.backend.open_rid(rid, identity(uid)).await;
+        self.admitting.borrow_mut().remove(&rid);
+        let last = opened.map_err(|error| {
+            tracing::warn!(%rid, %error, "no client record could be made");
+            Refusal::NotServing
+        })?;
+        // It may have been given up, or the node stopped, while the record was read.
+        if self.stopping.get() {
+            return Err(Refusal::NotServing);
+        }
+        if known.is_some() && self.known.borrow_mut().remove(&rid).is_none() {
+            return Err(Refusal::Fenced);
+        }
+        let phase = if greeting.term == Term(0) { Phase::Serving } else { Phase::Recovering };
+        let client = self.new_client(rid, uid, phase, last);
+        if known.is_some() && phase == Phase::Serving {
+            self.has_recovered(&client); // it holds nothing
+        }
+        Ok(client)
+    }
+
+    fn new_client(self: &Rc<Self>, rid: Rid, uid: Option<u32>, phase: Phase, last: BatchNo) -> Rc<Client> {
+        let weak = Rc::downgrade(self);
+        let handler = Rc::new(move |request, payload, responder| {
+            if let Some(reactor) = weak.upgrade()
+                && let Some(client) = reactor.client(rid)
+            {
+                reactor.dispatch(&client, request, payload, responder);
+            }
+        });
+        let weak = Rc::downgrade(self);
+        let expired = move || {
+            if let Some(reactor) = weak.upgrade() {
+                reactor.reclaim_expired(rid);
+            }
+        };
+        let term = self.backend.term();
+        let session = Session::new(rid, term, self.options.limits.window(), self.options.timers, handler, expired);
+        let client = Client::new(rid, session, uid, phase, last);
+        spawn(Class::Request, "commits", client.commits.clone().run()).detach();
+        self.clients.borrow_mut().insert(rid, client.clone());
+        client
+    }
+
+    fn greeted(&self, client: &Client) -> Greeted {
+        let timers = &self.options.timers;
+        let ms = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
+        Greeted {
+            fsid: self.backend.fsid(),
+            term: self.backend.term(),
+            protocol: PROTOCOL,
+            format: self.backend.format(),
+            last_batch: client.applied.get(),
+            durable: self.backend.durable_epoch(),
+            lease_ms: ms(timers.lease),
+            keepalive_ms: ms(timers.keepalive),
+            max_requests: self.options.limits.requests,
+            max_data_bytes: self.options.limits.data_bytes,
+        }
+    }
+}

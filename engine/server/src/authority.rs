@@ -1,0 +1,32 @@
+//! The store's question at each key of a batch: may this client write it (L10)?
+
+use std::cell::RefCell;
+use std::rc::{Rc, Weak};
+
+use vellum_base::{Ino, Key, Rid, Zone};
+use vellum_proto::LockTable;
+use vellum_wire::{LockMode, LockName};
+
+/// Answers from the lock table of the reactor that owns the key. The store starts before the table can be made (it says
+/// the term), so the table is connected afterwards; until then nobody may write.
+#[derive(Clone, Default)]
+pub struct TableAuthority {
+    table: Rc<RefCell<Weak<RefCell<LockTable>>>>,
+}
+
+impl TableAuthority {
+    pub(crate) fn connect(&self, table: &Rc<RefCell<LockTable>>) {
+        *self.table.borrow_mut() = Rc::downgrade(table);
+    }
+
+    /// The client holds WRITE on the key's group in this term; a grant under invalidation counts until it is answered.
+    pub fn may_write(&self, rid: Rid, key: &Key) -> bool {
+        let ino = Ino(key.first());
+        let client_zone = matches!(key.zone(), Some(Zone::Fs | Zone::Orphan));
+        if !client_zone || key.bucket().0 != ino.bucket() {
+            return false;
+        }
+        let table = self.table.borrow().upgrade();
+        table.is_some_and(|table| table.borrow().mode(rid, LockName::of(ino)) == LockMode::Write)
+    }
+}

@@ -1,0 +1,176 @@
+//! Each request of a client, in the order of arrival, to where it is handled.
+//!
+//! What depends on order is queued here, before the first await: batches, locks. The rest runs concurrently.
+
+use std::rc::Rc;
+
+use vellum_base::{BLOCK_SIZE, Batch, BatchNo, BlockRange, DmaSlice};
+use vellum_link::Responder;
+use vellum_rt::{Class, spawn};
+use vellum_wire::{ErrorCode, MAX_PAYLOAD, Request, Response};
+
+use crate::backend::BackendFuture;
+use crate::client::{Client, Phase};
+use crate::reactor::Reactor;
+
+/// Keys of one `Get`: their values fit a frame unless nearly all are of the greatest length.
+pub const MAX_GET_KEYS: usize = 4096;
+/// Items and bytes of one page of a scan: with keys and lengths they fit a frame.
+const MAX_SCAN_ITEMS: u32 = 32_768;
+const MAX_SCAN_BYTES: u32 = 2 << 20;
+const MAX_WALK_ENTRIES: u32 = 32_768;
+
+impl Reactor {
+    /// Sends a response with the newest durable epoch.
+    pub(crate) fn reply(&self, client: &Client, responder: Responder, response: Response) {
+        client.session.set_durable(self.backend.durable_epoch(), false);
+        responder.send(response, None);
+    }
+
+    pub(crate) fn dispatch(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
+        request: Request,
+        payload: Option<DmaSlice>,
+        responder: Responder,
+    ) {
+        match (client.phase.get(), &request) {
+            (Phase::Serving, _) | (Phase::Recovering, Request::Reassert { .. } | Request::Farewell) => {}
+            (Phase::Recovering, _) => return responder.fail(ErrorCode::Malformed, "say your locks first"),
+            (Phase::Leaving, _) => return responder.fail(ErrorCode::Stopping, "the client has said farewell"),
+        }
+        let backend = self.backend.clone();
+        match request {
+            Request::Lock { wants } => self.begin_lock(client, wants, responder),
+            Request::Unlock { to } => self.unlock(client, to, responder),
+            Request::Reassert { locks, last } => self.reassert(client, locks, last, responder),
+            Request::Commit { batch } => self.commit(client, batch, responder),
+            Request::Sync { through } => self.sync(client, through, responder),
+            Request::Farewell => self.farewell(client, responder),
+            Request::Get { keys, .. } if keys.len() > MAX_GET_KEYS => {
+                responder.fail(ErrorCode::Malformed, format!("{} keys; ask for {MAX_GET_KEYS} at most", keys.len()));
+            }
+            Request::Get { keys, view } => {
+                self.later(client, responder, backend.get(keys, view), |values| Response::Items { values });
+            }
+            Request::Scan { range, max_items, max_bytes, view } => {
+                let items = max_items.clamp(1, MAX_SCAN_ITEMS) as usize;
+                let bytes = max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
+                let page = backend.scan(range, items, bytes, view);
+                self.later(client, responder, page, |(items, next)| Response::Scanned { items, next });
+            }
+            Request::Walk { index, from_seq, from_ino, to_seq, max } => {
+                let max = max.clamp(1, MAX_WALK_ENTRIES) as usize;
+                let page = backend.walk(index, (from_seq, from_ino), to_seq, max);
+                self.later(client, responder, page, |(entries, next, through)| Response::Walked {
+                    entries,
+                    next,
+                    through,
+                });
+            }
+            Request::WriteData => match payload {
+                Some(data) if data.is_block_aligned() => {
+                    let written = backend.write_data(client.rid, data);
+                    self.later(client, responder, written, |ranges| Response::Written { ranges });
+                }
+                _ => responder.fail(ErrorCode::Malformed, "data are whole blocks"),
+            },
+            Request::ReadData { ranges } => self.read(client, ranges, responder),
+            Request::AllocGroup { near } => {
+                self.later(client, responder, backend.alloc_group(near), |group| Response::Group { group });
+            }
+            Request::StatFs => self.later(client, responder, backend.statfs(), Response::StatFs),
+            Request::Status => {
+                let reactor = self.clone();
+                let status: BackendFuture<String> = Box::pin(async move { Ok(reactor.status().await.to_string()) });
+                self.later(client, responder, status, |json| Response::Status { json });
+            }
+            Request::Keepalive => responder.send(Response::Alive, None),
+            Request::Invalidate { .. } => responder.fail(ErrorCode::Malformed, "only the engine invalidates"),
+        }
+    }
+
+    /// Answers when the store has.
+    fn later<T: 'static>(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
+        responder: Responder,
+        work: BackendFuture<T>,
+        answer: impl FnOnce(T) -> Response + 'static,
+    ) {
+        let (reactor, client) = (self.clone(), client.clone());
+        spawn(Class::Request, "request", async move {
+            let response = match work.await {
+                Ok(value) => answer(value),
+                Err(error) => Response::Error(error),
+            };
+            reactor.reply(&client, responder, response);
+        })
+        .detach();
+    }
+
+    fn read(self: &Rc<Self>, client: &Rc<Client>, ranges: Vec<BlockRange>, responder: Responder) {
+        let blocks = ranges.iter().fold(0u64, |sum, range| sum.saturating_add(u64::from(range.len_blocks)));
+        if blocks == 0 || blocks > (MAX_PAYLOAD / BLOCK_SIZE) as u64 {
+            return responder.fail(ErrorCode::Malformed, "no blocks, or more than one frame holds");
+        }
+        let work = self.backend.read_data(ranges);
+        let client = client.clone();
+        let reactor = self.clone();
+        spawn(Class::Request, "read", async move {
+            match work.await {
+                Ok(data) => {
+                    client.session.set_durable(reactor.backend.durable_epoch(), false);
+                    responder.send(Response::Data, Some(data));
+                }
+                Err(error) => responder.send(Response::Error(error), None),
+            }
+        })
+        .detach();
+    }
+
+    fn commit(self: &Rc<Self>, client: &Rc<Client>, batch: Batch, responder: Responder) {
+        let number = batch.number;
+        let work = self.backend.commit(client.rid, batch);
+        let (reactor, who) = (self.clone(), client.clone());
+        let done = Box::new(move |result| {
+            let response = match result {
+                Ok(epoch) => {
+                    who.note_applied(number, epoch, reactor.backend.durable_epoch());
+                    if !who.undurable.borrow().is_empty() {
+                        reactor.undurable.borrow_mut().insert(who.rid);
+                    }
+                    Response::Committed { number, epoch }
+                }
+                Err(error) => {
+                    tracing::warn!(rid = %who.rid, %number, %error, "batch refused");
+                    Response::Error(error)
+                }
+            };
+            reactor.reply(&who, responder, response);
+        });
+        client.commits.push(number, work, done);
+    }
+
+    /// Durable through a batch: it must have been applied, and its epoch be durable. It came after its batches, so those
+    /// are in work or done.
+    fn sync(self: &Rc<Self>, client: &Rc<Client>, through: BatchNo, responder: Responder) {
+        let (reactor, client) = (self.clone(), client.clone());
+        spawn(Class::Request, "sync", async move {
+            client.commits.settled(through).await;
+            if through > client.applied.get() {
+                let applied = client.applied.get();
+                let message = format!("batch {through} was not applied (the last was {applied})");
+                return responder.fail(ErrorCode::NotPermitted, message);
+            }
+            if let Some(epoch) = client.epoch_of(through)
+                && let Err(error) = reactor.backend.wait_durable(epoch).await
+            {
+                return responder.send(Response::Error(error), None);
+            }
+            let durable = reactor.backend.durable_epoch();
+            reactor.reply(&client, responder, Response::Synced { durable });
+        })
+        .detach();
+    }
+}

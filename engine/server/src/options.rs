@@ -1,0 +1,78 @@
+//! What an operator may choose, and the bounds that follow.
+
+use std::time::Duration;
+
+use vellum_proto::{Timers, Window};
+use vellum_rt::native::PollMode;
+use vellum_rt::net::Endpoint;
+use vellum_store::OpenOptions;
+
+/// Bounds of what clients may make the node hold (P5); all are in its status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    pub clients: u32,
+    /// Unanswered requests of one client.
+    pub requests: u32,
+    /// Bytes of data and batches that unanswered requests of one client stand for.
+    pub data_bytes: u32,
+    /// A client that has not answered an invalidation by then is given up.
+    pub invalidation: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { clients: 4096, requests: 1024, data_bytes: 64 << 20, invalidation: Duration::from_secs(60) }
+    }
+}
+
+impl Limits {
+    pub(crate) fn window(&self) -> Window {
+        Window { max_requests: self.requests, max_bytes: u64::from(self.data_bytes) }
+    }
+}
+
+// One request may stand for a megabyte of data or a whole batch; a client that keeps a device busy needs several.
+const _: () = assert!(vellum_wire::MAX_PAYLOAD <= 4 << 20 && vellum_base::batch::MAX_BATCH_BYTES <= 4 << 20);
+
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    pub listen: Vec<Endpoint>,
+    /// One reactor per entry, pinned where it names a core.
+    pub cores: Vec<Option<usize>>,
+    pub timers: Timers,
+    pub limits: Limits,
+    /// Users that may connect over unix sockets, besides root and the node's own.
+    pub allowed_uids: Vec<u32>,
+    /// TCP beyond loopback has no authentication yet: it must be asked for.
+    pub insecure_network: bool,
+    pub poll: PollMode,
+    /// `reactors` in it is ignored: `cores` says.
+    pub store: OpenOptions,
+}
+
+impl Default for NodeOptions {
+    fn default() -> NodeOptions {
+        NodeOptions {
+            listen: Vec::new(),
+            cores: vec![None],
+            timers: Timers::DEFAULT,
+            limits: Limits::default(),
+            allowed_uids: Vec::new(),
+            insecure_network: false,
+            poll: PollMode::Adaptive,
+            store: OpenOptions::default(),
+        }
+    }
+}
+
+impl NodeOptions {
+    /// An endpoint that this node must not listen on, with the reason.
+    pub fn refused_endpoint(&self) -> Option<String> {
+        self.listen.iter().find_map(|endpoint| match endpoint {
+            Endpoint::Tcp(addr) if !addr.ip().is_loopback() && !self.insecure_network => Some(format!(
+                "{endpoint} is reachable from the network and has no authentication: listen on a unix socket or on loopback"
+            )),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! One reactor of the node: the clients whose home it is, and the locks of the buckets that it owns.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use vellum_base::{Epoch, ReactorId, Rid};
+use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
+use vellum_proto::LockTable;
+use vellum_rt::net::Endpoint;
+use vellum_rt::{Class, spawn};
+
+use crate::authority::TableAuthority;
+use crate::backend::Backend;
+use crate::client::Client;
+use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
+use crate::options::NodeOptions;
+use crate::recovery::Recovery;
+
+/// The reactor that counts who has come back after a restart, and that owns the rename lock.
+pub(crate) const COORDINATOR: ReactorId = ReactorId(0);
+
+/// What a reactor begins with.
+pub struct ReactorParts {
+    pub ends: MeshEnds,
+    pub backend: Rc<dyn Backend>,
+    /// The one that the store was started with.
+    pub authority: TableAuthority,
+    pub options: NodeOptions,
+    /// Every client record of the term before, read before any reactor listens.
+    pub known: Vec<(Rid, Bytes)>,
+}
+
+pub struct Reactor {
+    pub(crate) me: ReactorId,
+    pub(crate) options: NodeOptions,
+    pub(crate) backend: Rc<dyn Backend>,
+    pub(crate) mesh: Mesh,
+    pub(crate) table: Rc<RefCell<LockTable>>,
+    pub(crate) clients: RefCell<BTreeMap<Rid, Rc<Client>>>,
+    /// Clients of the term before whose home is here and that did not greet yet, with their identity.
+    pub(crate) known: RefCell<BTreeMap<Rid, Bytes>>,
+    /// Greetings whose record is being written.
+    pub(crate) admitting: RefCell<BTreeSet<Rid>>,
+    /// Clients that wait to hear of a durable epoch.
+    pub(crate) undurable: RefCell<BTreeSet<Rid>>,
+    /// On the coordinator, until everybody has come back or is gone.
+    pub(crate) recovery: RefCell<Option<Recovery>>,
+    pub(crate) reclaimed: Cell<u64>,
+    pub(crate) stopping: Cell<bool>,
+    acceptors: RefCell<Vec<Acceptor>>,
+    to_self: RefCell<VecDeque<Message>>,
+    draining: Cell<bool>,
+}
+
+impl Reactor {
+    /// Runs on the current reactor from now on; it listens nowhere yet.
+    pub fn start(parts: ReactorParts) -> Rc<Reactor> {
+        let ReactorParts { ends, backend, authority, options, known } = parts;
+        let (mesh, mut inbox) = Mesh::new(ends);
+        let me = mesh.me;
+        let recovering = !known.is_empty();
+        let table = LockTable::new(backend.term(), usize::from(me.0), mesh.reactors(), recovering);
+        let table = Rc::new(RefCell::new(table));
+        authority.connect(&table);
+        let expected = (me == COORDINATOR && recovering).then(|| Recovery::new(known.iter().map(|(rid, _)| *rid)));
+        let known = known.into_iter().filter(|(rid, _)| backend.home_of(*rid) == me).collect();
+        let reactor = Rc::new(Reactor {
+            me,
+            options,
+            backend,
+            mesh,
+            table,
+            clients: RefCell::default(),
+            known: RefCell::new(known),
+            admitting: RefCell::default(),
+            undurable: RefCell::default(),
+            recovery: RefCell::new(expected),
+            reclaimed: Cell::new(0),
+            stopping: Cell::new(false),
+            acceptors: RefCell::default(),
+            to_self: RefCell::default(),
+            draining: Cell::new(false),
+        });
+        let weak = Rc::downgrade(&reactor);
+        reactor.backend.on_durable(Box::new(move |epoch| {
+            if let Some(reactor) = weak.upgrade() {
+                reactor.tell_durable(epoch);
+            }
+        }));
+        let receiver = reactor.clone();
+        spawn(Class::Request, "mesh inbox", async move {
+            while let Some(message) = inbox.recv().await {
+                receiver.send(receiver.me, message);
+            }
+        })
+        .detach();
+        reactor.start_recovery();
+        reactor
+    }
+
+    /// Accepts clients on one endpoint.
+    pub fn listen(self: &Rc<Self>, at: &Endpoint) -> io::Result<Endpoint> {
+        let acceptor = Acceptor::start(at, self.greeter())?;
+        let local = acceptor.local_endpoint().clone();
+        self.acceptors.borrow_mut().push(acceptor);
+        Ok(local)
+    }
+
+    /// Accepts clients of this process.
+    pub fn listen_in_process(self: &Rc<Self>, mut listener: InProcessListener) {
+        let (greeter, reactor) = (self.greeter(), self.clone());
+        spawn(Class::Request, "in-process acceptor", async move {
+            while let Some(socket) = listener.accept().await {
+                if reactor.stopping.get() {
+                    return;
+                }
+                greeter.welcome(socket, None);
+            }
+        })
+        .detach();
+    }
+
+    fn greeter(self: &Rc<Self>) -> Greeter {
+        let reactor = self.clone();
+        let admit: Rc<dyn Fn(Stranger) -> LocalBoxFuture<()>> = Rc::new(move |stranger| {
+            let reactor = reactor.clone();
+            Box::pin(async move { reactor.welcome(stranger).await })
+        });
+        Greeter::new(self.options.timers.greeting, admit)
+    }
+
+    /// Sends to a reactor. To this one: handled at once, but never within the handling of another message, so that
+    /// chains of them do not pile up on the stack.
+    pub(crate) fn send(self: &Rc<Self>, to: ReactorId, message: Message) {
+        if to != self.me {
+            return self.mesh.send(to, message);
+        }
+        self.to_self.borrow_mut().push_back(message);
+        if self.draining.replace(true) {
+            return;
+        }
+        loop {
+            let next = self.to_self.borrow_mut().pop_front();
+            match next {
+                Some(message) => self.handle(message),
+                None => break,
+            }
+        }
+        self.draining.set(false);
+    }
+
+    /// Asks a reactor; an answer that will not come says that it has stopped.
+    pub(crate) fn ask(self: &Rc<Self>, to: ReactorId, ask: Ask) -> impl Future<Output = Answer> + use<> {
+        let (message, answer) = self.mesh.begin_ask(ask);
+        self.send(to, message);
+        async move { answer.await.unwrap_or_else(|_| Answer::Refused("the reactor has stopped".into())) }
+    }
+
+    fn handle(self: &Rc<Self>, message: Message) {
+        match message {
+            Message::Lock { rid, request, want } => self.lock(rid, request, want),
+            Message::Unlock { rid, to } => {
+                self.table.borrow_mut().unlock(rid, &to);
+                self.drive_table();
+            }
+            Message::Invalidated { rid, name } => {
+                self.table.borrow_mut().invalidated(rid, name);
+                self.drive_table();
+            }
+            Message::Recovered => {
+                self.table.borrow_mut().recovered();
+                self.drive_table();
+            }
+            Message::Adopt { tx, rx, uid } => self.adopt(tx, rx, uid),
+            Message::Granted { rid, request, grant } => self.granted(rid, request, grant),
+            Message::LockFailed { rid, request, message } => self.lock_failed(rid, request, message),
+            Message::Invalidate { rid, name, mode } => self.invalidate(rid, name, mode),
+            Message::Returned { rid } => self.returned(rid),
+            Message::Ask { token, from, ask } => self.answer(token, from, ask),
+            Message::Answer { token, answer } => self.mesh.answered(token, answer),
+        }
+    }
+
+    fn answer(self: &Rc<Self>, token: u64, from: ReactorId, ask: Ask) {
+        let answer = match ask {
+            Ask::Reassert { rid, grants } => self.reassert_here(rid, grants),
+            Ask::Release { rid } => {
+                self.table.borrow_mut().reclaim(rid);
+                self.drive_table();
+                Answer::Done
+            }
+            Ask::Status => Answer::Status(self.status_here()),
+            Ask::Reclaim { rid } => {
+                self.reclaim_absent(rid);
+                Answer::Done
+            }
+            Ask::Stop => {
+                let reactor = self.clone();
+                spawn(Class::Request, "stop", async move {
+                    reactor.stop_here().await;
+                    reactor.send(from, Message::Answer { token, answer: Answer::Done });
+                })
+                .detach();
+                return;
+            }
+        };
+        self.send(from, Message::Answer { token, answer });
+    }
+
+    fn tell_durable(&self, epoch: Epoch) {
+        let waiting: Vec<Rid> = self.undurable.borrow().iter().copied().collect();
+        for rid in waiting {
+            let client = self.clients.borrow().get(&rid).cloned();
+            let Some(client) = client else {
+                self.undurable.borrow_mut().remove(&rid);
+                continue;
+            };
+            if client.note_durable(epoch) {
+                client.session.set_durable(epoch, true);
+            }
+            if client.undurable.borrow().is_empty() {
+                self.undurable.borrow_mut().remove(&rid);
+            }
+        }
+    }
+
+    /// Ends every session of the node (the clients come back to the next leader), lets the store finish what it has
+    /// begun, and closes it.
+    pub async fn shutdown(self: &Rc<Self>) -> Result<(), vellum_wire::WireError> {
+        for reactor in self.mesh.all() {
+            self.ask(reactor, Ask::Stop).await;
+        }
+        self.backend.shutdown().await
+    }
+
+    async fn stop_here(self: &Rc<Self>) {
+        self.stopping.set(true);
+        self.acceptors.borrow_mut().clear();
+        let clients: Vec<Rc<Client>> = self.clients.borrow_mut().values().cloned().collect();
+        for client in &clients {
+            client.session.end();
+        }
+        for client in clients {
+            client.commits.settled(vellum_base::BatchNo(u64::MAX)).await;
+            client.commits.stop();
+        }
+        self.clients.borrow_mut().clear();
+    }
+
+    /// The client, unless it is gone.
+    pub(crate) fn client(&self, rid: Rid) -> Option<Rc<Client>> {
+        self.clients.borrow().get(&rid).cloned()
+    }
+
+    /// Where it listens.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.acceptors.borrow().iter().map(|acceptor| acceptor.local_endpoint().clone()).collect()
+    }
+}

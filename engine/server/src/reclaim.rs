@@ -1,0 +1,105 @@
+//! The end of a client: farewell, or fenced because it did not come back.
+//!
+//! Order (F1, F3): its batches in work end, its locks are released on every reactor, its pending extents and at last its
+//! record go. Each step may be repeated by the next leader: the record is the last trace.
+
+use std::rc::Rc;
+
+use vellum_base::{BatchNo, Rid};
+use vellum_link::Responder;
+use vellum_rt::{Class, sleep, spawn};
+use vellum_wire::Response;
+
+use crate::client::{Client, Phase};
+use crate::mesh::{Ask, Message};
+use crate::reactor::{COORDINATOR, Reactor};
+
+/// A client that said farewell is kept at most so long for the answer to arrive; then its missing record is the answer.
+const LINGER_STEPS: u32 = 40;
+
+impl Reactor {
+    /// Its reconnect window is over: its lease too, so it uses nothing any more.
+    pub(crate) fn reclaim_expired(self: &Rc<Self>, rid: Rid) {
+        let Some(client) = self.client(rid) else { return };
+        client.session.end();
+        if client.phase.replace(Phase::Leaving) == Phase::Leaving {
+            // Its farewell is being worked on, or only the answer was not taken.
+            return;
+        }
+        tracing::warn!(%rid, "the client did not come back: it is reclaimed");
+        let reactor = self.clone();
+        spawn(Class::Request, "reclaim", async move {
+            client.commits.settled(BatchNo(u64::MAX)).await;
+            reactor.release(rid).await;
+            reactor.forget(&client);
+            reactor.reclaimed.set(reactor.reclaimed.get() + 1);
+            reactor.send(COORDINATOR, Message::Returned { rid });
+        })
+        .detach();
+    }
+
+    /// A client of the term before that did not greet within the recovery window.
+    pub(crate) fn reclaim_absent(self: &Rc<Self>, rid: Rid) {
+        if let Some(client) = self.client(rid) {
+            // It is here but did not say its locks: it loses its socket now and the rest when its new lease is over.
+            if client.phase.get() == Phase::Recovering {
+                client.session.evict();
+            }
+            return;
+        }
+        if self.known.borrow_mut().remove(&rid).is_none() {
+            return; // being reclaimed already
+        }
+        tracing::warn!(%rid, "the client of an earlier term did not return: it is reclaimed");
+        let reactor = self.clone();
+        spawn(Class::Request, "reclaim", async move {
+            reactor.release(rid).await;
+            reactor.reclaimed.set(reactor.reclaimed.get() + 1);
+            reactor.send(COORDINATOR, Message::Returned { rid });
+        })
+        .detach();
+    }
+
+    pub(crate) fn farewell(self: &Rc<Self>, client: &Rc<Client>, responder: Responder) {
+        let before = client.phase.replace(Phase::Leaving);
+        let (reactor, client) = (self.clone(), client.clone());
+        spawn(Class::Request, "farewell", async move {
+            let rid = client.rid;
+            client.commits.settled(BatchNo(u64::MAX)).await;
+            reactor.release(rid).await;
+            if before == Phase::Recovering {
+                reactor.send(COORDINATOR, Message::Returned { rid });
+            }
+            responder.send(Response::Farewelled, None);
+            for _ in 0..LINGER_STEPS {
+                // A client that has its answer closes its socket; one that lost it finds its record gone, which says the
+                // same.
+                if client.session.is_drained() || !client.session.is_up() {
+                    break;
+                }
+                sleep(reactor.options.timers.keepalive / 4).await;
+            }
+            reactor.forget(&client);
+        })
+        .detach();
+    }
+
+    /// Locks everywhere, pending extents, the record.
+    async fn release(self: &Rc<Self>, rid: Rid) {
+        for reactor in self.mesh.all() {
+            self.ask(reactor, Ask::Release { rid }).await;
+        }
+        if let Err(error) = self.backend.close_rid(rid).await {
+            // The next leader finds the record and does it again.
+            tracing::error!(%rid, %error, "the client's record could not be removed");
+        }
+    }
+
+    fn forget(&self, client: &Rc<Client>) {
+        client.session.end();
+        client.commits.stop();
+        client.locks.borrow_mut().clear();
+        self.undurable.borrow_mut().remove(&client.rid);
+        self.clients.borrow_mut().remove(&client.rid);
+    }
+}

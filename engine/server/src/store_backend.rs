@@ -1,0 +1,224 @@
+//! The store as the server's backend, and its errors as clients hear them.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use vellum_base::{
+    Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
+};
+use vellum_format::IndexKind;
+use vellum_store::{Authority, CommitError, ReactorStatus, Store, StoreError};
+use vellum_wire::{ErrorCode, StatFs, WireError};
+
+use crate::authority::TableAuthority;
+use crate::backend::{Backend, BackendFuture, Scanned, Walked};
+
+impl Authority for TableAuthority {
+    fn may_write(&self, rid: Rid, key: &Key) -> bool {
+        TableAuthority::may_write(self, rid, key)
+    }
+}
+
+pub struct StoreBackend {
+    store: Rc<Store>,
+}
+
+impl StoreBackend {
+    pub fn new(store: Rc<Store>) -> StoreBackend {
+        StoreBackend { store }
+    }
+}
+
+fn code_of(error: &StoreError) -> ErrorCode {
+    match error {
+        StoreError::NoSpace => ErrorCode::NoSpace,
+        StoreError::Block(_) | StoreError::Corrupt { .. } | StoreError::Item { .. } | StoreError::Lsm(_) => {
+            ErrorCode::Corrupt
+        }
+        StoreError::Options(_) => ErrorCode::Malformed,
+        StoreError::Closed => ErrorCode::Stopping,
+        StoreError::ReadOnly => ErrorCode::Unsupported,
+        _ => ErrorCode::Io,
+    }
+}
+
+fn wire(error: StoreError) -> WireError {
+    WireError { code: code_of(&error), message: error.to_string() }
+}
+
+fn wire_commit(error: CommitError) -> WireError {
+    let code = match &error {
+        CommitError::Store(error) => code_of(error),
+        CommitError::TooLarge { .. } | CommitError::Malformed { .. } => ErrorCode::Malformed,
+        CommitError::OutOfOrder { .. }
+        | CommitError::UnknownClient { .. }
+        | CommitError::Denied { .. }
+        | CommitError::Blocks { .. } => ErrorCode::NotPermitted,
+    };
+    WireError { code, message: error.to_string() }
+}
+
+impl Backend for StoreBackend {
+    fn fsid(&self) -> Fsid {
+        self.store.fsid()
+    }
+
+    fn term(&self) -> Term {
+        self.store.term()
+    }
+
+    fn format(&self) -> u32 {
+        self.store.superblock().format_version
+    }
+
+    fn durable_epoch(&self) -> Epoch {
+        self.store.durable_epoch()
+    }
+
+    fn on_durable(&self, f: Box<dyn Fn(Epoch)>) {
+        self.store.on_durable(f);
+    }
+
+    fn reactor_of(&self, bucket: Bucket) -> ReactorId {
+        self.store.reactor_of(bucket)
+    }
+
+    fn home_of(&self, rid: Rid) -> ReactorId {
+        self.store.home_of(rid)
+    }
+
+    fn get(&self, keys: Vec<Key>, view: View) -> BackendFuture<Vec<Option<Bytes>>> {
+        let store = self.store.clone();
+        Box::pin(async move { store.get(&keys, view).await.map_err(wire) })
+    }
+
+    fn scan(&self, range: KeyRange, max_items: usize, max_bytes: usize, view: View) -> BackendFuture<Scanned> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            let page = store.scan(range, max_items, max_bytes, view).await.map_err(wire)?;
+            Ok((page.items, page.next))
+        })
+    }
+
+    fn walk(&self, index: u8, from: (u64, Ino), to: u64, max: usize) -> BackendFuture<Walked> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            let index = IndexKind::from_u8(index).ok_or_else(|| WireError {
+                code: ErrorCode::Malformed,
+                message: format!("there is no index {index}"),
+            })?;
+            let page = store.walk(index, from, to, max).await.map_err(wire)?;
+            Ok((page.entries, page.next, page.through))
+        })
+    }
+
+    fn commit(&self, rid: Rid, batch: Batch) -> BackendFuture<Epoch> {
+        // Called here and not in the future: the store takes its place in the order at the call.
+        let committed = self.store.commit(rid, batch);
+        Box::pin(async move { committed.await.map_err(wire_commit) })
+    }
+
+    fn wait_durable(&self, epoch: Epoch) -> BackendFuture<()> {
+        let store = self.store.clone();
+        Box::pin(async move { store.wait_durable(epoch).await.map_err(wire) })
+    }
+
+    fn write_data(&self, rid: Rid, data: DmaSlice) -> BackendFuture<Vec<BlockRange>> {
+        let store = self.store.clone();
+        Box::pin(async move { store.write_data(rid, data).await.map_err(wire) })
+    }
+
+    fn read_data(&self, ranges: Vec<BlockRange>) -> BackendFuture<DmaSlice> {
+        let store = self.store.clone();
+        Box::pin(async move { store.read_data(&ranges).await.map(DmaSlice::from).map_err(wire) })
+    }
+
+    fn alloc_group(&self, near: Option<Ino>) -> BackendFuture<u64> {
+        let store = self.store.clone();
+        Box::pin(async move { store.alloc_group(near).await.map_err(wire) })
+    }
+
+    fn statfs(&self) -> BackendFuture<StatFs> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            let space = store.statfs().await.map_err(wire)?;
+            Ok(StatFs {
+                total_blocks: space.total_blocks,
+                free_blocks: space.free_blocks,
+                available_blocks: space.free_blocks,
+                inodes: 0,
+            })
+        })
+    }
+
+    fn status(&self) -> BackendFuture<Value> {
+        let store = self.store.clone();
+        Box::pin(async move {
+            let status = store.status().await.map_err(wire)?;
+            Ok(json!({
+                "term": status.term.0,
+                "open_epoch": status.open_epoch.0,
+                "durable_epoch": status.durable_epoch.0,
+                "failed": status.failed,
+                "manifest_generation": status.manifest_generation,
+                "segments": status.segments,
+                "seals_used": status.seals_used,
+                "seals_bound": status.seals_bound,
+                "space": {
+                    "block_bytes": status.space.block_bytes,
+                    "total_blocks": status.space.total_blocks,
+                    "free_blocks": status.space.free_blocks,
+                    "used_data_blocks": status.space.used_data_blocks,
+                    "metadata_blocks": status.space.metadata_blocks,
+                },
+                "reactors": status.reactors.iter().map(reactor).collect::<Vec<_>>(),
+            }))
+        })
+    }
+
+    fn open_rid(&self, rid: Rid, identity: Bytes) -> BackendFuture<BatchNo> {
+        let store = self.store.clone();
+        Box::pin(async move { store.open_rid(rid, &identity).await.map(|state| state.last_batch).map_err(wire) })
+    }
+
+    fn close_rid(&self, rid: Rid) -> BackendFuture<()> {
+        let store = self.store.clone();
+        Box::pin(async move { store.close_rid(rid).await.map_err(wire) })
+    }
+
+    fn rids(&self) -> BackendFuture<Vec<(Rid, Bytes)>> {
+        let store = self.store.clone();
+        Box::pin(async move { store.rids().await.map_err(wire) })
+    }
+
+    fn shutdown(&self) -> BackendFuture<()> {
+        let store = self.store.clone();
+        Box::pin(async move { store.shutdown().await.map_err(wire) })
+    }
+}
+
+fn reactor(r: &ReactorStatus) -> Value {
+    json!({
+        "reactor": r.reactor.0,
+        "shards": r.shards,
+        "memtable_bytes": r.memtable_bytes,
+        "memtable_bound_bytes": r.memtable_bound_bytes,
+        "frozen_tables": r.frozen_tables,
+        "pressure": r.pressure,
+        "log_used_bytes": r.log_used_bytes,
+        "log_bound_bytes": r.log_bound_bytes,
+        "open_part_bytes": r.open_part_bytes,
+        "data_chunks": r.data_chunks,
+        "free_blocks": r.free_blocks,
+        "used_blocks": r.used_blocks,
+        "pending_blocks": r.pending_blocks,
+        "waiting_blocks": r.waiting_blocks,
+        "reservations": r.reservations,
+        "clients": r.clients,
+        "io_in_flight": r.io_in_flight,
+        "cache_bound_bytes": r.cache_bound_bytes,
+        "batches": r.batches,
+        "epochs_with_changes": r.epochs_with_changes,
+    })
+}

@@ -1,0 +1,420 @@
+//! Admission on the client's home reactor: strictly in order, each batch once.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::future::Future;
+use std::rc::Rc;
+use std::time::Duration;
+
+use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
+use vellum_base::{Batch, BatchNo, BlockRange, Epoch, ItemOp, Key, ReactorId, Rid};
+use vellum_format::system::{self, LastBatch};
+use vellum_format::{Extent, ItemKind, Record};
+use vellum_rt::local::{OneshotReceiver, OneshotSender, oneshot};
+use vellum_rt::{Class, sleep, spawn};
+
+use super::check::key_of;
+use crate::error::{CommitError, StoreError};
+use crate::mesh::{Answer, Message, Refused, Request};
+use crate::space::{RangeSet, SpaceChange};
+use crate::store::Store;
+
+/// Batches of one client that may wait for their turn.
+const MAX_WAITING: usize = 1024;
+/// How long a batch waits before it asks again for room.
+const ROOM_POLL: Duration = Duration::from_millis(1);
+
+/// What the home reactor knows of a client.
+#[derive(Default)]
+pub(crate) struct RidState {
+    busy: Cell<bool>,
+    queue: RefCell<VecDeque<OneshotSender<()>>>,
+    last: Cell<Option<LastBatch>>,
+}
+
+/// Clients whose home is here.
+#[derive(Default)]
+pub(crate) struct Home {
+    rids: RefCell<HashMap<Rid, Rc<RidState>>>,
+    /// Batches between their turn and their end.
+    pub running: Cell<usize>,
+}
+
+impl Home {
+    pub fn len(&self) -> usize {
+        self.rids.borrow().len()
+    }
+
+    pub fn forget(&self, rid: Rid) {
+        self.rids.borrow_mut().remove(&rid);
+    }
+
+    fn state(&self, rid: Rid) -> Rc<RidState> {
+        self.rids.borrow_mut().entry(rid).or_default().clone()
+    }
+}
+
+/// A place in a client's queue, taken at once; held while its batch is admitted.
+struct Turn {
+    state: Rc<RidState>,
+    wait: Option<OneshotReceiver<()>>,
+}
+
+impl RidState {
+    fn enter(self: &Rc<Self>) -> Turn {
+        let wait = if self.busy.replace(true) {
+            let (send, receive) = oneshot();
+            self.queue.borrow_mut().push_back(send);
+            Some(receive)
+        } else {
+            None
+        };
+        Turn { state: self.clone(), wait }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Turns live in tasks that run to their end, so one that is dropped has had its turn.
+        loop {
+            let next = self.state.queue.borrow_mut().pop_front();
+            match next {
+                Some(next) => {
+                    if next.send(()).is_ok() {
+                        return;
+                    }
+                }
+                None => {
+                    self.state.busy.set(false);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Something reserved on a reactor; given back unless applied.
+struct Held {
+    store: Rc<Store>,
+    reactor: ReactorId,
+    token: u64,
+    applied: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.applied {
+            return;
+        }
+        if self.reactor == self.store.me {
+            self.store.abort_reserved(self.token);
+        } else {
+            self.store.mesh.post(self.reactor, Message::Abort { token: self.token });
+        }
+    }
+}
+
+/// Refusals that a later attempt may not meet.
+enum Attempt {
+    Done(Epoch),
+    Busy,
+    /// A chunk changed hands; its owner was forgotten.
+    Moved,
+}
+
+impl Store {
+    /// Applies a client's batch, in the order of the calls. Answers the epoch that it is part of; the same for a batch that
+    /// was applied before. Dropping the future does not take it back.
+    pub fn commit(self: &Rc<Self>, rid: Rid, batch: Batch) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
+        let home = self.home_of(rid);
+        let answer = if home == self.me {
+            let task = spawn(Class::Request, "commit", self.commit_here(rid, batch));
+            Ok(task)
+        } else {
+            Err(self.mesh.call(home, Request::Commit { rid, batch }))
+        };
+        async move {
+            match answer {
+                Ok(task) => task.await.unwrap_or(Err(StoreError::Closed.into())),
+                Err(call) => match call.await {
+                    Ok(Ok(Answer::Committed(result))) => result,
+                    Ok(Err(e)) => Err(e.into()),
+                    _ => Err(StoreError::Closed.into()),
+                },
+            }
+        }
+    }
+
+    /// Takes the batch's turn at once; the future does the rest.
+    pub(crate) fn commit_here(
+        self: &Rc<Self>,
+        rid: Rid,
+        batch: Batch,
+    ) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
+        let state = self.home.state(rid);
+        let waiting = state.queue.borrow().len();
+        let turn = (waiting < MAX_WAITING).then(|| state.enter());
+        let store = self.clone();
+        async move {
+            let Some(mut turn) = turn else {
+                return Err(CommitError::TooLarge { what: "waiting batches", found: waiting, most: MAX_WAITING });
+            };
+            if let Some(wait) = turn.wait.take() {
+                let _ = wait.await; // the sender is dropped only after it has sent
+            }
+            store.home.running.set(store.home.running.get() + 1);
+            let result = store.admit(rid, &turn.state, batch).await;
+            store.home.running.set(store.home.running.get() - 1);
+            store.room.notify_all();
+            result
+        }
+    }
+
+    async fn admit(self: &Rc<Self>, rid: Rid, state: &RidState, batch: Batch) -> Result<Epoch, CommitError> {
+        self.check_writable()?;
+        let last = self.last_batch(rid, state).await?;
+        let expected = last.number.next();
+        if batch.number != BatchNo(0) && batch.number < expected {
+            return Ok(last.epoch);
+        }
+        if batch.number != expected {
+            return Err(CommitError::OutOfOrder { rid, expected, found: batch.number });
+        }
+        check_size(&batch)?;
+        let mut by_owner: BTreeMap<ReactorId, Vec<ItemOp>> = BTreeMap::new();
+        for op in batch.ops {
+            by_owner.entry(self.reactor_of(key_of(&op).bucket())).or_default().push(op);
+        }
+        loop {
+            self.check_failed()?;
+            match self.attempt(rid, batch.number, state, &by_owner).await? {
+                Attempt::Done(epoch) => return Ok(epoch),
+                Attempt::Moved => {}
+                Attempt::Busy => {
+                    // A little different for everyone, so that two that stood in each other's way part.
+                    let jitter = Duration::from_micros(vellum_rt::random_u64() % 1000);
+                    let _ = vellum_rt::timeout(ROOM_POLL + jitter, self.room.notified()).await;
+                    sleep(jitter / 10).await;
+                }
+            }
+        }
+    }
+
+    /// The client's last batch, from memory or from its item.
+    async fn last_batch(&self, rid: Rid, state: &RidState) -> Result<LastBatch, CommitError> {
+        if let Some(last) = state.last.get() {
+            return Ok(last);
+        }
+        let newest = Epoch(u64::MAX);
+        let key = system::client_key(rid);
+        if self.shard(&key)?.get(&key, newest).await.map_err(StoreError::from)?.is_none() {
+            return Err(CommitError::UnknownClient { rid });
+        }
+        let key = system::batch_key(rid);
+        let last = match self.shard(&key)?.get(&key, newest).await.map_err(StoreError::from)? {
+            Some(value) => LastBatch::decode(&value).map_err(|error| StoreError::Item { key, error })?,
+            None => LastBatch::default(),
+        };
+        state.last.set(Some(last));
+        Ok(last)
+    }
+
+    async fn attempt(
+        self: &Rc<Self>,
+        rid: Rid,
+        number: BatchNo,
+        state: &RidState,
+        by_owner: &BTreeMap<ReactorId, Vec<ItemOp>>,
+    ) -> Result<Attempt, CommitError> {
+        let mut held = Vec::new();
+        let mut released = Vec::new();
+        let mut least_epoch = Epoch::NONE;
+        // All owners at once; the answers are collected even when one refuses, so that nothing stays reserved.
+        let calls: Vec<_> = by_owner
+            .iter()
+            .filter(|(owner, _)| **owner != self.me)
+            .map(|(owner, ops)| (*owner, self.mesh.call(*owner, Request::Reserve { rid, ops: ops.clone() })))
+            .collect();
+        let mut answers = Vec::new();
+        if let Some(ops) = by_owner.get(&self.me) {
+            answers.push((self.me, self.reserve(rid, ops.clone()).await));
+        }
+        for (owner, call) in calls {
+            let answer = match call.await {
+                Ok(Ok(Answer::Reserved(result))) => Ok(result),
+                Ok(Err(e)) => Err(e),
+                _ => Err(StoreError::Closed),
+            };
+            answers.push((owner, answer));
+        }
+        let mut refusal = None;
+        for (reactor, answer) in answers {
+            match answer {
+                Ok(Ok(r)) => {
+                    held.push(Held { store: self.clone(), reactor, token: r.token, applied: false });
+                    released.extend(r.released);
+                    least_epoch = least_epoch.max(r.least_epoch);
+                }
+                Ok(Err(Refused::No(e))) => refusal = Some(Err(e)),
+                Ok(Err(_)) => refusal = refusal.or(Some(Ok(Attempt::Busy))),
+                Err(e) => refusal = Some(Err(e.into())),
+            }
+        }
+        if let Some(refusal) = refusal {
+            return refusal;
+        }
+        let changes = self.block_changes(rid, by_owner, &released)?;
+        if !changes.is_empty() {
+            match self.reserve_blocks(rid, changes, &mut held).await? {
+                None => {}
+                Some(attempt) => return Ok(attempt),
+            }
+        }
+        // Room for the batch number, which is this reactor's to write.
+        match self.reserve_records() {
+            Ok(token) => held.push(Held { store: self.clone(), reactor: self.me, token, applied: false }),
+            Err(Refused::No(e)) => return Err(e),
+            Err(_) => return Ok(Attempt::Busy),
+        }
+        if self.epochs.borrow().open() < least_epoch {
+            return Ok(Attempt::Busy); // this reactor is about to be told to move on
+        }
+        self.check_failed()?;
+        Ok(Attempt::Done(self.apply_everywhere(rid, number, state, held)))
+    }
+
+    /// From here nothing can fail and nothing waits.
+    fn apply_everywhere(self: &Rc<Self>, rid: Rid, number: BatchNo, state: &RidState, held: Vec<Held>) -> Epoch {
+        let epoch = self.epochs.borrow().open();
+        for mut h in held {
+            h.applied = true;
+            if h.reactor == self.me {
+                self.apply_reserved(h.token, epoch);
+            } else {
+                self.epochs.borrow_mut().sent(epoch, usize::from(h.reactor.0));
+                self.mesh.post(h.reactor, Message::Apply { token: h.token, epoch });
+            }
+        }
+        let last = LastBatch { number, epoch };
+        self.apply_in(epoch, &[Record::Put { key: system::batch_key(rid), value: last.encode() }]);
+        state.last.set(Some(last));
+        self.batches.set(self.batches.get() + 1);
+        self.mark_dirty(epoch); // last: it may close the epoch
+        epoch
+    }
+
+    /// Which blocks the batch takes into use and which it frees. What it moves from one extent to another is neither.
+    fn block_changes(
+        &self,
+        rid: Rid,
+        by_owner: &BTreeMap<ReactorId, Vec<ItemOp>>,
+        released: &[BlockRange],
+    ) -> Result<SpaceChange, CommitError> {
+        let mut wanted = RangeSet::default();
+        for op in by_owner.values().flatten() {
+            let ItemOp::Put { key, value } = op else { continue };
+            if key.kind() != ItemKind::Extent as u8 {
+                continue;
+            }
+            let header = Extent::decode_header(value).map_err(|error| StoreError::Item { key: *key, error })?;
+            let Some(blocks) = header.blocks() else { continue };
+            let (start, len) = (blocks.start.0, u64::from(blocks.len_blocks));
+            let inside = start.checked_add(len).is_some_and(|end| end <= self.superblock.blocks);
+            if !inside || !wanted.insert(start, len) {
+                return Err(CommitError::Blocks { rid, start, len });
+            }
+        }
+        let mut freed = RangeSet::default();
+        for r in released {
+            if !freed.insert(r.start.0, r.len_blocks.into()) {
+                return Err(StoreError::corrupt(r.start.to_string(), "two extents hold it").into());
+            }
+        }
+        let moved: Vec<(u64, u64)> = wanted.iter().flat_map(|(s, l)| freed.take_overlap(s, l)).collect();
+        for (start, len) in moved {
+            wanted.remove(start, len);
+        }
+        let chunk = u64::from(self.superblock.chunk_blocks);
+        Ok(SpaceChange { allocs: split(&wanted, chunk), frees: split(&freed, chunk) })
+    }
+
+    /// Reserves blocks with the owners of their chunks. `None` is success.
+    async fn reserve_blocks(
+        self: &Rc<Self>,
+        rid: Rid,
+        changes: SpaceChange,
+        held: &mut Vec<Held>,
+    ) -> Result<Option<Attempt>, CommitError> {
+        let mut by_owner: BTreeMap<ReactorId, SpaceChange> = BTreeMap::new();
+        for (start, len) in changes.allocs {
+            match self.owner_of_block(start).await? {
+                Some(owner) => by_owner.entry(owner).or_default().allocs.push((start, len)),
+                None => return Err(CommitError::Blocks { rid, start, len }),
+            }
+        }
+        for (start, len) in changes.frees {
+            match self.owner_of_block(start).await? {
+                Some(owner) => by_owner.entry(owner).or_default().frees.push((start, len)),
+                None => {
+                    let detail = "an extent holds it, and its chunk is not for data";
+                    return Err(StoreError::corrupt(format!("block {start}"), detail).into());
+                }
+            }
+        }
+        for (reactor, change) in by_owner {
+            let result = if reactor == self.me {
+                self.reserve_space(rid, change)
+            } else {
+                match self.mesh.call(reactor, Request::ReserveSpace { rid, change }).await {
+                    Ok(Ok(Answer::Space(result))) => result,
+                    Ok(Err(e)) => return Err(e.into()),
+                    _ => return Err(StoreError::Closed.into()),
+                }
+            };
+            match result {
+                Ok(token) => held.push(Held { store: self.clone(), reactor, token, applied: false }),
+                Err(Refused::No(e)) => return Err(e),
+                Err(Refused::Busy) => return Ok(Some(Attempt::Busy)),
+                Err(Refused::NotMine) => {
+                    self.owners.borrow_mut().clear();
+                    return Ok(Some(Attempt::Moved));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The ranges of a set, none across a chunk's end.
+fn split(set: &RangeSet, chunk_blocks: u64) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    for (mut start, mut len) in set.iter() {
+        while len > 0 {
+            let piece = len.min(chunk_blocks - start % chunk_blocks);
+            out.push((start, piece));
+            (start, len) = (start + piece, len - piece);
+        }
+    }
+    out
+}
+
+fn check_size(batch: &Batch) -> Result<(), CommitError> {
+    if batch.ops.len() > MAX_BATCH_OPS {
+        return Err(CommitError::TooLarge { what: "operations", found: batch.ops.len(), most: MAX_BATCH_OPS });
+    }
+    let bytes: usize = batch.ops.iter().map(ItemOp::len_bytes).sum();
+    // The bound counts keys and values; operations have a few bytes besides.
+    let most = MAX_BATCH_BYTES + MAX_BATCH_OPS * (Key::LEN + 4);
+    if bytes > most {
+        return Err(CommitError::TooLarge { what: "bytes", found: bytes, most });
+    }
+    let mut keys = BTreeSet::new();
+    for op in &batch.ops {
+        let key = key_of(op);
+        let death = matches!(op, ItemOp::DeleteInode { .. });
+        if !keys.insert((key, death)) {
+            return Err(CommitError::Malformed { key, reason: "it stands twice in the batch".into() });
+        }
+    }
+    Ok(())
+}

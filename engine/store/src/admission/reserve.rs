@@ -1,0 +1,380 @@
+//! Reservations on the reactor that owns the keys (or the blocks) of a batch.
+//!
+//! A reservation holds everything that applying needs: old values, room in log and memtable, the claim of blocks. While it
+//! lives, no other one touches the same inodes, so what was read stays true until it is applied.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::rc::Rc;
+
+use bytes::{Bytes, BytesMut};
+use vellum_base::{BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Rid, Zone};
+use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Record, bitmap, log};
+
+use super::check::{Checked, check, key_of};
+use crate::error::{CommitError, StoreError};
+use crate::mesh::{Refused, Reserved};
+use crate::space::SpaceChange;
+use crate::store::Store;
+
+/// Log bytes of a part besides its records: header, and the rest of its last block.
+const PART_OVERHEAD: usize = 2 * vellum_base::BLOCK_SIZE;
+/// Index upkeep and the orphan record of one inode.
+const INODE_OVERHEAD: usize = 6 * log::put_len(32);
+const NEWEST: Epoch = Epoch(u64::MAX);
+
+/// The sequences of an inode as they are.
+#[derive(Clone, Copy)]
+struct OldInode {
+    meta_seq: u64,
+    data_seq: u64,
+}
+
+/// One operation, ready to be stamped.
+enum Resolved {
+    Plain(Record),
+    Inode { ino: Ino, value: Bytes, old: Option<OldInode>, data_changed: bool },
+    Death { ino: Ino, old: Option<OldInode> },
+}
+
+struct Reservation {
+    rid: Rid,
+    writes: Vec<Resolved>,
+    space: SpaceChange,
+    inos: Vec<Ino>,
+    charged: usize,
+}
+
+/// What is known of an inode that a reservation or an undurable epoch holds.
+#[derive(Default)]
+struct InoState {
+    reserved: bool,
+    last: Epoch,
+}
+
+#[derive(Default)]
+pub(crate) struct Reservations {
+    next: Cell<u64>,
+    all: RefCell<HashMap<u64, Reservation>>,
+    inos: RefCell<HashMap<Ino, InoState>>,
+    /// Inodes changed in epochs that are not durable, with those.
+    recent: RefCell<Vec<(Epoch, Ino)>>,
+}
+
+impl Reservations {
+    pub fn len(&self) -> usize {
+        self.all.borrow().len()
+    }
+
+    /// Takes the inodes for one reservation; none when one is taken. Gives the least epoch that it may use.
+    fn lock(&self, inos: &[Ino]) -> Option<Epoch> {
+        let mut states = self.inos.borrow_mut();
+        if inos.iter().any(|ino| states.get(ino).is_some_and(|s| s.reserved)) {
+            return None;
+        }
+        let mut least = Epoch::NONE;
+        for ino in inos {
+            let state = states.entry(*ino).or_default();
+            state.reserved = true;
+            least = least.max(state.last);
+        }
+        Some(least)
+    }
+
+    fn unlock(&self, inos: &[Ino], applied: Option<Epoch>) {
+        let mut states = self.inos.borrow_mut();
+        for ino in inos {
+            let Some(state) = states.get_mut(ino) else { continue };
+            state.reserved = false;
+            if let Some(epoch) = applied {
+                state.last = epoch;
+                self.recent.borrow_mut().push((epoch, *ino));
+            } else if state.last == Epoch::NONE {
+                states.remove(ino);
+            }
+        }
+    }
+
+    /// What is durable needs not be remembered.
+    pub fn durable(&self, epoch: Epoch) {
+        let mut states = self.inos.borrow_mut();
+        self.recent.borrow_mut().retain(|(e, ino)| {
+            if *e > epoch {
+                return true;
+            }
+            if states.get(ino).is_some_and(|s| !s.reserved && s.last <= epoch) {
+                states.remove(ino);
+            }
+            false
+        });
+    }
+
+    fn keep(&self, reservation: Reservation) -> u64 {
+        let token = self.next.get() + 1;
+        self.next.set(token);
+        self.all.borrow_mut().insert(token, reservation);
+        token
+    }
+}
+
+impl Store {
+    /// Reserves a client's operations, whose keys are all of this reactor.
+    pub(crate) async fn reserve(
+        self: &Rc<Self>,
+        rid: Rid,
+        ops: Vec<ItemOp>,
+    ) -> Result<Result<Reserved, Refused>, StoreError> {
+        let mut checked = Vec::with_capacity(ops.len());
+        let mut bytes = PART_OVERHEAD;
+        for op in &ops {
+            let key = key_of(op);
+            match check(op) {
+                Ok(what) => checked.push(what),
+                Err(reason) => return Ok(Err(Refused::No(CommitError::Malformed { key, reason }))),
+            }
+            if !self.authority.may_write(rid, &key) {
+                return Ok(Err(Refused::No(CommitError::Denied { rid, key })));
+            }
+            bytes += log::put_len(op.len_bytes().max(32)) + INODE_OVERHEAD;
+        }
+        if let Err(refused) = self.charge(bytes) {
+            return Ok(Err(refused));
+        }
+        let inos: Vec<Ino> = checked.iter().map(Checked::ino).collect::<BTreeSet<_>>().into_iter().collect();
+        let Some(least_epoch) = self.reservations.lock(&inos) else {
+            self.uncharge(bytes);
+            return Ok(Err(Refused::Busy));
+        };
+        let give_up = || {
+            self.reservations.unlock(&inos, None);
+            self.uncharge(bytes);
+        };
+        match self.resolve(&ops, &checked).await {
+            Ok(Ok((writes, released))) => {
+                let space = SpaceChange::default();
+                let token = self.reservations.keep(Reservation { rid, writes, space, inos, charged: bytes });
+                Ok(Ok(Reserved { token, released, least_epoch }))
+            }
+            Ok(Err(refused)) => {
+                give_up();
+                Ok(Err(Refused::No(refused)))
+            }
+            Err(e) => {
+                give_up();
+                Err(e)
+            }
+        }
+    }
+
+    /// Promises log room, and looks at the memtables.
+    fn charge(&self, bytes: usize) -> Result<(), Refused> {
+        let busy = self.shards.iter().any(|s| s.pressure() >= 1.0);
+        let mut log = self.log.borrow_mut();
+        let Some(log) = log.as_mut() else { return Err(Refused::No(StoreError::ReadOnly.into())) };
+        if bytes > log.capacity_bytes() {
+            let (found, most) = (bytes, log.capacity_bytes());
+            return Err(Refused::No(CommitError::TooLarge { what: "bytes for the log", found, most }));
+        }
+        if busy || !log.charge(bytes) {
+            self.maintain.notify_one();
+            return Err(Refused::Busy);
+        }
+        Ok(())
+    }
+
+    fn uncharge(&self, bytes: usize) {
+        if let Some(log) = self.log.borrow_mut().as_mut() {
+            log.release(bytes);
+        }
+    }
+
+    /// Reads what is there and works out what to write.
+    async fn resolve(
+        &self,
+        ops: &[ItemOp],
+        checked: &[Checked],
+    ) -> Result<Result<(Vec<Resolved>, Vec<BlockRange>), CommitError>, StoreError> {
+        let mut writes = Vec::with_capacity(ops.len());
+        let mut released = Vec::new();
+        let dying: BTreeSet<Ino> =
+            checked.iter().filter_map(|c| if let Checked::Death(ino) = c { Some(*ino) } else { None }).collect();
+        let mut dropped: BTreeSet<Key> = BTreeSet::new();
+        for (op, what) in ops.iter().zip(checked) {
+            let key = key_of(op);
+            let is_put = matches!(op, ItemOp::Put { .. });
+            if is_put && key.zone() == Some(Zone::Fs) && dying.contains(&what.ino()) {
+                let reason = "its inode dies in the same batch".into();
+                return Ok(Err(CommitError::Malformed { key, reason }));
+            }
+            if let Checked::Extent(..) = what {
+                released.extend(self.old_extent(&key).await?);
+                dropped.insert(key);
+            }
+            writes.push(match (op, what) {
+                (ItemOp::Put { value, .. }, Checked::Inode(ino)) => {
+                    let old = self.old_inode(*ino).await?;
+                    let bad = |error| StoreError::Item { key, error };
+                    let new_version = Inode::decode(value).map_err(bad)?.data_version;
+                    let data_changed = old.as_ref().is_none_or(|old| old.data_version != new_version);
+                    let old = old.map(|o| OldInode { meta_seq: o.meta_seq, data_seq: o.data_seq });
+                    Resolved::Inode { ino: *ino, value: value.clone(), old, data_changed }
+                }
+                (ItemOp::Put { value, .. }, _) => Resolved::Plain(Record::Put { key, value: value.clone() }),
+                (ItemOp::Delete { .. }, _) => Resolved::Plain(Record::Delete { key }),
+                (ItemOp::DeleteInode { ino }, _) => {
+                    let old = self.old_inode(*ino).await?;
+                    let old = old.map(|o| OldInode { meta_seq: o.meta_seq, data_seq: o.data_seq });
+                    Resolved::Death { ino: *ino, old }
+                }
+            });
+        }
+        for ino in dying {
+            if let Some(key) = self.remaining_extent(ino, &dropped).await? {
+                let reason = "an inode that dies has this extent left".into();
+                return Ok(Err(CommitError::Malformed { key, reason }));
+            }
+        }
+        Ok(Ok((writes, released)))
+    }
+
+    async fn old_inode(&self, ino: Ino) -> Result<Option<Inode>, StoreError> {
+        let key = Inode::key(ino);
+        match self.shard(&key)?.get(&key, NEWEST).await? {
+            Some(value) => Inode::decode(&value).map(Some).map_err(|error| StoreError::Item { key, error }),
+            None => Ok(None),
+        }
+    }
+
+    async fn old_extent(&self, key: &Key) -> Result<Option<BlockRange>, StoreError> {
+        match self.shard(key)?.get(key, NEWEST).await? {
+            Some(value) => {
+                let header = Extent::decode_header(&value).map_err(|error| StoreError::Item { key: *key, error })?;
+                Ok(header.blocks())
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// An extent with blocks that the batch leaves behind.
+    async fn remaining_extent(&self, ino: Ino, dropped: &BTreeSet<Key>) -> Result<Option<Key>, StoreError> {
+        let kind = ItemKind::Extent as u8;
+        let mut range =
+            KeyRange { first: Key::fs(ino, kind, 0, 0, 0), last: Key::fs(ino, kind, u64::MAX, u64::MAX, u8::MAX) };
+        loop {
+            let page = self.shard(&range.first)?.scan(range, NEWEST, 256, 1 << 20).await?;
+            for (key, value) in &page.items {
+                let header = Extent::decode_header(value).map_err(|error| StoreError::Item { key: *key, error })?;
+                if header.blocks().is_some() && !dropped.contains(key) {
+                    return Ok(Some(*key));
+                }
+            }
+            match page.next {
+                Some(next) => range.first = next,
+                None => return Ok(None),
+            }
+        }
+    }
+
+    /// Reserves changes of blocks whose chunks are this reactor's.
+    pub(crate) fn reserve_space(&self, rid: Rid, change: SpaceChange) -> Result<u64, Refused> {
+        let all = || change.allocs.iter().chain(&change.frees);
+        if all().any(|(start, _)| !self.space.borrow().owns(*start)) {
+            return Err(Refused::NotMine);
+        }
+        // Bitmaps are written once an epoch, however many ranges touch them.
+        let touched: BTreeSet<u64> =
+            all().flat_map(|(s, l)| s / u64::from(BITMAP_BLOCKS)..=(s + l) / u64::from(BITMAP_BLOCKS)).collect();
+        let bytes = PART_OVERHEAD + touched.len() * 2 * log::put_len(bitmap::BITMAP_BYTES);
+        self.charge(bytes)?;
+        if let Err((start, len)) = self.space.borrow_mut().claim(rid, &change) {
+            self.uncharge(bytes);
+            return Err(Refused::No(CommitError::Blocks { rid, start, len }));
+        }
+        let (writes, inos) = (Vec::new(), Vec::new());
+        Ok(self.reservations.keep(Reservation { rid, writes, space: change, inos, charged: bytes }))
+    }
+
+    /// Room for a few records of the engine's own.
+    pub(crate) fn reserve_records(&self) -> Result<u64, Refused> {
+        self.charge(PART_OVERHEAD)?;
+        let reservation = Reservation {
+            rid: Rid::default(),
+            writes: Vec::new(),
+            space: SpaceChange::default(),
+            inos: Vec::new(),
+            charged: PART_OVERHEAD,
+        };
+        Ok(self.reservations.keep(reservation))
+    }
+
+    pub(crate) fn abort_reserved(&self, token: u64) {
+        let Some(r) = self.reservations.all.borrow_mut().remove(&token) else { return };
+        self.reservations.unlock(&r.inos, None);
+        self.space.borrow_mut().unclaim(r.rid, &r.space);
+        self.uncharge(r.charged);
+        self.room.notify_all();
+    }
+
+    /// Makes a reservation part of `epoch`. Cannot fail.
+    pub(crate) fn apply_reserved(&self, token: u64, epoch: Epoch) {
+        let Some(r) = self.reservations.all.borrow_mut().remove(&token) else { return };
+        let mut records = Vec::with_capacity(r.writes.len());
+        for write in r.writes {
+            stamp(write, epoch, &mut records);
+        }
+        self.apply_in(epoch, &records);
+        {
+            let mut epochs = self.epochs.borrow_mut();
+            let part = epochs.part(epoch);
+            part.charged += r.charged;
+            if !r.space.is_empty() {
+                part.space.push(r.space);
+            }
+        }
+        self.reservations.unlock(&r.inos, Some(epoch));
+        self.room.notify_all();
+    }
+}
+
+/// Turns a resolved operation into records of `epoch`.
+fn stamp(write: Resolved, epoch: Epoch, out: &mut Vec<Record>) {
+    match write {
+        Resolved::Plain(record) => out.push(record),
+        Resolved::Inode { ino, value, old, data_changed } => {
+            let data_seq = match old {
+                Some(old) if !data_changed => old.data_seq,
+                _ => epoch.0,
+            };
+            let mut value = BytesMut::from(&value[..]);
+            Inode::stamp(&mut value, epoch.0, data_seq);
+            out.push(Record::Put { key: Inode::key(ino), value: value.freeze() });
+            let old_meta = old.map(|o| o.meta_seq);
+            let old_data = old.map(|o| o.data_seq);
+            move_entry(IndexKind::MetaSeq, ino, old_meta, epoch.0, out);
+            move_entry(IndexKind::DataSeq, ino, old_data, data_seq, out);
+        }
+        Resolved::Death { ino, old } => {
+            out.push(Record::DeleteRange { range: KeyRange::of_inode(ino) });
+            if let Some(old) = old {
+                out.push(Record::Delete { key: IndexKind::MetaSeq.key(old.meta_seq, ino) });
+                out.push(Record::Delete { key: IndexKind::DataSeq.key(old.data_seq, ino) });
+            }
+            out.push(Record::Delete { key: orphan_key(ino) });
+        }
+    }
+}
+
+fn move_entry(kind: IndexKind, ino: Ino, old: Option<u64>, new: u64, out: &mut Vec<Record>) {
+    if old == Some(new) {
+        return;
+    }
+    if let Some(old) = old {
+        out.push(Record::Delete { key: kind.key(old, ino) });
+    }
+    out.push(Record::Put { key: kind.key(new, ino), value: Bytes::new() });
+}
+
+/// The record of an inode without a name.
+pub(crate) fn orphan_key(ino: Ino) -> Key {
+    Key::new(vellum_base::Bucket(ino.bucket()), Zone::Orphan, ino.0, ItemKind::Inode as u8, 0, 0, 0)
+}

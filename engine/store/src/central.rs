@@ -1,0 +1,298 @@
+//! What only reactor 0 does: drives the epochs' state machine, keeps the manifest, the chunk table and the space of
+//! segments.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, ReactorId};
+use vellum_format::{ChunkUse, ManifestEdit, SegmentMeta};
+use vellum_nvme::Queue;
+use vellum_rt::local::{Mutex, Notify};
+use vellum_rt::{Class, Instant, now, spawn, timeout};
+
+use crate::env::{LocalSpace, holds_all};
+use crate::epoch::{Command, Coordinator, Ring};
+use crate::error::StoreError;
+use crate::lsm::LocalFuture;
+use crate::manifest::{Manifest, use_chunks};
+use crate::mesh::Message;
+use crate::open::{CoordinatorSeed, drop_run};
+use crate::options::OpenOptions;
+use crate::space::SegmentSpace;
+use crate::store::Store;
+
+/// Segment chunks taken from the table at once.
+const SEGMENT_CHUNKS: usize = 4;
+
+pub(crate) struct Central {
+    pub machine: RefCell<Coordinator>,
+    running: Cell<bool>,
+    armed: Cell<Option<Instant>>,
+    pub wake: Notify,
+    pub manifest: Rc<Manifest>,
+    segments: RefCell<SegmentSpace>,
+    /// One at a time asks the table for more.
+    segment_refill: Mutex<()>,
+    /// Chunks that file data never gets.
+    pub reserve_chunks: usize,
+    oldest_readers: RefCell<Vec<Epoch>>,
+    floor_running: Cell<bool>,
+}
+
+impl Central {
+    pub fn new(seed: CoordinatorSeed, queue: Rc<dyn Queue>, options: &OpenOptions) -> Result<Rc<Central>, StoreError> {
+        let chunk_blocks = seed.manifest.superblock.chunk_blocks;
+        let mut segments = SegmentSpace::new(chunk_blocks);
+        for (i, used) in seed.manifest.state.chunks.iter().enumerate() {
+            if *used == ChunkUse::Segment {
+                segments.add_chunk(ChunkIndex(i as u32));
+            }
+        }
+        let all = seed.manifest.state.shards.values().flat_map(|s| s.segments().cloned());
+        holds_all(&mut segments, all)?;
+        let ring = Ring::new(seed.seal_chunks, chunk_blocks);
+        let volatile_cache = queue.geometry().volatile_write_cache;
+        let before = Epoch(seed.start.first_epoch.0 - 1);
+        Ok(Rc::new(Central {
+            machine: RefCell::new(Coordinator::new(options.reactors, volatile_cache, ring, &seed.start)),
+            running: Cell::new(false),
+            armed: Cell::new(None),
+            wake: Notify::new(),
+            manifest: Manifest::new(queue, seed.manifest),
+            segments: RefCell::new(segments),
+            segment_refill: Mutex::new(()),
+            reserve_chunks: seed.reserve_chunks,
+            oldest_readers: RefCell::new(vec![before; options.reactors]),
+            floor_running: Cell::new(false),
+        }))
+    }
+
+    async fn alloc_segment(&self, blocks: u64) -> Result<Vec<BlockRange>, StoreError> {
+        let _turn = self.segment_refill.lock().await;
+        loop {
+            if let Some(ranges) = self.segments.borrow_mut().take(blocks) {
+                return Ok(ranges);
+            }
+            let missing = blocks.saturating_sub(self.segments.borrow().free_blocks());
+            let chunk_blocks = u64::from(self.manifest.chunk_blocks());
+            let count = (missing.div_ceil(chunk_blocks) as usize).max(1) + SEGMENT_CHUNKS;
+            let chunks = self.manifest.alloc_chunks(ChunkUse::Segment, count, 0).await?;
+            let mut segments = self.segments.borrow_mut();
+            chunks.into_iter().for_each(|c| segments.add_chunk(c));
+        }
+    }
+
+    fn release_segment(self: &Rc<Self>, meta: &SegmentMeta) {
+        let empty = {
+            let mut segments = self.segments.borrow_mut();
+            meta.ranges.iter().chain(&meta.mirror).for_each(|r| segments.release(r));
+            segments.give_back(2 * SEGMENT_CHUNKS)
+        };
+        self.free_chunks(empty);
+    }
+
+    /// The table has them again when the edit is durable; nobody waits for it.
+    pub fn free_chunks(self: &Rc<Self>, chunks: Vec<ChunkIndex>) {
+        if chunks.is_empty() {
+            return;
+        }
+        let manifest = self.manifest.clone();
+        let task = async move {
+            let _ = manifest.edit(use_chunks(&chunks, ChunkUse::Free)).await; // a failure is everybody's at the next edit
+        };
+        spawn(Class::Commit, "free chunks", task).detach();
+    }
+}
+
+/// The coordinator's own way to segment space.
+impl LocalSpace for Rc<Central> {
+    fn alloc(&self, blocks: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, StoreError>> {
+        Box::pin(self.alloc_segment(blocks))
+    }
+
+    fn release(&self, meta: &SegmentMeta) {
+        self.release_segment(meta);
+    }
+}
+
+impl Store {
+    /// Messages that only the coordinator gets.
+    pub(crate) fn handle_central(self: &Rc<Self>, message: Message) {
+        let Some(central) = self.central.clone() else { return };
+        match message {
+            Message::Dirty { epoch } => central.machine.borrow_mut().dirty(epoch, now()),
+            Message::Want { epoch } => central.machine.borrow_mut().want(epoch),
+            Message::PartReady { from, epoch, part, data, oldest_reader } => {
+                if let Some(oldest) = central.oldest_readers.borrow_mut().get_mut(usize::from(from.0)) {
+                    *oldest = oldest_reader.max(*oldest);
+                }
+                central.machine.borrow_mut().part_ready(epoch, part, data);
+            }
+            Message::PartWritten { epoch } => central.machine.borrow_mut().part_written(epoch),
+            Message::ReleaseSegment { meta } => return central.release_segment(&meta),
+            _ => return,
+        }
+        self.drive();
+    }
+
+    /// Does what the state machine wants done.
+    pub(crate) fn drive(self: &Rc<Self>) {
+        let Some(central) = &self.central else { return };
+        if self.failed.borrow().is_some() || central.running.replace(true) {
+            return; // the outer call goes on
+        }
+        loop {
+            let command = central.machine.borrow_mut().next(now());
+            let Some(command) = command else { break };
+            self.execute(command);
+            if self.failed.borrow().is_some() {
+                break;
+            }
+        }
+        central.running.set(false);
+        let deadline = central.machine.borrow().deadline();
+        if let Some(deadline) = deadline
+            && central.armed.get().is_none_or(|armed| deadline < armed)
+        {
+            central.wake.notify_one();
+        }
+    }
+
+    fn execute(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::Close(epoch) => {
+                for other in self.mesh.others() {
+                    self.mesh.post(other, Message::Close { epoch });
+                }
+                self.close_epoch(epoch);
+            }
+            Command::FlushData(epoch) => {
+                let flush = self.queue.flush();
+                let store = self.clone();
+                let task = async move {
+                    match flush.await {
+                        Ok(()) => store.central_input(|m| m.data_flushed(epoch)),
+                        Err(e) => store.fail(format!("flush: {e}")),
+                    }
+                };
+                spawn(Class::Commit, "flush", task).detach();
+            }
+            Command::Seal { number, addr, block } => {
+                let write = self.queue.write(addr.bytes(), DmaBuf::copy_from(&block[..], true).freeze(), false);
+                let store = self.clone();
+                let task = async move {
+                    match write.await {
+                        Ok(()) => store.central_input(|m| m.seal_written(number)),
+                        Err(e) => store.fail(format!("seal {number}: {e}")),
+                    }
+                };
+                spawn(Class::Commit, "seal", task).detach();
+            }
+            Command::Flush => {
+                let flush = self.queue.flush();
+                let store = self.clone();
+                let task = async move {
+                    match flush.await {
+                        Ok(()) => {
+                            let durable = store.central.as_ref().and_then(|c| c.machine.borrow_mut().flushed());
+                            if let Some(command) = durable {
+                                store.execute(command);
+                            }
+                            store.drive();
+                        }
+                        Err(e) => store.fail(format!("flush: {e}")),
+                    }
+                };
+                spawn(Class::Commit, "flush", task).detach();
+            }
+            Command::Durable(epoch) => {
+                let Some(central) = &self.central else { return };
+                let oldest = central.oldest_readers.borrow().iter().min().copied().unwrap_or_default();
+                for other in self.mesh.others() {
+                    self.mesh.post(other, Message::Durable { epoch, oldest_reader: oldest });
+                }
+                self.became_durable(epoch, oldest);
+            }
+            Command::FlushThrough(epoch) => {
+                for other in self.mesh.others() {
+                    self.mesh.post(other, Message::FlushThrough { epoch });
+                }
+                self.handle(Message::FlushThrough { epoch });
+            }
+        }
+    }
+
+    fn central_input(self: &Rc<Self>, f: impl FnOnce(&mut Coordinator)) {
+        if let Some(central) = &self.central {
+            f(&mut central.machine.borrow_mut());
+        }
+        self.drive();
+    }
+
+    /// Drives the state machine when a deadline passes.
+    pub(crate) async fn epoch_timer(self: Rc<Self>) {
+        let Some(central) = self.central.clone() else { return };
+        while !self.stopped.get() && self.failed.borrow().is_none() {
+            let deadline = central.machine.borrow().deadline();
+            central.armed.set(deadline);
+            match deadline {
+                Some(at) => {
+                    let left = at - now();
+                    let _ = timeout(left, central.wake.notified()).await; // either way: look
+                }
+                None => central.wake.notified().await,
+            }
+            central.armed.set(Some(Instant(0))); // awake: it looks for itself before it sleeps again
+            self.drive();
+        }
+    }
+
+    /// Makes manifest edits durable, from any reactor, and follows up what they allow.
+    pub(crate) async fn edit_manifest(self: &Rc<Self>, edits: Vec<ManifestEdit>) -> Result<(), StoreError> {
+        if self.central.is_none() {
+            self.ask(ReactorId(0), crate::mesh::Request::Edit { edits }).await?;
+            return Ok(());
+        }
+        let Some(central) = &self.central else { return Err(StoreError::Closed) };
+        let flushed = edits.iter().any(|e| matches!(e, ManifestEdit::FlushedThrough { .. }));
+        if let Err(e) = central.manifest.edit(edits).await {
+            self.fail(format!("manifest: {e}"));
+            return Err(e);
+        }
+        if flushed && !central.floor_running.replace(true) {
+            let store = self.clone();
+            spawn(Class::Commit, "floors", async move { store.move_floors().await }).detach();
+        }
+        Ok(())
+    }
+
+    /// Drops runs whose epochs are all in segments, and lets the ring of seals go on.
+    async fn move_floors(self: Rc<Self>) {
+        let Some(central) = self.central.clone() else { return };
+        let (flushed, drops) = {
+            let state = central.manifest.state();
+            let flushed = state.flushed_through();
+            let old = state.runs.windows(2).filter(|w| flushed.0 + 1 >= w[1].first_epoch.0);
+            (flushed, old.flat_map(|w| drop_run(&w[0])).collect::<Vec<_>>())
+        };
+        let mut edits = drops;
+        let floor = {
+            let machine = central.machine.borrow();
+            machine.new_floor(flushed, machine.ring_used().1 / 8)
+        };
+        if let Some((number, hash)) = floor {
+            let durable_number = central.machine.borrow().durable_seal().0;
+            edits.push(ManifestEdit::SealFloor { term: self.term, number, hash, durable_number });
+        }
+        central.floor_running.set(false);
+        if edits.is_empty() {
+            return;
+        }
+        if let Err(e) = central.manifest.edit(edits).await {
+            return self.fail(format!("manifest: {e}"));
+        }
+        if let Some((number, _)) = floor {
+            self.central_input(|m| m.set_floor(number));
+        }
+    }
+}

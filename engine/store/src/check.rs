@@ -1,0 +1,382 @@
+//! The read-only checker: opens a filesystem without writing, and holds every structure against every other.
+//!
+//! Superblock, manifest, seals and parts are verified by opening; segments by reading all items. Then: every block is
+//! used once, bitmaps say what extents say, index entries and inodes belong to each other, names, positions, backrefs
+//! and link counts agree, and, when asked for, every block of data has its checksum.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use vellum_base::{BlockRange, Bucket, Ino, Key, KeyRange, View, Zone, crc32c};
+use vellum_format::{BITMAP_BLOCKS, Bitmap, ChunkUse, Dirent, Extent, FileKind, IndexKind, Inode, ItemKind, Value};
+use vellum_nvme::{Device, Queue};
+
+use crate::error::StoreError;
+use crate::open::{RecoveryReport, open};
+use crate::options::OpenOptions;
+use crate::space::RangeSet;
+use crate::store::{Everyone, Store};
+
+/// Problems that are kept; more are counted.
+const MAX_PROBLEMS: usize = 1000;
+
+#[derive(Clone, Debug, Default)]
+pub struct CheckOptions {
+    /// Read all file data and verify its checksums.
+    pub data: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    pub place: String,
+    pub detail: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.place, self.detail)
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct CheckReport {
+    pub recovery: RecoveryReport,
+    pub items: u64,
+    pub inodes: u64,
+    pub dirents: u64,
+    pub extents: u64,
+    pub data_blocks: u64,
+    pub verified_blocks: u64,
+    pub segments: u64,
+    pub problems: Vec<Problem>,
+    /// Problems found, the kept ones included.
+    pub problem_count: u64,
+}
+
+impl CheckReport {
+    fn add(&mut self, place: impl Into<String>, detail: impl ToString) {
+        self.problem_count += 1;
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(Problem { place: place.into(), detail: detail.to_string() });
+        }
+    }
+}
+
+/// Checks the filesystem on `device`. `Err` when it cannot even be opened; that, too, names the place.
+pub async fn check(
+    device: &Arc<dyn Device>,
+    queue: &Rc<dyn Queue>,
+    options: CheckOptions,
+) -> Result<CheckReport, StoreError> {
+    let mut opened = open(device, queue, OpenOptions { read_only: true, ..OpenOptions::default() }).await?;
+    let mut report = CheckReport { recovery: opened.report.clone(), ..CheckReport::default() };
+    opened.report.repaired.iter().for_each(|place| report.add("a copy", place));
+    let Some(seed) = opened.seeds.pop() else { return Err(StoreError::Closed) };
+    let store = Store::start(seed, Rc::new(Everyone)).await?;
+    let mut checker =
+        Checker { store: store.clone(), options, report, blocks: RangeSet::default(), bitmaps: BTreeMap::new() };
+    checker.fixed_blocks()?;
+    checker.all_items().await?;
+    checker.bitmaps();
+    store.shutdown().await?;
+    Ok(checker.report)
+}
+
+struct Checker {
+    store: Rc<Store>,
+    options: CheckOptions,
+    report: CheckReport,
+    /// Everything that is in use.
+    blocks: RangeSet,
+    bitmaps: BTreeMap<(u32, u32), (Bucket, Bitmap)>,
+}
+
+/// What is gathered of the inode that the scan is at.
+#[derive(Default)]
+struct Gathered {
+    ino: Ino,
+    inode: Option<Inode>,
+    backrefs: u32,
+    entries: u64,
+    subdirs: u32,
+    items: u64,
+    blocks: u64,
+}
+
+impl Checker {
+    fn hold(&mut self, what: impl Fn() -> String, start: u64, len: u64) {
+        if !self.blocks.insert(start, len) {
+            self.report.add(what(), format!("blocks {start}+{len} are used by something else, too"));
+        }
+    }
+
+    fn chunk_use(&self, block: u64) -> ChunkUse {
+        let chunk = (block / u64::from(self.store.superblock().chunk_blocks)) as usize;
+        let Some(central) = &self.store.central else { return ChunkUse::Free };
+        central.manifest.state().chunks.get(chunk).copied().unwrap_or_default()
+    }
+
+    fn fixed_blocks(&mut self) -> Result<(), StoreError> {
+        let Some(central) = self.store.central.clone() else { return Err(StoreError::Closed) };
+        let state = central.manifest.state();
+        let chunk_blocks = u64::from(self.store.superblock().chunk_blocks);
+        for (i, used) in state.chunks.iter().enumerate() {
+            if matches!(used, ChunkUse::Fixed | ChunkUse::Log | ChunkUse::SealLog) {
+                self.hold(|| format!("chunk {i} ({used:?})"), i as u64 * chunk_blocks, chunk_blocks);
+            }
+        }
+        for meta in state.shards.values().flat_map(|s| s.segments()) {
+            self.report.segments += 1;
+            for r in meta.ranges.iter().chain(&meta.mirror) {
+                self.hold(|| format!("segment {}", meta.id), r.start.0, r.len_blocks.into());
+                if self.chunk_use(r.start.0) != ChunkUse::Segment {
+                    self.report.add(format!("segment {}", meta.id), format!("{} is in no chunk for segments", r.start));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn all_items(&mut self) -> Result<(), StoreError> {
+        let mut range = KeyRange::ALL;
+        let mut at = Gathered::default();
+        loop {
+            let page = self.store.scan(range, 1024, 1 << 20, View::Applied).await?;
+            for (key, value) in page.items {
+                self.report.items += 1;
+                if key.zone() == Some(Zone::Fs) && Ino(key.first()) != at.ino || key.zone() != Some(Zone::Fs) {
+                    self.end_inode(&std::mem::take(&mut at)).await?;
+                }
+                if key.zone() == Some(Zone::Fs) {
+                    at.ino = Ino(key.first());
+                    at.items += 1;
+                }
+                self.item(&key, &value, &mut at).await?;
+            }
+            match page.next {
+                Some(next) => range.first = next,
+                None => break,
+            }
+        }
+        self.end_inode(&at).await
+    }
+
+    async fn item(&mut self, key: &Key, value: &Value, at: &mut Gathered) -> Result<(), StoreError> {
+        let place = || format!("item {key:?}");
+        match key.zone() {
+            Some(Zone::Fs) => match ItemKind::from_u8(key.kind()) {
+                Some(ItemKind::Inode) => match Inode::decode(value) {
+                    Ok(inode) => at.inode = Some(inode),
+                    Err(e) => self.report.add(place(), e),
+                },
+                Some(ItemKind::Extent) => self.extent(key, value, at).await?,
+                Some(kind @ (ItemKind::Dirent | ItemKind::Readdir | ItemKind::Backref)) => {
+                    match Dirent::decode(value) {
+                        Ok(d) => self.dirent(key, value, kind, &d, at).await?,
+                        Err(e) => self.report.add(place(), e),
+                    }
+                }
+                Some(_) => {}
+                None => self.report.add(place(), "no such kind of item"),
+            },
+            Some(Zone::Index) => self.index_entry(key).await?,
+            Some(Zone::Orphan) => match self.inode(Ino(key.first())).await? {
+                Some(inode) if inode.nlink == 0 => {}
+                Some(inode) => self.report.add(place(), format!("the orphan has {} names", inode.nlink)),
+                None => self.report.add(place(), "the orphan has no inode"),
+            },
+            Some(Zone::Space) => match (Bitmap::place(key), Bitmap::decode(value)) {
+                (Some((chunk, index)), Ok(bitmap)) => {
+                    let first = u64::from(chunk.0) * u64::from(self.store.superblock().chunk_blocks);
+                    if self.chunk_use(first) == ChunkUse::Data(key.bucket().0) {
+                        self.bitmaps.insert((chunk.0, index), (key.bucket(), bitmap));
+                    } // else it is of an earlier grant of the chunk
+                }
+                (_, Err(e)) => self.report.add(place(), e),
+                (None, _) => self.report.add(place(), "no bitmap's key"),
+            },
+            Some(Zone::System) => {}
+            None => self.report.add(place(), "no such zone"),
+        }
+        Ok(())
+    }
+
+    async fn inode(&self, ino: Ino) -> Result<Option<Inode>, StoreError> {
+        let value = self.one(Inode::key(ino)).await?;
+        Ok(value.and_then(|v| Inode::decode(&v).ok()))
+    }
+
+    async fn one(&self, key: Key) -> Result<Option<Value>, StoreError> {
+        Ok(self.store.get(&[key], View::Applied).await?.pop().flatten())
+    }
+
+    async fn index_entry(&mut self, key: &Key) -> Result<(), StoreError> {
+        let (seq, ino) = IndexKind::entry(key);
+        let kind = IndexKind::from_u8(key.first() as u8);
+        let seqs = self.inode(ino).await?.map(|i| (i.meta_seq, i.data_seq));
+        let ok = match (kind, seqs) {
+            (Some(IndexKind::MetaSeq), Some((meta, _))) => meta == seq,
+            (Some(IndexKind::DataSeq), Some((_, data))) => data == seq,
+            _ => false,
+        };
+        if !ok {
+            self.report.add(format!("index entry {key:?}"), format!("inode {ino} has (meta, data) {seqs:?}"));
+        }
+        Ok(())
+    }
+
+    async fn extent(&mut self, key: &Key, value: &Value, at: &mut Gathered) -> Result<(), StoreError> {
+        self.report.extents += 1;
+        let place = format!("extent {key:?}");
+        let extent = match Extent::decode(value) {
+            Ok(extent) => extent,
+            Err(e) => {
+                self.report.add(place, e);
+                return Ok(());
+            }
+        };
+        let Some(blocks) = extent.header.blocks() else { return Ok(()) };
+        let (start, len) = (blocks.start.0, u64::from(blocks.len_blocks));
+        at.blocks += len;
+        self.report.data_blocks += len;
+        self.hold(|| place.clone(), start, len);
+        self.expect_data_chunk(start, &place);
+        self.expect_data_chunk(start + len - 1, &place);
+        if self.options.data {
+            self.data(&place, blocks, &extent.checksums).await?;
+        }
+        Ok(())
+    }
+
+    fn expect_data_chunk(&mut self, block: u64, place: &str) {
+        if !matches!(self.chunk_use(block), ChunkUse::Data(_)) {
+            self.report.add(place, format!("block {block} is in no chunk for data"));
+        }
+    }
+
+    async fn data(&mut self, place: &str, blocks: BlockRange, checksums: &[u32]) -> Result<(), StoreError> {
+        let data = self.store.read_data(&[blocks]).await?;
+        for (i, (block, expected)) in data.chunks(vellum_base::BLOCK_SIZE).zip(checksums).enumerate() {
+            self.report.verified_blocks += 1;
+            let found = crc32c(block);
+            if found != *expected {
+                let at = blocks.start.0 + i as u64;
+                self.report.add(place, format!("block {at}: checksum {found:#010x}, expected {expected:#010x}"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn dirent(
+        &mut self,
+        key: &Key,
+        value: &Value,
+        kind: ItemKind,
+        d: &Dirent,
+        at: &mut Gathered,
+    ) -> Result<(), StoreError> {
+        let owner = Ino(key.first());
+        let place = || format!("{kind:?} {key:?} ({:?})", String::from_utf8_lossy(&d.name));
+        match kind {
+            ItemKind::Dirent => {
+                self.report.dirents += 1;
+                at.entries += 1;
+                at.subdirs += u32::from(d.kind == FileKind::Directory);
+                if *key != Dirent::key_by_name(owner, &d.name, d.pos) {
+                    self.report.add(place(), "its key is not its name's");
+                }
+                if self.one(Dirent::key_by_pos(owner, d.pos)).await?.as_ref() != Some(value) {
+                    self.report.add(place(), "by position there is no such entry");
+                }
+                match self.inode(d.ino).await? {
+                    None => self.report.add(place(), format!("inode {} is not there", d.ino)),
+                    Some(inode) if inode.kind() != Some(d.kind) => {
+                        self.report.add(place(), format!("inode {} is of another kind", d.ino));
+                    }
+                    Some(_) => {}
+                }
+                let back = self.one(Dirent::key_backref(d.ino, owner, d.pos)).await?;
+                let back = back.and_then(|v| Dirent::decode(&v).ok());
+                if back.is_none_or(|b| b.ino != owner || b.name != d.name) {
+                    self.report.add(place(), format!("inode {} has no backref to it", d.ino));
+                }
+            }
+            ItemKind::Readdir => {
+                if self.one(Dirent::key_by_name(owner, &d.name, d.pos)).await?.as_ref() != Some(value) {
+                    self.report.add(place(), "by name there is no such entry");
+                }
+            }
+            _ => {
+                at.backrefs += 1;
+                let entry = self.one(Dirent::key_by_pos(d.ino, d.pos)).await?;
+                let entry = entry.and_then(|v| Dirent::decode(&v).ok());
+                if entry.is_none_or(|e| e.ino != owner || e.name != d.name) {
+                    self.report.add(place(), format!("directory {} has no such entry", d.ino));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_inode(&mut self, at: &Gathered) -> Result<(), StoreError> {
+        if at.items == 0 {
+            return Ok(());
+        }
+        let place = format!("inode {:?} ({})", at.ino, at.ino);
+        let Some(inode) = &at.inode else {
+            self.report.add(place, format!("{} items and no inode", at.items));
+            return Ok(());
+        };
+        self.report.inodes += 1;
+        let expected = if inode.is_dir() { 2 + at.subdirs } else { at.backrefs };
+        let orphan_dir = inode.is_dir() && inode.nlink == 0;
+        if inode.nlink != expected && !orphan_dir {
+            self.report.add(place.clone(), format!("{} links, and {expected} were found", inode.nlink));
+        }
+        if inode.is_dir() && inode.size != at.entries {
+            self.report.add(place.clone(), format!("size {}, and it has {} entries", inode.size, at.entries));
+        }
+        if inode.online_blocks != at.blocks {
+            self.report
+                .add(place.clone(), format!("{} blocks, and its extents have {}", inode.online_blocks, at.blocks));
+        }
+        for (kind, seq) in [(IndexKind::MetaSeq, inode.meta_seq), (IndexKind::DataSeq, inode.data_seq)] {
+            if self.one(kind.key(seq, at.ino)).await?.is_none() {
+                self.report.add(place.clone(), format!("{kind:?} has no entry for it at {seq}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Bits and extents say the same.
+    fn bitmaps(&mut self) {
+        let chunk_blocks = u64::from(self.store.superblock().chunk_blocks);
+        let data_chunks: Vec<u64> = match &self.store.central {
+            Some(c) => {
+                let state = c.manifest.state();
+                let data = state.chunks.iter().enumerate().filter(|(_, u)| matches!(u, ChunkUse::Data(_)));
+                data.map(|(i, _)| i as u64).collect()
+            }
+            None => Vec::new(),
+        };
+        for chunk in data_chunks {
+            for at in 0..chunk_blocks {
+                let (index, bit) = (at / u64::from(BITMAP_BLOCKS), at % u64::from(BITMAP_BLOCKS));
+                let bitmap = self.bitmaps.get(&(chunk as u32, index as u32));
+                let set = bitmap.is_some_and(|(_, b)| b.get(bit as u32));
+                let block = chunk * chunk_blocks + at;
+                let used = self.blocks.contains(block, 1);
+                if set != used {
+                    let detail = if set {
+                        "its bit is set, and nothing refers to it"
+                    } else {
+                        "it is used, and its bit is clear"
+                    };
+                    self.report.add(format!("block {block}"), detail);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Client records and inode groups: what the engine itself keeps durable before it answers.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use vellum_base::{BatchNo, Bucket, Epoch, Ino, Rid};
+use vellum_format::Record;
+use vellum_format::system::{self, LastBatch};
+use vellum_rt::local::Mutex;
+
+use crate::error::StoreError;
+use crate::mesh::{Answer, Request};
+use crate::store::Store;
+
+const NEWEST: Epoch = Epoch(u64::MAX);
+/// Inode groups of one bucket that are taken durably at once. What a crash leaves of them is never used.
+const GROUPS_AHEAD: u64 = 256;
+
+/// What a client that (re)connects is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RidState {
+    pub last_batch: BatchNo,
+}
+
+impl Store {
+    /// Makes the client's record, durably, if it is not there; `identity` is what the server wants to find again.
+    pub async fn open_rid(self: &Rc<Self>, rid: Rid, identity: &[u8]) -> Result<RidState, StoreError> {
+        let identity = Bytes::copy_from_slice(identity);
+        match self.ask(self.home_of(rid), Request::OpenRid { rid, identity }).await? {
+            Answer::Rid(last_batch) => Ok(RidState { last_batch }),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    pub(crate) async fn open_rid_here(self: &Rc<Self>, rid: Rid, identity: Bytes) -> Result<BatchNo, StoreError> {
+        let (client, batch) = (system::client_key(rid), system::batch_key(rid));
+        let found = self.get_here(&[client, batch], NEWEST).await?;
+        if !matches!(found.first(), Some(Some(_))) {
+            let epoch = self.commit_own(&[Record::Put { key: client, value: identity }]).await?;
+            self.wait_durable(epoch).await?;
+        }
+        match found.get(1) {
+            Some(Some(value)) => {
+                Ok(LastBatch::decode(value).map_err(|error| StoreError::Item { key: batch, error })?.number)
+            }
+            _ => Ok(BatchNo(0)),
+        }
+    }
+
+    /// Forgets a client, durably: its pending blocks, its batch number and, last, its record.
+    pub async fn close_rid(self: &Rc<Self>, rid: Rid) -> Result<(), StoreError> {
+        self.forget_pending(rid).await?;
+        self.ask(self.home_of(rid), Request::CloseRid { rid }).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn close_rid_here(self: &Rc<Self>, rid: Rid) -> Result<(), StoreError> {
+        let records = [Record::Delete { key: system::batch_key(rid) }, Record::Delete { key: system::client_key(rid) }];
+        let epoch = self.commit_own(&records).await?;
+        self.home.forget(rid);
+        self.wait_durable(epoch).await
+    }
+
+    /// All clients that have a record, with their identities.
+    pub async fn rids(self: &Rc<Self>) -> Result<Vec<(Rid, Bytes)>, StoreError> {
+        let mut out = Vec::new();
+        for b in 0..=255u8 {
+            let mut range = system::range(Bucket(b));
+            loop {
+                let page = self.scan(range, 1024, 1 << 20, vellum_base::View::Applied).await?;
+                for (key, value) in page.items {
+                    out.extend(system::rid_of_client_key(&key).map(|rid| (rid, value)));
+                }
+                match page.next {
+                    Some(next) => range.first = next,
+                    None => break,
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// A group of inode numbers that nobody had before or will get again. Groups go round all buckets; `near` is a hint
+    /// that is not used yet.
+    pub async fn alloc_group(self: &Rc<Self>, _near: Option<Ino>) -> Result<u64, StoreError> {
+        let bucket = Bucket((self.next_group.get() % 256) as u8);
+        self.next_group.set(self.next_group.get() + 1);
+        match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket }).await? {
+            Answer::Group(group) => Ok(group),
+            _ => Err(StoreError::Closed),
+        }
+    }
+
+    pub(crate) async fn alloc_group_here(self: &Rc<Self>, bucket: Bucket) -> Result<u64, StoreError> {
+        let lock = self.group_locks.borrow_mut().entry(bucket).or_insert_with(|| Rc::new(Mutex::new(()))).clone();
+        let _turn = lock.lock().await;
+        let known = self.groups.borrow().get(&bucket).copied();
+        let (next, end) = match known {
+            Some((next, end)) if next < end => (next, end),
+            _ => self.more_groups(bucket).await?,
+        };
+        self.groups.borrow_mut().insert(bucket, (next + 1, end));
+        Ok((u64::from(bucket.0) << (56 - Ino::SLOT_BITS)) | next)
+    }
+
+    async fn more_groups(self: &Rc<Self>, bucket: Bucket) -> Result<(u64, u64), StoreError> {
+        let key = system::group_key(bucket);
+        let taken = match self.shard(&key)?.get(&key, NEWEST).await? {
+            Some(value) => system::decode_counter(&value).map_err(|error| StoreError::Item { key, error })?,
+            None => 1, // group 0 of bucket 0 is the root's
+        };
+        let end = taken + GROUPS_AHEAD;
+        let epoch = self.commit_own(&[Record::Put { key, value: system::encode_counter(end) }]).await?;
+        self.wait_durable(epoch).await?;
+        Ok((taken, end))
+    }
+}

@@ -1,0 +1,507 @@
+//! When epochs close, are sealed, flushed and durable. A state machine: inputs and time in, commands out.
+//!
+//! ```text
+//!  open -> Close -> parts ready (placed, checksummed) -> Seal   \
+//!                \-> parts written ------------------------------> Flush -> Durable
+//! ```
+//! Parts and seal are written in parallel; the flush begins when both are written. Epochs become durable in order.
+//! A seal must not reach the medium before the file data that its epoch refers to: with a volatile write cache, an epoch
+//! with new data is sealed only after a flush of its own (the data was complete when its batches were admitted).
+//! While something is being sealed or flushed, those who wait gather in the open epoch (group commit).
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, Term};
+use vellum_format::{PartRef, Seal};
+use vellum_rt::Instant;
+
+use super::ring::Ring;
+
+/// Epochs that may be closed and not yet durable.
+pub const MAX_IN_FLIGHT: usize = 4;
+/// An epoch with changes that nobody waits for closes after this.
+pub const EPOCH_TIMER: Duration = Duration::from_millis(5);
+/// After this much quiet a seal says that the last changes are durable, so that later rot among them is told from a
+/// torn end of the log.
+pub const CONFIRM_AFTER: Duration = Duration::from_millis(200);
+/// An empty epoch is sealed all the same when this many were not: it bounds what a recovery must jump over.
+pub const MAX_UNSEALED: u64 = 1000;
+/// Added to the last known epoch by a recovery.
+pub const EPOCH_GAP: u64 = 1 << 20;
+const _: () = assert!(EPOCH_GAP > 100 * (MAX_UNSEALED + MAX_IN_FLIGHT as u64));
+/// Seals that stay free in the ring.
+const RING_SLACK: u64 = 2 * MAX_IN_FLIGHT as u64;
+
+#[derive(Debug, PartialEq)]
+pub enum Command {
+    /// Tell every reactor.
+    Close(Epoch),
+    /// Flush the data of this epoch; its seal waits for it.
+    FlushData(Epoch),
+    /// Write this block.
+    Seal {
+        number: u64,
+        addr: BlockAddr,
+        block: Box<[u8; BLOCK_SIZE]>,
+    },
+    Flush,
+    /// Tell every reactor.
+    Durable(Epoch),
+    /// The ring of seals fills up: everything up to this epoch should be in segments.
+    FlushThrough(Epoch),
+}
+
+#[derive(Debug, PartialEq, Clone, Copy)]
+enum SealState {
+    Waiting,
+    FlushingData,
+    DataFlushed,
+    Writing(u64),
+    Written,
+    /// Nothing changed: none is written.
+    None,
+}
+
+#[derive(Debug)]
+struct Sealing {
+    epoch: Epoch,
+    force: bool,
+    /// It refers to data that no flush has covered yet.
+    data: bool,
+    ready: usize,
+    written: usize,
+    parts: Vec<PartRef>,
+    seal: SealState,
+}
+
+#[derive(Debug)]
+pub struct Coordinator {
+    reactors: usize,
+    volatile_cache: bool,
+    term: Term,
+    fsid: Fsid,
+    ring: Ring,
+    first_number: u64,
+    open: Epoch,
+    in_flight: VecDeque<Sealing>,
+    dirty_since: Option<Instant>,
+    wanted: Epoch,
+    next_number: u64,
+    prev_hash: u64,
+    /// (number, epoch, hash) of the seals above the floor, ends with the newest.
+    seals: VecDeque<(u64, Epoch, u64)>,
+    floor_number: u64,
+    durable_number: u64,
+    last_sealed: Epoch,
+    flushing: Option<Epoch>,
+    confirm_at: Option<Instant>,
+    asked_through: Epoch,
+}
+
+/// Where the numbers of a run begin.
+#[derive(Debug, Clone)]
+pub struct Start {
+    pub term: Term,
+    pub fsid: Fsid,
+    pub first_epoch: Epoch,
+    pub first_number: u64,
+    pub base_hash: u64,
+}
+
+impl Coordinator {
+    pub fn new(reactors: usize, volatile_cache: bool, ring: Ring, start: &Start) -> Coordinator {
+        let base = start.first_number - 1;
+        Coordinator {
+            reactors,
+            volatile_cache,
+            term: start.term,
+            fsid: start.fsid,
+            ring,
+            first_number: start.first_number,
+            open: start.first_epoch,
+            in_flight: VecDeque::new(),
+            dirty_since: None,
+            wanted: Epoch::NONE,
+            next_number: start.first_number,
+            prev_hash: start.base_hash,
+            seals: VecDeque::from([(base, Epoch(start.first_epoch.0 - 1), start.base_hash)]),
+            floor_number: base,
+            durable_number: base,
+            last_sealed: start.first_epoch,
+            flushing: None,
+            confirm_at: None,
+            asked_through: Epoch::NONE,
+        }
+    }
+
+    pub fn dirty(&mut self, epoch: Epoch, now: Instant) {
+        if epoch >= self.open {
+            self.dirty_since.get_or_insert(now);
+            self.confirm_at = None;
+        }
+    }
+
+    /// Somebody waits for `epoch`.
+    pub fn want(&mut self, epoch: Epoch) {
+        self.wanted = self.wanted.max(epoch);
+    }
+
+    fn sealing(&mut self, epoch: Epoch) -> Option<&mut Sealing> {
+        self.in_flight.iter_mut().find(|s| s.epoch == epoch)
+    }
+
+    /// A reactor's part of `epoch` is placed; `None` when it is empty. Its write runs. `data`: it refers to new data.
+    pub fn part_ready(&mut self, epoch: Epoch, part: Option<PartRef>, data: bool) {
+        let volatile_cache = self.volatile_cache;
+        if let Some(s) = self.sealing(epoch) {
+            s.ready += 1;
+            s.data |= data && volatile_cache;
+            s.written += usize::from(part.is_none());
+            s.parts.extend(part);
+        }
+    }
+
+    /// The flush of [`Command::FlushData`] is done.
+    pub fn data_flushed(&mut self, epoch: Epoch) {
+        if let Some(s) = self.sealing(epoch).filter(|s| s.seal == SealState::FlushingData) {
+            s.seal = SealState::DataFlushed;
+        }
+    }
+
+    pub fn part_written(&mut self, epoch: Epoch) {
+        if let Some(s) = self.sealing(epoch) {
+            s.written += 1;
+        }
+    }
+
+    pub fn seal_written(&mut self, number: u64) {
+        if let Some(s) = self.in_flight.iter_mut().find(|s| s.seal == SealState::Writing(number)) {
+            s.seal = SealState::Written;
+        }
+    }
+
+    /// The flush that was asked for is done.
+    pub fn flushed(&mut self) -> Option<Command> {
+        let through = self.flushing.take()?;
+        Some(self.make_durable(through))
+    }
+
+    fn make_durable(&mut self, through: Epoch) -> Command {
+        self.in_flight.retain(|s| s.epoch > through);
+        if let Some((number, ..)) = self.seals.iter().rev().find(|(_, epoch, _)| *epoch <= through) {
+            self.durable_number = self.durable_number.max(*number);
+        }
+        Command::Durable(through)
+    }
+
+    pub fn open(&self) -> Epoch {
+        self.open
+    }
+
+    /// Everything that was said to be dirty is durable.
+    pub fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.dirty_since.is_none()
+    }
+
+    /// The last durable seal: number and hash.
+    pub fn durable_seal(&self) -> (u64, u64) {
+        let hash = self.seals.iter().find(|(n, ..)| *n == self.durable_number).map(|(.., h)| *h);
+        (self.durable_number, hash.unwrap_or(self.prev_hash))
+    }
+
+    /// Seals in the ring, and how many it has room for.
+    pub fn ring_used(&self) -> (u64, u64) {
+        (self.next_number - 1 - self.floor_number, self.ring.capacity())
+    }
+
+    /// The floor that can be set when everything up to `flushed` is in segments: (number, hash), if it moves by `least`.
+    pub fn new_floor(&self, flushed: Epoch, least: u64) -> Option<(u64, u64)> {
+        let (number, _, hash) = self
+            .seals
+            .iter()
+            .take_while(|(number, epoch, _)| *epoch <= flushed && *number <= self.durable_number)
+            .last()?;
+        (*number >= self.floor_number + least.max(1)).then_some((*number, *hash))
+    }
+
+    /// The floor is durable: the seals up to it may be overwritten.
+    pub fn set_floor(&mut self, number: u64) {
+        self.floor_number = self.floor_number.max(number);
+        // The floor's own entry stays: its hash may be asked for.
+        while self.seals.front().is_some_and(|(n, ..)| *n < self.floor_number) {
+            self.seals.pop_front();
+        }
+    }
+
+    /// When to look again although nothing comes in.
+    pub fn deadline(&self) -> Option<Instant> {
+        let dirty = self.dirty_since.map(|t| t + EPOCH_TIMER).filter(|_| self.may_close());
+        let confirm = self.confirm_at.filter(|_| self.in_flight.is_empty() && self.may_close());
+        dirty.into_iter().chain(confirm).min()
+    }
+
+    fn may_close(&self) -> bool {
+        let coming = self
+            .in_flight
+            .iter()
+            .filter(|s| !matches!(s.seal, SealState::Writing(_) | SealState::Written | SealState::None))
+            .count() as u64
+            + 1;
+        let (used, capacity) = self.ring_used();
+        self.in_flight.len() < MAX_IN_FLIGHT && used + coming + RING_SLACK <= capacity
+    }
+
+    /// The next thing to do, until `None`.
+    pub fn next(&mut self, now: Instant) -> Option<Command> {
+        self.next_seal()
+            .or_else(|| self.next_flush(now))
+            .or_else(|| self.next_close(now))
+            .or_else(|| self.next_flush_through())
+    }
+
+    fn next_seal(&mut self) -> Option<Command> {
+        // In order: each seal holds the hash of the one before.
+        let unsealed =
+            |s: &SealState| matches!(s, SealState::Waiting | SealState::FlushingData | SealState::DataFlushed);
+        let s = self.in_flight.iter_mut().find(|s| unsealed(&s.seal))?;
+        if s.ready < self.reactors || s.seal == SealState::FlushingData {
+            return None;
+        }
+        if s.data && s.seal == SealState::Waiting {
+            s.seal = SealState::FlushingData;
+            return Some(Command::FlushData(s.epoch));
+        }
+        if s.parts.is_empty() && !s.force && s.epoch.0 < self.last_sealed.0 + MAX_UNSEALED {
+            s.seal = SealState::None;
+            return self.next_seal();
+        }
+        let number = self.next_number;
+        let seal = Seal {
+            term: self.term,
+            number,
+            epoch: s.epoch,
+            prev_hash: self.prev_hash,
+            durable_number: self.durable_number,
+            parts: s.parts.clone(),
+        };
+        let addr = self.ring.addr(number - self.first_number)?;
+        let (block, hash) = seal.encode(addr, &self.fsid);
+        s.seal = SealState::Writing(number);
+        self.last_sealed = s.epoch;
+        self.seals.push_back((number, s.epoch, hash));
+        (self.next_number, self.prev_hash) = (number + 1, hash);
+        Some(Command::Seal { number, addr, block: Box::new(block) })
+    }
+
+    fn next_flush(&mut self, now: Instant) -> Option<Command> {
+        if self.flushing.is_some() {
+            return None;
+        }
+        let reactors = self.reactors;
+        let whole = |s: &&Sealing| {
+            s.ready == reactors && s.written == reactors && matches!(s.seal, SealState::Written | SealState::None)
+        };
+        let through = self.in_flight.iter().take_while(whole).last()?.epoch;
+        let covered = || self.in_flight.iter().filter(|s| s.epoch <= through);
+        if covered().all(|s| s.seal == SealState::None) {
+            return Some(self.make_durable(through));
+        }
+        // A seal without changes needs no other one to confirm it.
+        if covered().any(|s| !s.parts.is_empty()) {
+            self.confirm_at = Some(now + CONFIRM_AFTER);
+        }
+        self.flushing = Some(through);
+        Some(Command::Flush)
+    }
+
+    fn next_close(&mut self, now: Instant) -> Option<Command> {
+        if !self.may_close() {
+            return None;
+        }
+        let idle = self.in_flight.is_empty();
+        let demanded = self.wanted >= self.open && idle;
+        let timed = self.dirty_since.is_some_and(|t| now >= t + EPOCH_TIMER);
+        let confirm = idle && self.dirty_since.is_none() && self.confirm_at.is_some_and(|t| now >= t);
+        if !demanded && !timed && !confirm {
+            return None;
+        }
+        if confirm {
+            self.confirm_at = None;
+        }
+        let epoch = self.open;
+        self.open = epoch.next();
+        self.dirty_since = None;
+        self.in_flight.push_back(Sealing {
+            epoch,
+            force: confirm,
+            data: false,
+            ready: 0,
+            written: 0,
+            parts: Vec::new(),
+            seal: SealState::Waiting,
+        });
+        Some(Command::Close(epoch))
+    }
+
+    fn next_flush_through(&mut self) -> Option<Command> {
+        let (used, capacity) = self.ring_used();
+        if used <= capacity / 2 {
+            return None;
+        }
+        // The older half of what is in the ring.
+        let (_, epoch, _) = *self.seals.get(used as usize / 2)?;
+        if epoch <= self.asked_through {
+            return None;
+        }
+        self.asked_through = epoch;
+        Some(Command::FlushThrough(epoch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vellum_base::{ChunkIndex, LogId};
+
+    fn at(ms: u64) -> Instant {
+        Instant(ms * 1_000_000)
+    }
+
+    fn new(reactors: usize) -> Coordinator {
+        let start =
+            Start { term: Term(1), fsid: Fsid([1; 16]), first_epoch: Epoch(100), first_number: 1, base_hash: 7 };
+        Coordinator::new(reactors, true, Ring::new(vec![ChunkIndex(1)], 256), &start)
+    }
+
+    fn part() -> Option<PartRef> {
+        Some(PartRef { log: LogId(1), place: 0, addr: BlockAddr(5), len_blocks: 1, crc: 2 })
+    }
+
+    #[test]
+    fn an_epoch_goes_through_its_life_and_waiters_gather_in_the_next() {
+        let mut c = new(2);
+        c.dirty(Epoch(100), at(0));
+        assert_eq!(c.next(at(1)), None);
+        c.want(Epoch(100));
+        assert_eq!(c.next(at(1)), Some(Command::Close(Epoch(100))));
+        c.dirty(Epoch(101), at(1));
+        c.want(Epoch(101));
+        c.part_ready(Epoch(100), part(), false);
+        assert_eq!(c.next(at(1)), None, "the second reactor's part is not placed, and nobody closes the next");
+        c.part_ready(Epoch(100), None, false);
+        assert!(matches!(c.next(at(1)), Some(Command::Seal { number: 1, .. })));
+        c.seal_written(1);
+        assert_eq!(c.next(at(1)), None, "the part is not written");
+        c.part_written(Epoch(100));
+        assert_eq!(c.next(at(1)), Some(Command::Flush));
+        assert_eq!(c.next(at(1)), None);
+        assert_eq!(c.flushed(), Some(Command::Durable(Epoch(100))));
+        assert_eq!(c.next(at(1)), Some(Command::Close(Epoch(101))));
+    }
+
+    #[test]
+    fn new_data_is_flushed_before_its_seal_is_written() {
+        let mut c = new(1);
+        c.want(Epoch(100));
+        assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
+        c.part_ready(Epoch(100), part(), true);
+        assert_eq!(c.next(at(0)), Some(Command::FlushData(Epoch(100))));
+        assert_eq!(c.next(at(0)), None);
+        c.data_flushed(Epoch(100));
+        assert!(matches!(c.next(at(0)), Some(Command::Seal { number: 1, .. })));
+    }
+
+    #[test]
+    fn epochs_without_changes_are_durable_without_io() {
+        let mut c = new(1);
+        c.want(Epoch(100));
+        assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
+        c.part_ready(Epoch(100), None, false);
+        assert_eq!(c.next(at(0)), Some(Command::Durable(Epoch(100))));
+        assert_eq!(c.next(at(1000)), None);
+        assert_eq!(c.deadline(), None);
+    }
+
+    #[test]
+    fn the_timer_closes_up_to_a_bound_and_the_flush_covers_only_what_was_written_before_it() {
+        let mut c = new(1);
+        for e in 100..104 {
+            c.dirty(Epoch(e), at(0));
+            assert_eq!(c.deadline(), Some(at(5)));
+            assert_eq!(c.next(at(5)), Some(Command::Close(Epoch(e))));
+            c.part_ready(Epoch(e), part(), false);
+            let number = e - 99;
+            assert!(matches!(c.next(at(5)), Some(Command::Seal { number: n, .. }) if n == number));
+        }
+        c.dirty(Epoch(104), at(5));
+        assert_eq!(c.next(at(50)), None, "four are in flight");
+        assert_eq!(c.deadline(), None);
+        for e in [101, 100] {
+            c.part_written(Epoch(e));
+            c.seal_written(e - 99);
+        }
+        assert_eq!(c.next(at(50)), Some(Command::Flush));
+        c.part_written(Epoch(102));
+        c.seal_written(3);
+        assert_eq!(c.next(at(6)), None);
+        assert_eq!(c.flushed(), Some(Command::Durable(Epoch(101))));
+        assert_eq!(c.next(at(6)), Some(Command::Flush));
+        assert_eq!(c.durable_seal().0, 2);
+    }
+
+    #[test]
+    fn after_quiet_a_seal_confirms_and_then_there_is_peace() {
+        let mut c = new(1);
+        c.dirty(Epoch(100), at(0));
+        c.next(at(5));
+        c.part_ready(Epoch(100), part(), false);
+        c.next(at(5));
+        c.part_written(Epoch(100));
+        c.seal_written(1);
+        assert_eq!(c.next(at(5)), Some(Command::Flush));
+        c.flushed();
+        let later = at(5) + CONFIRM_AFTER;
+        assert_eq!(c.deadline(), Some(later));
+        assert_eq!(c.next(later), Some(Command::Close(Epoch(101))));
+        c.part_ready(Epoch(101), None, false);
+        let Some(Command::Seal { block, addr, .. }) = c.next(later) else { panic!("a confirming seal") };
+        let (seal, _) = Seal::decode(&block[..], addr, &Fsid([1; 16])).unwrap();
+        assert_eq!((seal.durable_number, seal.parts.len()), (1, 0));
+        c.seal_written(2);
+        assert_eq!(c.next(later), Some(Command::Flush));
+        c.flushed();
+        assert_eq!(c.deadline(), None);
+    }
+
+    #[test]
+    fn a_full_ring_of_seals_asks_for_flushes_and_stops_until_the_floor_moves() {
+        let mut c = new(1);
+        let mut asked = Vec::new();
+        let mut e = 100;
+        loop {
+            c.dirty(Epoch(e), at(0));
+            match c.next(at(10)) {
+                Some(Command::Close(_)) => {}
+                Some(Command::FlushThrough(epoch)) => {
+                    asked.push(epoch);
+                    continue;
+                }
+                _ => break,
+            }
+            c.part_ready(Epoch(e), part(), false);
+            c.next(at(10));
+            c.part_written(Epoch(e));
+            c.seal_written(e - 99);
+            assert_eq!(c.next(at(10)), Some(Command::Flush));
+            c.flushed();
+            e += 1;
+        }
+        assert!(e - 100 < 256 && e - 100 > 200, "{e}");
+        assert!(!asked.is_empty() || c.next_flush_through().is_some());
+        let (number, _) = c.new_floor(Epoch(150), 1).unwrap();
+        assert_eq!(number, 51);
+        c.set_floor(number);
+        assert_eq!(c.next(at(10)), Some(Command::Close(Epoch(e))));
+    }
+}

@@ -1,0 +1,91 @@
+//! What can go wrong in the store. Cloned to everybody who waits for the same thing.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use vellum_base::{BatchNo, Epoch, Key, Rid};
+use vellum_format::{BlockError, CodecError, ItemError};
+use vellum_nvme::DeviceError;
+
+use crate::lsm::LsmError;
+
+#[derive(Error, Debug, Clone)]
+pub enum StoreError {
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    #[error("corrupt: {0}")]
+    Block(#[from] BlockError),
+    #[error(transparent)]
+    Lsm(LsmError),
+    #[error("corrupt: {place}: {detail}")]
+    Corrupt { place: String, detail: String },
+    #[error("corrupt: item {key:?}: {error}")]
+    Item { key: Key, error: ItemError },
+    #[error("no superblock on {device}: {detail} (mkfs makes one)")]
+    NotVellum { device: String, detail: String },
+    #[error("{device} holds a filesystem already (fsid {fsid}); --force overwrites it")]
+    Exists { device: String, fsid: String },
+    #[error("format version {found} is not the {known} that this vellum knows: use a newer one")]
+    FormatVersion { found: u32, known: u32 },
+    #[error("unknown features {bits:#x} that forbid {forbid}: use a newer vellum")]
+    Features { bits: u64, forbid: &'static str },
+    #[error("{found} bytes are too small for a filesystem: at least {least} are needed")]
+    TooSmall { found: u64, least: u64 },
+    #[error("{0}")]
+    Options(String),
+    #[error("no space left on the device")]
+    NoSpace,
+    #[error("the manifest is full: {needed} bytes do not fit its {area} bytes")]
+    ManifestFull { needed: usize, area: usize },
+    /// A write or a flush failed earlier: nothing is acknowledged any more until the device is opened anew.
+    #[error("the store failed: {0}")]
+    Failed(Arc<str>),
+    #[error("the store is closed")]
+    Closed,
+    #[error("the store is open for reading only")]
+    ReadOnly,
+}
+
+impl From<LsmError> for StoreError {
+    fn from(e: LsmError) -> StoreError {
+        match e {
+            LsmError::Device(e) => StoreError::Device(e),
+            LsmError::NoSpace { .. } => StoreError::NoSpace,
+            e => StoreError::Lsm(e),
+        }
+    }
+}
+
+impl StoreError {
+    pub fn corrupt(place: impl Into<String>, detail: impl ToString) -> StoreError {
+        StoreError::Corrupt { place: place.into(), detail: detail.to_string() }
+    }
+
+    pub(crate) fn record(place: &str, error: &CodecError) -> StoreError {
+        StoreError::corrupt(place, error)
+    }
+}
+
+/// Why a batch was not applied. Nothing of it was.
+#[derive(Error, Debug, Clone)]
+pub enum CommitError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("batch {found} of client {rid} came where {expected} was expected")]
+    OutOfOrder { rid: Rid, expected: BatchNo, found: BatchNo },
+    #[error("client {rid} has no record")]
+    UnknownClient { rid: Rid },
+    #[error("the batch is too large: {what} {found} of at most {most}")]
+    TooLarge { what: &'static str, found: usize, most: usize },
+    #[error("client {rid} may not write {key:?}")]
+    Denied { rid: Rid, key: Key },
+    #[error("{key:?}: {reason}")]
+    Malformed { key: Key, reason: String },
+    #[error("blocks {start}+{len} are neither pending for client {rid} nor freed by the batch")]
+    Blocks { rid: Rid, start: u64, len: u64 },
+}
+
+/// A clear refusal for what recovery found: a hole among what was acknowledged.
+pub(crate) fn lost_seal(number: u64, epoch: Epoch, detail: impl std::fmt::Display) -> StoreError {
+    StoreError::corrupt(format!("seal {number} (epoch {epoch}), which was durable"), detail)
+}

@@ -1,0 +1,179 @@
+//! Background work of one reactor: freezing and flushing memtables, trimming the log, compaction.
+
+use std::rc::Rc;
+
+use vellum_base::Epoch;
+use vellum_format::ManifestEdit;
+use vellum_rt::{Class, spawn};
+
+use crate::error::StoreError;
+use crate::lsm::{Edit, Shard};
+use crate::store::Store;
+
+impl Store {
+    /// Runs until the store stops; woken when an epoch is durable, when room is short, and on demand.
+    pub(crate) async fn maintenance(self: Rc<Self>) {
+        while !self.stopped.get() && self.failed.borrow().is_none() {
+            self.maintain.notified().await;
+            if self.stopping.get() {
+                continue; // the shutdown does it itself
+            }
+            match self.maintain_once().await {
+                Ok(()) => {}
+                Err(StoreError::NoSpace) => {
+                    tracing::warn!(reactor = self.me.0, "no space to flush a memtable; trying again later");
+                    vellum_rt::sleep(std::time::Duration::from_millis(20)).await;
+                    self.maintain.notify_one();
+                }
+                Err(e) => self.fail(e),
+            }
+        }
+    }
+
+    async fn maintain_once(self: &Rc<Self>) -> Result<(), StoreError> {
+        loop {
+            let pressing = self.log.borrow().as_ref().and_then(|log| log.pressing_epoch()).unwrap_or_default();
+            let through = self.flush_through.get().max(pressing);
+            self.freeze(through);
+            let mut worked = self.flush_frozen().await?;
+            worked |= self.advance_idle(through).await?;
+            worked |= self.trim_log(pressing > Epoch::NONE).await?;
+            self.start_compactions();
+            if !worked {
+                return Ok(());
+            }
+            self.room.notify_all();
+        }
+    }
+
+    /// Freezes what is full and what holds anything at or before `through`.
+    fn freeze(&self, through: Epoch) {
+        let closed = self.epochs.borrow().closed();
+        for shard in &self.shards {
+            if shard.wants_freeze() || shard.unflushed_from().is_some_and(|from| from <= through) {
+                shard.freeze(closed);
+            }
+        }
+    }
+
+    async fn flush_frozen(self: &Rc<Self>) -> Result<bool, StoreError> {
+        let mut worked = false;
+        for shard in &self.shards {
+            while let Some(edit) = shard.flush(self.durable.get()).await? {
+                self.commit_edit(shard, edit).await?;
+                worked = true;
+            }
+        }
+        Ok(worked)
+    }
+
+    /// Makes a shard's edit durable, then visible.
+    async fn commit_edit(self: &Rc<Self>, shard: &Rc<Shard>, edit: Edit) -> Result<(), StoreError> {
+        let id = shard.id();
+        // The manifest must not name on the medium what is still in a volatile cache.
+        if !edit.added.is_empty() && self.queue.geometry().volatile_write_cache {
+            self.queue.flush().await?;
+        }
+        // Removals first: a segment that moves to another level is in both lists.
+        let mut edits: Vec<ManifestEdit> =
+            edit.removed.iter().map(|segment| ManifestEdit::SegmentRemove { shard: id, segment: *segment }).collect();
+        edits.extend(edit.added.iter().map(|(level, meta)| ManifestEdit::SegmentAdd {
+            shard: id,
+            level: *level as u8,
+            meta: meta.clone(),
+        }));
+        edits.push(ManifestEdit::FlushedThrough { shard: id, epoch: edit.flushed_through });
+        match self.edit_manifest(edits).await {
+            Ok(()) => {
+                shard.install(&edit);
+                Ok(())
+            }
+            Err(e) => {
+                shard.abandon(edit);
+                Err(e)
+            }
+        }
+    }
+
+    /// Shards that hold nothing in memory say so, where somebody waits for them.
+    async fn advance_idle(self: &Rc<Self>, through: Epoch) -> Result<bool, StoreError> {
+        let durable = self.durable.get();
+        let mut edits = Vec::new();
+        let mut moved = Vec::new();
+        for shard in &self.shards {
+            let until = shard.unflushed_from().map_or(durable, |from| durable.min(Epoch(from.0.saturating_sub(1))));
+            if shard.flushed_through() < through.min(durable) && until > shard.flushed_through() {
+                edits.push(ManifestEdit::FlushedThrough { shard: shard.id(), epoch: until });
+                moved.push((shard, until));
+            }
+        }
+        if edits.is_empty() {
+            return Ok(false);
+        }
+        self.edit_manifest(edits).await?;
+        for (shard, flushed_through) in moved {
+            shard.install(&Edit { flushed_through, ..Edit::default() });
+        }
+        Ok(true)
+    }
+
+    /// Lets the log go on where its records are in segments: durably first.
+    async fn trim_log(self: &Rc<Self>, pressing: bool) -> Result<bool, StoreError> {
+        let oldest = self.shards.iter().filter_map(|s| s.unflushed_from()).min();
+        let (id, floor, worth) = {
+            let log = self.log.borrow();
+            let Some(log) = log.as_ref() else { return Ok(false) };
+            let floor = log.new_floor(oldest, self.durable.get());
+            let won = floor.saturating_sub(log.floor());
+            (log.id, floor, won > log.ring.capacity() / 8 || (pressing && won > 0))
+        };
+        if !worth {
+            return Ok(false);
+        }
+        self.edit_manifest(vec![ManifestEdit::LogFloor { log: id, place: floor }]).await?;
+        if let Some(log) = self.log.borrow_mut().as_mut() {
+            log.set_floor(floor);
+        }
+        Ok(true)
+    }
+
+    fn start_compactions(self: &Rc<Self>) {
+        if self.stopping.get() || self.failed.borrow().is_some() {
+            return;
+        }
+        for shard in &self.shards {
+            while let Some(job) = shard.pick_compaction() {
+                self.compacting.set(self.compacting.get() + 1);
+                let (store, shard) = (self.clone(), shard.clone());
+                let task = async move {
+                    let result = match shard.run_compaction(job).await {
+                        Ok(edit) => store.commit_edit(&shard, edit).await,
+                        Err(e) => Err(e.into()),
+                    };
+                    store.compacting.set(store.compacting.get() - 1);
+                    match result {
+                        Ok(()) => {}
+                        Err(StoreError::NoSpace) => tracing::warn!(shard = shard.id().0, "no space for a compaction"),
+                        Err(e) => tracing::error!(shard = shard.id().0, error = %e, "a compaction failed"),
+                    }
+                    store.maintain.notify_one();
+                    store.room.notify_all();
+                };
+                spawn(Class::Compaction, "compaction", task).detach();
+            }
+        }
+    }
+
+    /// Puts everything durable into segments: the node shuts down. Nothing new comes.
+    pub(crate) async fn drain(self: &Rc<Self>) -> Result<(), StoreError> {
+        while self.compacting.get() > 0 {
+            self.check_failed()?;
+            vellum_rt::sleep(std::time::Duration::from_micros(200)).await;
+        }
+        let through = self.durable.get();
+        self.freeze(through);
+        self.flush_frozen().await?;
+        self.advance_idle(through).await?;
+        Ok(())
+    }
+}

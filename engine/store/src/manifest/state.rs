@@ -1,0 +1,237 @@
+//! The manifest's content in memory: what the edits add up to. Pure; nothing here does IO.
+
+use std::collections::BTreeMap;
+
+use vellum_base::{Bucket, ChunkIndex, Epoch, KeyRange, LogId, SegmentId, ShardId, Term};
+use vellum_format::manifest::MAX_LEVELS;
+use vellum_format::{ChunkUse, ManifestEdit, Run, SegmentMeta};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ShardState {
+    pub first_bucket: u8,
+    pub last_bucket: u8,
+    pub flushed_through: Epoch,
+    /// Level 0 newest first, the others by first key.
+    pub levels: Vec<Vec<SegmentMeta>>,
+}
+
+impl ShardState {
+    pub fn range(&self) -> KeyRange {
+        KeyRange::of_buckets(Bucket(self.first_bucket), Bucket(self.last_bucket))
+    }
+
+    pub fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
+        self.levels.iter().flatten()
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ManifestState {
+    pub term: Term,
+    pub next_segment: SegmentId,
+    pub next_log: LogId,
+    /// Last seal and greatest epoch of the runs that are over.
+    pub base_number: u64,
+    pub base_hash: u64,
+    pub base_epoch: Epoch,
+    pub chunks: Vec<ChunkUse>,
+    pub shards: BTreeMap<ShardId, ShardState>,
+    /// Oldest first; the last is the current one.
+    pub runs: Vec<Run>,
+}
+
+impl ManifestState {
+    /// Applies an edit; what does not fit the state is an error (a manifest that contradicts itself).
+    pub fn apply(&mut self, edit: &ManifestEdit) -> Result<(), String> {
+        match edit {
+            ManifestEdit::Term(term) => self.term = *term,
+            ManifestEdit::NextIds { segment, log } => {
+                self.next_segment = self.next_segment.max(*segment);
+                self.next_log = self.next_log.max(*log);
+            }
+            ManifestEdit::Base { number, hash, epoch } => {
+                (self.base_number, self.base_hash, self.base_epoch) = (*number, *hash, *epoch);
+            }
+            ManifestEdit::Chunks { first, count, used_for } => {
+                let start = first.0 as usize;
+                let end = start.checked_add(*count as usize).filter(|end| *end <= 1 << 20);
+                let end = end.ok_or_else(|| format!("chunks {start}+{count} are out of range"))?;
+                if self.chunks.len() < end {
+                    self.chunks.resize(end, ChunkUse::Free);
+                }
+                self.chunks[start..end].fill(*used_for);
+            }
+            ManifestEdit::Shard { id, first_bucket, last_bucket, flushed_through } => {
+                if first_bucket > last_bucket {
+                    return Err(format!("shard {id} covers no bucket"));
+                }
+                let shard = ShardState {
+                    first_bucket: *first_bucket,
+                    last_bucket: *last_bucket,
+                    flushed_through: *flushed_through,
+                    levels: Vec::new(),
+                };
+                self.shards.insert(*id, shard);
+            }
+            ManifestEdit::FlushedThrough { shard, epoch } => {
+                let shard = self.shard(*shard)?;
+                shard.flushed_through = shard.flushed_through.max(*epoch);
+            }
+            ManifestEdit::SegmentAdd { shard, level, meta } => {
+                let level = usize::from(*level);
+                let shard = self.shard(*shard)?;
+                if level >= usize::from(MAX_LEVELS) || shard.segments().any(|s| s.id == meta.id) {
+                    return Err(format!("segment {} cannot be added to level {level}", meta.id));
+                }
+                if shard.levels.len() <= level {
+                    shard.levels.resize(level + 1, Vec::new());
+                }
+                let list = &mut shard.levels[level];
+                list.push(meta.clone());
+                if level == 0 {
+                    list.sort_by_key(|m| (std::cmp::Reverse(m.run), m.first, m.id));
+                } else {
+                    list.sort_by_key(|m| (m.first, m.id));
+                }
+                self.next_segment = self.next_segment.max(SegmentId(meta.id.0 + 1));
+            }
+            ManifestEdit::SegmentRemove { shard, segment } => {
+                let shard = self.shard(*shard)?;
+                let before = shard.segments().count();
+                shard.levels.iter_mut().for_each(|l| l.retain(|m| m.id != *segment));
+                if shard.segments().count() + 1 != before {
+                    return Err(format!("segment {segment} is removed and was not there"));
+                }
+            }
+            ManifestEdit::Run(run) => {
+                self.term = self.term.max(run.term);
+                self.runs.push(run.clone());
+            }
+            ManifestEdit::SealFloor { term, number, hash, durable_number } => {
+                let run = self.run(*term)?;
+                (run.floor_number, run.floor_hash) = (*number, *hash);
+                run.durable_number = run.durable_number.max(*durable_number);
+            }
+            ManifestEdit::LogFloor { log, place } => {
+                let log = self.runs.iter_mut().flat_map(|r| &mut r.logs).find(|l| l.id == *log);
+                let log = log.ok_or("a floor for a log that is not there")?;
+                log.floor = log.floor.max(*place);
+            }
+            ManifestEdit::Cut { term, number } => self.run(*term)?.cut = Some(*number),
+            ManifestEdit::RunDrop { term } => {
+                self.run(*term)?;
+                self.runs.retain(|r| r.term != *term);
+            }
+        }
+        Ok(())
+    }
+
+    fn shard(&mut self, id: ShardId) -> Result<&mut ShardState, String> {
+        self.shards.get_mut(&id).ok_or_else(|| format!("shard {id} is not there"))
+    }
+
+    fn run(&mut self, term: Term) -> Result<&mut Run, String> {
+        self.runs.iter_mut().find(|r| r.term == term).ok_or_else(|| format!("no run of term {term} is there"))
+    }
+
+    /// The edits that build this state from nothing.
+    pub fn checkpoint(&self) -> Vec<ManifestEdit> {
+        let mut edits = vec![
+            ManifestEdit::NextIds { segment: self.next_segment, log: self.next_log },
+            ManifestEdit::Base { number: self.base_number, hash: self.base_hash, epoch: self.base_epoch },
+        ];
+        edits.extend(chunk_edits(&self.chunks));
+        for (id, s) in &self.shards {
+            edits.push(ManifestEdit::Shard {
+                id: *id,
+                first_bucket: s.first_bucket,
+                last_bucket: s.last_bucket,
+                flushed_through: s.flushed_through,
+            });
+            for (level, list) in s.levels.iter().enumerate() {
+                edits.extend(list.iter().map(|meta| ManifestEdit::SegmentAdd {
+                    shard: *id,
+                    level: level as u8,
+                    meta: meta.clone(),
+                }));
+            }
+        }
+        edits.extend(self.runs.iter().cloned().map(ManifestEdit::Run));
+        edits.push(ManifestEdit::Term(self.term));
+        edits
+    }
+
+    pub fn free_chunks(&self) -> usize {
+        self.chunks.iter().filter(|c| **c == ChunkUse::Free).count()
+    }
+
+    /// Up to `count` free chunks from `cursor` on, cycling through the device; adjacent ones when there are.
+    pub fn pick_free(&self, count: usize, cursor: usize) -> Vec<ChunkIndex> {
+        let len = self.chunks.len();
+        (0..len)
+            .map(|i| (cursor + i) % len.max(1))
+            .filter(|i| self.chunks[*i] == ChunkUse::Free)
+            .take(count)
+            .map(|i| ChunkIndex(i as u32))
+            .collect()
+    }
+
+    /// Epochs up to this are in segments, for every shard.
+    pub fn flushed_through(&self) -> Epoch {
+        self.shards.values().map(|s| s.flushed_through).min().unwrap_or_default()
+    }
+}
+
+/// Run-length edits for a whole table.
+fn chunk_edits(chunks: &[ChunkUse]) -> Vec<ManifestEdit> {
+    let mut edits: Vec<ManifestEdit> = Vec::new();
+    for (i, used) in chunks.iter().enumerate() {
+        match edits.last_mut() {
+            Some(ManifestEdit::Chunks { count, used_for, .. }) if used_for == used => *count += 1,
+            _ => edits.push(ManifestEdit::Chunks { first: ChunkIndex(i as u32), count: 1, used_for: *used }),
+        }
+    }
+    edits
+}
+
+/// Edits that give `list` one use, adjacent chunks together.
+pub fn use_chunks(list: &[ChunkIndex], used_for: ChunkUse) -> Vec<ManifestEdit> {
+    let mut edits: Vec<ManifestEdit> = Vec::new();
+    for c in list {
+        match edits.last_mut() {
+            Some(ManifestEdit::Chunks { first, count, .. }) if first.0 + *count == c.0 => *count += 1,
+            _ => edits.push(ManifestEdit::Chunks { first: *c, count: 1, used_for }),
+        }
+    }
+    edits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_builds_the_same_state() {
+        let mut state = ManifestState::default();
+        let shard = ShardId(1);
+        let meta = |id, run| SegmentMeta { id: SegmentId(id), run: Epoch(run), ..SegmentMeta::default() };
+        for edit in [
+            ManifestEdit::Chunks { first: ChunkIndex(0), count: 10, used_for: ChunkUse::Free },
+            ManifestEdit::Chunks { first: ChunkIndex(3), count: 2, used_for: ChunkUse::Data(1) },
+            ManifestEdit::Shard { id: shard, first_bucket: 0, last_bucket: 255, flushed_through: Epoch(1) },
+            ManifestEdit::SegmentAdd { shard, level: 0, meta: meta(1, 5) },
+            ManifestEdit::SegmentAdd { shard, level: 0, meta: meta(2, 7) },
+            ManifestEdit::SegmentAdd { shard, level: 2, meta: meta(3, 0) },
+            ManifestEdit::Term(Term(4)),
+        ] {
+            state.apply(&edit).unwrap();
+        }
+        assert_eq!(state.shards[&shard].levels[0][0].id, SegmentId(2), "newest first");
+        let mut again = ManifestState::default();
+        state.checkpoint().iter().for_each(|e| again.apply(e).unwrap());
+        assert_eq!(again, state);
+        assert_eq!(state.pick_free(3, 9), vec![ChunkIndex(9), ChunkIndex(0), ChunkIndex(1)]);
+        state.apply(&ManifestEdit::SegmentRemove { shard, segment: SegmentId(1) }).unwrap();
+        assert!(state.apply(&ManifestEdit::SegmentRemove { shard, segment: SegmentId(1) }).is_err());
+    }
+}

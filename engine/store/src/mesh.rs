@@ -1,0 +1,287 @@
+//! Messages between the stores of one node's reactors, and calls with an answer.
+//!
+//! Posting never waits: what does not fit the target's mailbox waits here, in order. It is bounded by what is in flight:
+//! each request of a client and each epoch causes a small number of messages. Messages from one reactor to another
+//! arrive in the order in which they were posted; the receiving side never waits while it takes them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vellum_base::{
+    Batch, BatchNo, BlockRange, Bucket, ChunkIndex, DmaSlice, Epoch, Ino, ItemOp, Key, KeyRange, ReactorId, Rid,
+};
+use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, SegmentMeta, Value};
+use vellum_rt::channel::{Receiver, Sender};
+use vellum_rt::local::{OneshotReceiver, OneshotSender, SendError, oneshot};
+use vellum_rt::{Class, spawn};
+
+use crate::error::{CommitError, StoreError};
+use crate::space::SpaceChange;
+use crate::status::{CentralStatus, ReactorStatus};
+
+/// Messages that fit a reactor's mailbox.
+pub(crate) const MAILBOX: usize = 1024;
+
+pub(crate) struct MeshSeed {
+    pub me: ReactorId,
+    pub senders: Vec<Sender<Message>>,
+    pub inbox: Receiver<Message>,
+}
+
+pub(crate) enum Message {
+    Call {
+        from: ReactorId,
+        id: u64,
+        request: Box<Request>,
+    },
+    Answer {
+        id: u64,
+        answer: Result<Answer, StoreError>,
+    },
+    /// Reservation `token` becomes part of `epoch`.
+    Apply {
+        token: u64,
+        epoch: Epoch,
+    },
+    Abort {
+        token: u64,
+    },
+    Dirty {
+        epoch: Epoch,
+    },
+    Want {
+        epoch: Epoch,
+    },
+    Close {
+        epoch: Epoch,
+    },
+    Declared {
+        epoch: Epoch,
+        messages: u32,
+    },
+    PartReady {
+        from: ReactorId,
+        epoch: Epoch,
+        part: Option<PartRef>,
+        /// It refers to data that was written for it.
+        data: bool,
+        oldest_reader: Epoch,
+    },
+    PartWritten {
+        epoch: Epoch,
+    },
+    Durable {
+        epoch: Epoch,
+        oldest_reader: Epoch,
+    },
+    FlushThrough {
+        epoch: Epoch,
+    },
+    ReleaseSegment {
+        meta: Box<SegmentMeta>,
+    },
+    Failed {
+        reason: Arc<str>,
+    },
+    Stop,
+}
+
+pub(crate) enum Request {
+    Get {
+        keys: Vec<Key>,
+        at: Epoch,
+    },
+    Scan {
+        range: KeyRange,
+        at: Epoch,
+        max_items: usize,
+        max_bytes: usize,
+    },
+    Walk {
+        index: IndexKind,
+        from: (u64, Ino),
+        to: u64,
+        max: usize,
+        at: Epoch,
+    },
+    Commit {
+        rid: Rid,
+        batch: Batch,
+    },
+    Reserve {
+        rid: Rid,
+        ops: Vec<ItemOp>,
+    },
+    ReserveSpace {
+        rid: Rid,
+        change: SpaceChange,
+    },
+    AllocGroup {
+        bucket: Bucket,
+    },
+    OpenRid {
+        rid: Rid,
+        identity: Bytes,
+    },
+    CloseRid {
+        rid: Rid,
+    },
+    ForgetPending {
+        rid: Rid,
+    },
+    Discard {
+        rid: Rid,
+        ranges: Vec<BlockRange>,
+    },
+    WriteData {
+        rid: Rid,
+        data: DmaSlice,
+    },
+    Quiesce,
+    Status,
+    /// Take no more batches: the node shuts down.
+    Stop,
+    /// Put everything durable into segments.
+    Drain,
+    // To the coordinator:
+    Edit {
+        edits: Vec<ManifestEdit>,
+    },
+    AllocChunks {
+        used_for: ChunkUse,
+        count: usize,
+    },
+    ReturnChunks {
+        chunks: Vec<ChunkIndex>,
+    },
+    ChunkUse {
+        chunk: ChunkIndex,
+    },
+    AllocSegment {
+        blocks: u64,
+    },
+    Central,
+    Shutdown,
+}
+
+pub(crate) enum Answer {
+    Done,
+    Values(Vec<Option<Value>>),
+    Page { items: Vec<(Key, Value)>, next: Option<Key> },
+    Entries { entries: Vec<(u64, Ino)>, more: bool },
+    Committed(Result<Epoch, CommitError>),
+    Reserved(Result<Reserved, Refused>),
+    Space(Result<u64, Refused>),
+    Group(u64),
+    Rid(BatchNo),
+    Ranges(Vec<BlockRange>),
+    Chunks(Vec<ChunkIndex>),
+    Use(ChunkUse),
+    Status(Box<ReactorStatus>),
+    Central(Box<CentralStatus>),
+}
+
+/// A part of a batch is reserved on a shard's owner.
+pub(crate) struct Reserved {
+    pub token: u64,
+    /// Blocks of the extents that it overwrites or deletes.
+    pub released: Vec<BlockRange>,
+    /// The batch must not take an older epoch.
+    pub least_epoch: Epoch,
+}
+
+/// Why a reservation was not made.
+pub(crate) enum Refused {
+    /// No room at the moment: give everything back and come again.
+    Busy,
+    /// This reactor does not own the chunk (any more).
+    NotMine,
+    No(CommitError),
+}
+
+pub(crate) struct Mesh {
+    pub me: ReactorId,
+    senders: Vec<Sender<Message>>,
+    overflow: Vec<RefCell<VecDeque<Message>>>,
+    pumping: Vec<Cell<bool>>,
+    calls: RefCell<HashMap<u64, OneshotSender<Result<Answer, StoreError>>>>,
+    next_call: Cell<u64>,
+}
+
+impl Mesh {
+    pub fn new(me: ReactorId, senders: Vec<Sender<Message>>) -> Rc<Mesh> {
+        let n = senders.len();
+        Rc::new(Mesh {
+            me,
+            senders,
+            overflow: (0..n).map(|_| RefCell::default()).collect(),
+            pumping: (0..n).map(|_| Cell::new(false)).collect(),
+            calls: RefCell::default(),
+            next_call: Cell::new(1),
+        })
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = ReactorId> + use<> {
+        (0..self.senders.len()).map(|i| ReactorId(i as u16))
+    }
+
+    pub fn others(&self) -> impl Iterator<Item = ReactorId> + use<> {
+        let me = self.me;
+        self.all().filter(move |r| *r != me)
+    }
+
+    /// Puts a message on its way. A reactor that is gone gets none.
+    pub fn post(self: &Rc<Self>, to: ReactorId, message: Message) {
+        let i = usize::from(to.0);
+        let (Some(sender), Some(overflow)) = (self.senders.get(i), self.overflow.get(i)) else { return };
+        if !self.pumping[i].get() {
+            match sender.try_send(message) {
+                Ok(()) | Err(SendError::Closed(_)) => return,
+                Err(SendError::Full(message)) => overflow.borrow_mut().push_back(message),
+            }
+            self.pumping[i].set(true);
+            spawn(Class::Commit, "mesh overflow", self.clone().pump(i)).detach();
+        } else {
+            overflow.borrow_mut().push_back(message);
+        }
+    }
+
+    async fn pump(self: Rc<Self>, i: usize) {
+        loop {
+            let Some(message) = self.overflow[i].borrow_mut().pop_front() else { break };
+            if self.senders[i].send(message).await.is_err() {
+                self.overflow[i].borrow_mut().clear();
+                break;
+            }
+        }
+        self.pumping[i].set(false);
+    }
+
+    /// Sends a request; it is on its way when this returns, in order with other messages.
+    pub fn call(self: &Rc<Self>, to: ReactorId, request: Request) -> OneshotReceiver<Result<Answer, StoreError>> {
+        let id = self.next_call.get();
+        self.next_call.set(id + 1);
+        let (send, receive) = oneshot();
+        self.calls.borrow_mut().insert(id, send);
+        self.post(to, Message::Call { from: self.me, id, request: Box::new(request) });
+        receive
+    }
+
+    pub fn answered(&self, id: u64, answer: Result<Answer, StoreError>) {
+        let waiter = self.calls.borrow_mut().remove(&id);
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(answer); // the asker may be gone
+        }
+    }
+
+    /// Nobody will answer any more.
+    pub fn close(&self) {
+        let calls = self.calls.take();
+        for (_, waiter) in calls {
+            let _ = waiter.send(Err(StoreError::Closed));
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! Opening a filesystem: find it, recover it, begin a new run. Done once, on one reactor; what it gives goes to all.
+//!
+//! Order: flush the device (what is read may else not be durable) - superblock - manifest - runs and their cut - one new
+//! manifest checkpoint that makes the cut, the new term and the fresh log chunks durable together. Nothing of an old log
+//! is ever appended to.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vellum_base::{BlockAddr, Bucket, ChunkIndex, DmaBuf, Epoch, KeyRange, LogId, ReactorId, SegmentId, ShardId, Term};
+use vellum_format::seal::MAX_PARTS;
+use vellum_format::{ChunkUse, LogMeta, ManifestEdit, Run, SegmentMeta, Superblock};
+use vellum_nvme::{Device, Queue};
+use vellum_rt::channel;
+
+use crate::epoch::Start;
+use crate::epoch::coordinator::EPOCH_GAP;
+use crate::error::StoreError;
+use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, use_chunks};
+use crate::mesh::{MAILBOX, MeshSeed};
+use crate::options::OpenOptions;
+use crate::recovery::{ReplayPart, read_run};
+use crate::superblock;
+
+/// What recovery did.
+#[derive(Clone, Debug, Default)]
+pub struct RecoveryReport {
+    pub term: Term,
+    /// True when the last run was shut down and nothing had to be replayed.
+    pub clean: bool,
+    pub epochs: u64,
+    pub parts: u64,
+    pub bytes: u64,
+    pub time: Duration,
+    /// The last epoch that counts.
+    pub last_epoch: Epoch,
+    /// Why the last run's chain of seals ended.
+    pub end: String,
+    /// Places that did not verify and were made good from a copy.
+    pub repaired: Vec<String>,
+}
+
+pub struct Opened {
+    /// One per reactor, in order.
+    pub seeds: Vec<ReactorSeed>,
+    pub report: RecoveryReport,
+    pub superblock: Superblock,
+}
+
+pub(crate) struct ShardSeed {
+    pub id: ShardId,
+    pub range: KeyRange,
+    pub levels: Vec<Vec<SegmentMeta>>,
+    pub flushed_through: Epoch,
+}
+
+pub(crate) struct CoordinatorSeed {
+    pub manifest: ManifestSeed,
+    pub seal_chunks: Vec<ChunkIndex>,
+    pub start: Start,
+    pub reserve_chunks: usize,
+}
+
+/// Everything one reactor needs to start its store.
+pub struct ReactorSeed {
+    pub(crate) reactor: ReactorId,
+    pub(crate) device: Arc<dyn Device>,
+    pub(crate) options: OpenOptions,
+    pub(crate) superblock: Superblock,
+    pub(crate) term: Term,
+    pub(crate) first_epoch: Epoch,
+    /// Reactor of each bucket.
+    pub(crate) routes: Arc<[ReactorId; 256]>,
+    pub(crate) shards: Vec<ShardSeed>,
+    pub(crate) replay: Arc<Vec<ReplayPart>>,
+    pub(crate) data_chunks: Vec<(ChunkIndex, Bucket)>,
+    pub(crate) log: Option<LogMeta>,
+    pub(crate) first_segment: SegmentId,
+    pub(crate) mesh: MeshSeed,
+    pub(crate) coordinator: Option<CoordinatorSeed>,
+}
+
+/// Segment ids that one reactor may use in one run.
+const SEGMENT_IDS: u64 = 1 << 32;
+const MIN_RING_BYTES: u64 = 4 << 20;
+
+pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: OpenOptions) -> Result<Opened, StoreError> {
+    if options.reactors == 0 || options.reactors > MAX_PARTS {
+        return Err(StoreError::Options(format!("{} reactors: 1 to {MAX_PARTS}", options.reactors)));
+    }
+    let begun = vellum_rt::now();
+    if !options.read_only {
+        queue.flush().await?;
+    }
+    let found = superblock::read(queue).await?;
+    let mut sb = found.superblock;
+    if !options.read_only
+        && let Some(e) = superblock::forbids_writing(&sb)
+    {
+        return Err(e);
+    }
+    let mut report = RecoveryReport::default();
+    report.repaired.extend(found.bad.iter().map(|(_, e)| e.to_string()));
+    if !options.read_only {
+        for (at, _) in &found.bad {
+            repair_superblock(queue, &sb, *at).await?;
+        }
+    }
+    let FoundManifest { mut file, mut state, bad, .. } = manifest::read(queue, &sb).await?;
+    report.repaired.extend(bad.iter().map(|(_, e)| e.to_string()));
+
+    let mut replay = Vec::new();
+    let (mut number, mut hash, mut epoch) = (state.base_number, state.base_hash, state.base_epoch);
+    report.clean = state.runs.is_empty();
+    let mut edits = Vec::new();
+    for run in state.runs.clone() {
+        let end = read_run(queue, &sb, &run).await?;
+        report.epochs += end.epochs;
+        report.parts += end.parts.len() as u64;
+        report.bytes += end.bytes;
+        report.end = end.end;
+        (number, hash) = (end.last_number, end.last_hash);
+        epoch = epoch.max(end.last_epoch).max(run.first_epoch);
+        if run.cut.is_none() {
+            edits.push(ManifestEdit::Cut { term: run.term, number });
+        }
+        replay.extend(end.parts);
+    }
+    report.last_epoch = epoch;
+    let least = Term(state.term.0 + 1);
+    let term = options.term.unwrap_or(least);
+    if term < least && !options.read_only {
+        return Err(StoreError::Options(format!("term {term} was had before; {least} or later is needed")));
+    }
+    let first_epoch = Epoch(epoch.0 + EPOCH_GAP);
+    let start = Start { term, fsid: sb.fsid, first_epoch, first_number: number + 1, base_hash: hash };
+    let first_segment = state.next_segment;
+    let mut seal_chunks = Vec::new();
+    let mut logs = Vec::new();
+    let mut reserve_chunks = 0;
+    if !options.read_only {
+        drop_flushed_runs(&state, &replay, &mut edits);
+        apply_all(&mut state, &edits)?;
+        let rings = plan_rings(&sb, &state, &options)?;
+        reserve_chunks = rings.reserve;
+        let run = new_run(&state, &options, &rings, &start);
+        seal_chunks.clone_from(&run.seal_chunks);
+        logs.clone_from(&run.logs);
+        let mut fresh = use_chunks(&seal_chunks, ChunkUse::SealLog);
+        logs.iter().for_each(|log| fresh.extend(use_chunks(&log.chunks, ChunkUse::Log)));
+        fresh.push(ManifestEdit::NextIds {
+            segment: SegmentId(first_segment.0 + SEGMENT_IDS * options.reactors as u64),
+            log: LogId(state.next_log.0 + options.reactors as u64),
+        });
+        fresh.push(ManifestEdit::Term(term));
+        fresh.push(ManifestEdit::Run(run));
+        apply_all(&mut state, &fresh)?;
+        file.checkpoint(queue, &mut sb, &state).await?;
+    }
+    report.term = term;
+    report.time = vellum_rt::now() - begun;
+    let manifest = ManifestSeed { superblock: sb.clone(), file, state };
+    let coordinator = CoordinatorSeed { manifest, seal_chunks, start, reserve_chunks };
+    let seeds = make_seeds(device, &options, coordinator, replay, logs, first_segment);
+    Ok(Opened { seeds, report, superblock: sb })
+}
+
+fn apply_all(state: &mut ManifestState, edits: &[ManifestEdit]) -> Result<(), StoreError> {
+    edits.iter().try_for_each(|e| state.apply(e)).map_err(|e| StoreError::corrupt("manifest", e))
+}
+
+async fn repair_superblock(queue: &Rc<dyn Queue>, sb: &Superblock, at: BlockAddr) -> Result<(), StoreError> {
+    queue.write(at.bytes(), DmaBuf::copy_from(&sb.encode(at), true).freeze(), false).await?;
+    Ok(queue.flush().await?)
+}
+
+/// Runs that left nothing to replay go at once.
+fn drop_flushed_runs(state: &ManifestState, replay: &[ReplayPart], edits: &mut Vec<ManifestEdit>) {
+    if !replay.is_empty() {
+        return;
+    }
+    for run in &state.runs {
+        edits.extend(drop_run(run));
+    }
+}
+
+/// Edits that forget a run and free its chunks.
+pub(crate) fn drop_run(run: &Run) -> Vec<ManifestEdit> {
+    let mut edits = vec![ManifestEdit::RunDrop { term: run.term }];
+    edits.extend(use_chunks(&run.seal_chunks, ChunkUse::Free));
+    run.logs.iter().for_each(|log| edits.extend(use_chunks(&log.chunks, ChunkUse::Free)));
+    edits
+}
+
+struct Rings {
+    /// Chunks of one ring.
+    chunks: usize,
+    reserve: usize,
+}
+
+/// How long logs can be: what was asked for, at most an eighth of the device together, and what is free.
+fn plan_rings(sb: &Superblock, state: &ManifestState, options: &OpenOptions) -> Result<Rings, StoreError> {
+    let chunk = sb.chunk_bytes();
+    let rings = options.reactors as u64 + 1;
+    let total = u64::from(sb.chunks()) * chunk;
+    let wanted = options.log_bytes.min(total / 8 / rings).max(MIN_RING_BYTES);
+    let wanted = wanted.div_ceil(chunk).max(2);
+    let least = MIN_RING_BYTES.div_ceil(chunk).max(2);
+    let free = state.free_chunks() as u64;
+    // A tenth of what is free stays for segments: recovery flushes before it drops old logs.
+    let affordable = (free - free / 10) / rings;
+    if affordable < least {
+        return Err(StoreError::NoSpace);
+    }
+    let chunks = wanted.min(affordable) as usize;
+    // The next open needs fresh rings beside these.
+    let spare = least as usize * rings as usize;
+    let reserve = spare + (u64::from(sb.chunks()) / 32).max(4) as usize;
+    Ok(Rings { chunks, reserve })
+}
+
+fn new_run(state: &ManifestState, options: &OpenOptions, rings: &Rings, start: &Start) -> Run {
+    let picked = state.pick_free(rings.chunks * (options.reactors + 1), 0);
+    let mut lists = picked.chunks(rings.chunks).map(<[ChunkIndex]>::to_vec);
+    let seal_chunks = lists.next().unwrap_or_default();
+    let logs = lists
+        .enumerate()
+        .map(|(i, chunks)| LogMeta { id: LogId(state.next_log.0 + i as u64), chunks, floor: 0 })
+        .collect();
+    let base = start.first_number - 1;
+    Run {
+        term: start.term,
+        first_number: start.first_number,
+        first_epoch: start.first_epoch,
+        seal_chunks,
+        floor_number: base,
+        floor_hash: start.base_hash,
+        durable_number: base,
+        cut: None,
+        logs,
+    }
+}
+
+/// Shards go to reactors in contiguous runs, so that each has its share whatever their numbers.
+fn route(state: &ManifestState, reactors: usize) -> [ReactorId; 256] {
+    let mut routes = [ReactorId(0); 256];
+    let count = state.shards.len().max(1);
+    for (i, shard) in state.shards.values().enumerate() {
+        let reactor = ReactorId((i * reactors / count) as u16);
+        routes[usize::from(shard.first_bucket)..=usize::from(shard.last_bucket)].fill(reactor);
+    }
+    routes
+}
+
+fn make_seeds(
+    device: &Arc<dyn Device>,
+    options: &OpenOptions,
+    coordinator: CoordinatorSeed,
+    replay: Vec<ReplayPart>,
+    logs: Vec<LogMeta>,
+    first_segment: SegmentId,
+) -> Vec<ReactorSeed> {
+    let n = options.reactors;
+    let state = &coordinator.manifest.state;
+    let routes = Arc::new(route(state, n));
+    let mut shards: BTreeMap<ReactorId, Vec<ShardSeed>> = BTreeMap::new();
+    for (id, s) in &state.shards {
+        let seed =
+            ShardSeed { id: *id, range: s.range(), levels: s.levels.clone(), flushed_through: s.flushed_through };
+        shards.entry(routes[usize::from(s.first_bucket)]).or_default().push(seed);
+    }
+    let data: Vec<(ChunkIndex, Bucket)> = state
+        .chunks
+        .iter()
+        .enumerate()
+        .filter_map(|(i, used)| match used {
+            ChunkUse::Data(bucket) => Some((ChunkIndex(i as u32), Bucket(*bucket))),
+            _ => None,
+        })
+        .collect();
+    let replay = Arc::new(replay);
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..n).map(|_| channel::bounded(MAILBOX)).unzip();
+    let start = coordinator.start.clone();
+    let superblock = coordinator.manifest.superblock.clone();
+    let mut coordinator = Some(coordinator);
+    receivers
+        .into_iter()
+        .enumerate()
+        .map(|(i, inbox)| {
+            let reactor = ReactorId(i as u16);
+            ReactorSeed {
+                reactor,
+                device: device.clone(),
+                options: options.clone(),
+                superblock: superblock.clone(),
+                term: start.term,
+                first_epoch: start.first_epoch,
+                routes: routes.clone(),
+                shards: shards.remove(&reactor).unwrap_or_default(),
+                replay: replay.clone(),
+                data_chunks: data.iter().filter(|(_, b)| routes[usize::from(b.0)] == reactor).copied().collect(),
+                log: logs.get(i).cloned(),
+                first_segment: SegmentId(first_segment.0 + SEGMENT_IDS * i as u64),
+                mesh: MeshSeed { me: reactor, senders: senders.clone(), inbox },
+                coordinator: coordinator.take(),
+            }
+        })
+        .collect()
+}

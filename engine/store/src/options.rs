@@ -1,0 +1,54 @@
+//! What a caller may choose.
+
+use vellum_base::Term;
+
+#[derive(Clone, Debug)]
+pub struct MkfsOptions {
+    /// Bytes of the device to use; all of it when `None`.
+    pub size: Option<u64>,
+    /// Overwrite a filesystem that is there.
+    pub force: bool,
+    /// Shards to begin with: a power of two up to 256.
+    pub shards: u32,
+    /// Copies of every segment, 1 or 2. Superblock and manifest always have two.
+    pub metadata_copies: u8,
+    /// Addresses of quorum members.
+    pub slots: Vec<String>,
+}
+
+impl Default for MkfsOptions {
+    fn default() -> Self {
+        MkfsOptions { size: None, force: false, shards: 8, metadata_copies: 1, slots: Vec::new() }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Reactors that will run a [`crate::Store`], 1 to 64.
+    pub reactors: usize,
+    /// Block cache of all reactors together.
+    pub cache_bytes: usize,
+    /// Memtables of all reactors together.
+    pub memtable_bytes: usize,
+    /// Log of one reactor; scaled down on small devices.
+    pub log_bytes: u64,
+    pub read_only: bool,
+    /// The term that the quorum gave; one more than the last when `None`.
+    pub term: Option<Term>,
+    /// Operations in flight at the device per reactor.
+    pub queue_depth: u32,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            reactors: 1,
+            cache_bytes: 256 << 20,
+            memtable_bytes: 128 << 20,
+            log_bytes: 64 << 20,
+            read_only: false,
+            term: None,
+            queue_depth: 256,
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! Data space of one reactor: the bitmaps of its chunks, what is free, what is pending for a client. Pure.
+//!
+//! Every block of a granted chunk is in exactly one state:
+//! ```text
+//!  free -> pending (written for a rid) -> claimed (a batch is admitted) -> used (bit set in the epoch's bitmap)
+//!  used -> freed in epoch E -> cooling (E durable, older reads may run) -> free
+//! ```
+//! Bitmaps change only when an epoch's part closes, in the order of epochs, so the content written in epoch E never
+//! knows of E+1. Free, pending, claimed and cooling blocks are volatile: after a crash the bitmap alone counts.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use vellum_base::{BlockRange, Bucket, ChunkIndex, Epoch, Key, Rid};
+use vellum_format::{BITMAP_BLOCKS, Bitmap};
+
+use super::range_set::RangeSet;
+
+/// What one batch does to the blocks of one reactor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpaceChange {
+    pub allocs: Vec<(u64, u64)>,
+    pub frees: Vec<(u64, u64)>,
+}
+
+impl SpaceChange {
+    pub fn is_empty(&self) -> bool {
+        self.allocs.is_empty() && self.frees.is_empty()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Chunk {
+    bucket: Bucket,
+    bitmaps: BTreeMap<u32, Bitmap>,
+    used: u64,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    /// Written and complete.
+    ready: RangeSet,
+    /// The write is running.
+    writing: RangeSet,
+}
+
+#[derive(Debug)]
+pub struct Allocator {
+    chunk_blocks: u64,
+    chunks: BTreeMap<ChunkIndex, Chunk>,
+    free: RangeSet,
+    pending: HashMap<Rid, Pending>,
+    pending_blocks: u64,
+    claimed_blocks: u64,
+    /// Freed by an epoch that is not durable.
+    freed: BTreeMap<Epoch, Vec<(u64, u64)>>,
+    /// Freed by a durable epoch; reads that began earlier may run.
+    cooling: Vec<(u64, u64)>,
+    waiting_blocks: u64,
+}
+
+impl Allocator {
+    pub fn new(chunk_blocks: u32) -> Allocator {
+        Allocator {
+            chunk_blocks: u64::from(chunk_blocks),
+            chunks: BTreeMap::new(),
+            free: RangeSet::default(),
+            pending: HashMap::new(),
+            pending_blocks: 0,
+            claimed_blocks: 0,
+            freed: BTreeMap::new(),
+            cooling: Vec::new(),
+            waiting_blocks: 0,
+        }
+    }
+
+    /// A chunk of a bucket, with the bitmaps it has; what no bitmap says is free.
+    pub fn add_chunk(&mut self, chunk: ChunkIndex, bucket: Bucket, bitmaps: BTreeMap<u32, Bitmap>) {
+        let base = u64::from(chunk.0) * self.chunk_blocks;
+        let mut used = 0;
+        let mut run = 0;
+        for block in 0..self.chunk_blocks {
+            let (index, bit) = ((block / u64::from(BITMAP_BLOCKS)) as u32, (block % u64::from(BITMAP_BLOCKS)) as u32);
+            if bitmaps.get(&index).is_some_and(|b| b.get(bit)) {
+                used += 1;
+                self.free.insert(base + block - run, run);
+                run = 0;
+            } else {
+                run += 1;
+            }
+        }
+        self.free.insert(base + self.chunk_blocks - run, run);
+        self.chunks.insert(chunk, Chunk { bucket, bitmaps, used });
+    }
+
+    pub fn owns(&self, block: u64) -> bool {
+        self.chunks.contains_key(&self.chunk_of(block))
+    }
+
+    fn chunk_of(&self, block: u64) -> ChunkIndex {
+        ChunkIndex((block / self.chunk_blocks) as u32)
+    }
+
+    pub fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
+    pub fn free_blocks(&self) -> u64 {
+        self.free.blocks()
+    }
+
+    pub fn pending_blocks(&self) -> u64 {
+        self.pending_blocks + self.claimed_blocks
+    }
+
+    /// Freed, and not yet reusable.
+    pub fn waiting_blocks(&self) -> u64 {
+        self.waiting_blocks
+    }
+
+    /// Blocks in use in one chunk.
+    pub fn used_in(&self, chunk: u32) -> u64 {
+        self.chunks.get(&ChunkIndex(chunk)).map_or(0, |c| c.used)
+    }
+
+    pub fn used_blocks(&self) -> u64 {
+        self.chunks.values().map(|c| c.used).sum()
+    }
+
+    /// Takes `len` blocks for `rid`, in one run when there is one, in pieces of at least one block otherwise. All or
+    /// nothing.
+    pub fn take(&mut self, rid: Rid, len: u64) -> Option<Vec<BlockRange>> {
+        if self.free.blocks() < len {
+            return None;
+        }
+        let mut taken = Vec::new();
+        let mut rest = len;
+        while rest > 0 {
+            let (start, got) = self.free.take_largest(rest)?;
+            // A range never passes a chunk's end: chunks may belong to different owners later.
+            let end_of_chunk = (start / self.chunk_blocks + 1) * self.chunk_blocks;
+            let keep = got.min(end_of_chunk - start);
+            self.free.insert(start + keep, got - keep);
+            taken.push(BlockRange::new(start, keep as u32));
+            rest -= keep;
+        }
+        let pending = self.pending.entry(rid).or_default();
+        for r in &taken {
+            pending.writing.insert(r.start.0, r.len_blocks.into());
+        }
+        self.pending_blocks += len;
+        Some(taken)
+    }
+
+    /// The write of these ranges is complete: a batch may refer to them.
+    pub fn written(&mut self, rid: Rid, ranges: &[BlockRange]) {
+        let Some(pending) = self.pending.get_mut(&rid) else { return };
+        for r in ranges {
+            let (start, len) = (r.start.0, u64::from(r.len_blocks));
+            if pending.writing.remove(start, len) {
+                pending.ready.insert(start, len);
+            }
+        }
+    }
+
+    /// Gives back what is pending for `rid` and complete; ranges whose write runs stay until [`Self::write_ended`].
+    pub fn forget_rid(&mut self, rid: Rid) {
+        let Some(pending) = self.pending.get_mut(&rid) else { return };
+        let ready = std::mem::take(&mut pending.ready);
+        if pending.writing.is_empty() {
+            self.pending.remove(&rid);
+        }
+        for (start, len) in ready.iter() {
+            self.pending_blocks -= len;
+            self.free.insert(start, len);
+        }
+    }
+
+    /// Gives back ranges of `rid` that it does not want any more; what is not pending is left alone.
+    pub fn discard(&mut self, rid: Rid, ranges: &[BlockRange]) {
+        let Some(pending) = self.pending.get_mut(&rid) else { return };
+        for r in ranges {
+            for (start, len) in pending.ready.take_overlap(r.start.0, r.len_blocks.into()) {
+                self.pending_blocks -= len;
+                self.free.insert(start, len);
+            }
+        }
+    }
+
+    /// Claims `change` for a batch of `rid`. `Err` gives the first range that is not what the batch says; then nothing
+    /// has changed.
+    pub fn claim(&mut self, rid: Rid, change: &SpaceChange) -> Result<(), (u64, u64)> {
+        if let Some(bad) = change.frees.iter().find(|(s, l)| !self.all_used(*s, *l)) {
+            return Err(*bad);
+        }
+        let mut done = Vec::new();
+        for (start, len) in &change.allocs {
+            let ok = self.pending.get_mut(&rid).is_some_and(|p| p.ready.remove(*start, *len));
+            if !ok {
+                for (start, len) in done {
+                    self.unclaim_one(rid, start, len);
+                }
+                return Err((*start, *len));
+            }
+            self.pending_blocks -= len;
+            self.claimed_blocks += len;
+            done.push((*start, *len));
+        }
+        Ok(())
+    }
+
+    fn unclaim_one(&mut self, rid: Rid, start: u64, len: u64) {
+        self.pending.entry(rid).or_default().ready.insert(start, len);
+        self.pending_blocks += len;
+        self.claimed_blocks -= len;
+    }
+
+    /// The batch was refused elsewhere.
+    pub fn unclaim(&mut self, rid: Rid, change: &SpaceChange) {
+        for (start, len) in &change.allocs {
+            self.unclaim_one(rid, *start, *len);
+        }
+    }
+
+    /// Every block's bit is set as of the last closed epoch. Blocks used by an open epoch are not counted: their owner's
+    /// earlier batch may be in it, so the check of bits happens only for blocks whose chunk is ours.
+    fn all_used(&self, start: u64, len: u64) -> bool {
+        len > 0
+            && self.chunk_of(start) == self.chunk_of(start + len - 1)
+            && self.owns(start)
+            && !self.free.overlaps(start, len)
+    }
+
+    /// A part of `epoch` closes with these changes: sets the bits, and gives the bitmaps to write. Epochs come in order.
+    pub fn close(&mut self, epoch: Epoch, changes: &[SpaceChange]) -> Vec<(Key, Option<bytes::Bytes>)> {
+        let mut touched = BTreeSet::new();
+        for change in changes {
+            for (start, len) in &change.allocs {
+                self.claimed_blocks -= len;
+                self.mark(*start, *len, true, &mut touched);
+            }
+        }
+        for change in changes {
+            for (start, len) in &change.frees {
+                self.mark(*start, *len, false, &mut touched);
+                self.waiting_blocks += len;
+                self.freed.entry(epoch).or_default().push((*start, *len));
+            }
+        }
+        let mut out = Vec::new();
+        for (chunk, index) in touched {
+            let Some(c) = self.chunks.get_mut(&chunk) else { continue };
+            let key = Bitmap::key(c.bucket, chunk, index);
+            let empty = c.bitmaps.get(&index).is_none_or(Bitmap::is_empty);
+            if empty {
+                c.bitmaps.remove(&index);
+            }
+            out.push((key, c.bitmaps.get(&index).map(Bitmap::encode)));
+        }
+        out
+    }
+
+    fn mark(&mut self, start: u64, len: u64, used: bool, touched: &mut BTreeSet<(ChunkIndex, u32)>) {
+        for block in start..start + len {
+            let chunk = self.chunk_of(block);
+            let Some(c) = self.chunks.get_mut(&chunk) else { continue };
+            let at = block % self.chunk_blocks;
+            let (index, bit) = ((at / u64::from(BITMAP_BLOCKS)) as u32, (at % u64::from(BITMAP_BLOCKS)) as u32);
+            let bitmap = c.bitmaps.entry(index).or_default();
+            if bitmap.get(bit) != used {
+                bitmap.set(bit, used);
+                if used { c.used += 1 } else { c.used -= 1 }
+            }
+            touched.insert((chunk, index));
+        }
+    }
+
+    /// `epoch` is durable: what it freed cools down. True when something does.
+    pub fn durable(&mut self, epoch: Epoch) -> bool {
+        while let Some(entry) = self.freed.first_entry().filter(|e| *e.key() <= epoch) {
+            self.cooling.extend(entry.remove());
+        }
+        !self.cooling.is_empty()
+    }
+
+    /// Ranges whose reuse waits for the reads that run now.
+    pub fn take_cooling(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.cooling)
+    }
+
+    /// No read that began before is running: the blocks are free.
+    pub fn cooled(&mut self, ranges: &[(u64, u64)]) {
+        for (start, len) in ranges {
+            self.waiting_blocks -= len;
+            self.free.insert(*start, *len);
+        }
+    }
+
+    /// Something freed waits for an epoch or for reads.
+    pub fn has_waiting(&self) -> bool {
+        self.waiting_blocks > 0
+    }
+
+    /// Takes chunks without a single block in use out of the grant while more than `high` blocks are free.
+    pub fn give_back(&mut self, high: u64) -> Vec<ChunkIndex> {
+        let mut out = Vec::new();
+        let empty: Vec<ChunkIndex> = self.chunks.iter().filter(|(_, c)| c.used == 0).map(|(i, _)| *i).collect();
+        for chunk in empty {
+            if self.free.blocks() < high + self.chunk_blocks {
+                break;
+            }
+            let base = u64::from(chunk.0) * self.chunk_blocks;
+            if self.free.remove(base, self.chunk_blocks) {
+                self.chunks.remove(&chunk);
+                out.push(chunk);
+            }
+        }
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RID: Rid = Rid(1);
+
+    fn one_chunk() -> Allocator {
+        let mut a = Allocator::new(256);
+        a.add_chunk(ChunkIndex(4), Bucket(0), BTreeMap::new());
+        a
+    }
+
+    fn pairs(r: &[BlockRange]) -> Vec<(u64, u64)> {
+        r.iter().map(|r| (r.start.0, r.len_blocks.into())).collect()
+    }
+
+    #[test]
+    fn a_block_goes_round_its_states() {
+        let mut a = one_chunk();
+        let got = a.take(RID, 10).unwrap();
+        let change = SpaceChange { allocs: pairs(&got), frees: vec![] };
+        assert!(a.claim(RID, &change).is_err(), "the write still runs");
+        a.written(RID, &got);
+        assert!(a.claim(Rid(2), &change).is_err(), "it is another client's");
+        a.claim(RID, &change).unwrap();
+        assert!(a.claim(RID, &change).is_err(), "once");
+        let writes = a.close(Epoch(1), std::slice::from_ref(&change));
+        assert_eq!(writes.len(), 1);
+        assert_eq!(Bitmap::decode(writes[0].1.as_ref().unwrap()).unwrap().used(), 10);
+        let free = SpaceChange { allocs: vec![], frees: change.allocs };
+        a.claim(RID, &free).unwrap();
+        assert_eq!(a.close(Epoch(2), std::slice::from_ref(&free))[0].1, None, "an empty bitmap is deleted");
+        assert!(a.take(RID, 256).is_none() && a.has_waiting());
+        assert!(!a.durable(Epoch(1)) && a.durable(Epoch(2)));
+        let cooling = a.take_cooling();
+        a.cooled(&cooling);
+        assert_eq!(a.take(RID, 256).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_is_free_cannot_be_freed_and_nothing_changes_on_a_refusal() {
+        let mut a = one_chunk();
+        let got = a.take(RID, 4).unwrap();
+        a.written(RID, &got);
+        let bad = SpaceChange { allocs: vec![(got[0].start.0, 4), (got[0].start.0 + 4, 1)], frees: vec![] };
+        assert_eq!(a.claim(RID, &bad), Err((got[0].start.0 + 4, 1)));
+        assert_eq!(a.claim(RID, &SpaceChange { allocs: vec![], frees: vec![(1030, 2)] }), Err((1030, 2)));
+        assert!(a.claim(RID, &SpaceChange { allocs: pairs(&got), frees: vec![] }).is_ok());
+    }
+
+    #[test]
+    fn bitmaps_that_were_there_are_used_space_and_empty_chunks_go_back() {
+        let mut a = one_chunk();
+        let mut b = Bitmap::default();
+        b.set(0, true);
+        b.set(255, true);
+        a.add_chunk(ChunkIndex(5), Bucket(1), BTreeMap::from([(0, b)]));
+        assert_eq!((a.free_blocks(), a.used_blocks()), (510, 2));
+        assert!(a.give_back(300).is_empty());
+        assert_eq!(a.give_back(100), vec![ChunkIndex(4)]);
+        assert_eq!(a.free_blocks(), 254);
+    }
+}

@@ -1,0 +1,9 @@
+//! Device space below the chunk: data blocks (`allocator`), segments (`segments`), sets of ranges.
+
+mod allocator;
+mod range_set;
+mod segments;
+
+pub use allocator::{Allocator, SpaceChange};
+pub use range_set::RangeSet;
+pub use segments::SegmentSpace;

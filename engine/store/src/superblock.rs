@@ -1,0 +1,118 @@
+//! Reading, verifying, repairing and writing the superblock and its copy.
+
+use std::rc::Rc;
+
+use vellum_base::{BLOCK_SIZE, BlockAddr, DmaBuf};
+use vellum_format::superblock::{FORMAT_VERSION, KNOWN};
+use vellum_format::{BlockError, Superblock};
+use vellum_nvme::{Device, Queue};
+
+use crate::error::StoreError;
+use crate::layout::{Layout, MIN_BYTES};
+
+/// What was found, and whether one of the two had to be written again.
+#[derive(Debug)]
+pub struct FoundSuperblock {
+    pub superblock: Superblock,
+    /// Places whose block did not verify, with the reason.
+    pub bad: Vec<(BlockAddr, BlockError)>,
+}
+
+async fn read_at(queue: &Rc<dyn Queue>, at: BlockAddr) -> Result<Result<Superblock, BlockError>, StoreError> {
+    let buf = queue.read(at.bytes(), DmaBuf::new(BLOCK_SIZE)).await?;
+    Ok(Superblock::decode(&buf, at))
+}
+
+/// Finds the newest intact superblock. The copy's place follows from the first one, or, when that is bad, from the
+/// device's size (a filesystem smaller than its device is then searched at every size that mkfs could have been told:
+/// not at all, so the error names the first block's fault).
+pub async fn read(queue: &Rc<dyn Queue>) -> Result<FoundSuperblock, StoreError> {
+    let geometry = queue.geometry().clone();
+    let first = read_at(queue, BlockAddr(0)).await?;
+    let copy_at = match &first {
+        Ok(sb) => Some(sb.copy),
+        Err(_) => Layout::of(geometry.size_bytes).ok().map(|l| l.copy),
+    };
+    let Some(copy_at) = copy_at.filter(|at| at.bytes() < geometry.size_bytes) else {
+        let detail = match first {
+            Err(e) => e.to_string(),
+            Ok(_) => "the device is smaller than its filesystem".into(),
+        };
+        return Err(StoreError::NotVellum { device: geometry.name, detail });
+    };
+    let copy = read_at(queue, copy_at).await?;
+    let mut bad = Vec::new();
+    let superblock = match (first, copy) {
+        (Ok(a), Ok(b)) if a.fsid != b.fsid => {
+            return Err(StoreError::corrupt("superblock", "the two copies belong to different filesystems"));
+        }
+        (Ok(a), Ok(b)) => {
+            if a.generation >= b.generation {
+                a
+            } else {
+                b
+            }
+        }
+        (Ok(a), Err(e)) => {
+            bad.push((copy_at, e));
+            a
+        }
+        (Err(e), Ok(b)) => {
+            bad.push((BlockAddr(0), e));
+            b
+        }
+        (Err(e), Err(_)) if matches!(e, BlockError::Magic { .. }) => {
+            return Err(StoreError::NotVellum { device: geometry.name, detail: e.to_string() });
+        }
+        (Err(e), Err(_)) => return Err(e.into()),
+    };
+    check(&superblock, &geometry.name, geometry.size_bytes)?;
+    Ok(FoundSuperblock { superblock, bad })
+}
+
+fn check(sb: &Superblock, device: &str, size_bytes: u64) -> Result<(), StoreError> {
+    if sb.format_version > FORMAT_VERSION || sb.format_version == 0 {
+        return Err(StoreError::FormatVersion { found: sb.format_version, known: FORMAT_VERSION });
+    }
+    let unknown = sb.features.incompatible & !KNOWN.incompatible;
+    if unknown != 0 {
+        return Err(StoreError::Features { bits: unknown, forbid: "opening" });
+    }
+    if sb.blocks * BLOCK_SIZE as u64 > size_bytes {
+        let detail = format!("the filesystem has {} blocks, the device {}", sb.blocks, size_bytes / BLOCK_SIZE as u64);
+        return Err(StoreError::NotVellum { device: device.into(), detail });
+    }
+    Ok(())
+}
+
+/// Bits that forbid writing.
+pub fn forbids_writing(sb: &Superblock) -> Option<StoreError> {
+    let unknown = sb.features.read_only & !KNOWN.read_only;
+    (unknown != 0).then_some(StoreError::Features { bits: unknown, forbid: "writing" })
+}
+
+/// Writes both, one after the other with a flush between, so that at every instant one of them is whole.
+pub async fn write(queue: &Rc<dyn Queue>, sb: &Superblock) -> Result<(), StoreError> {
+    for at in [BlockAddr(0), sb.copy] {
+        queue.write(at.bytes(), DmaBuf::copy_from(&sb.encode(at), true).freeze(), false).await?;
+        queue.flush().await?;
+    }
+    Ok(())
+}
+
+/// Refuses to overwrite a filesystem by mistake.
+pub async fn refuse_existing(device: &dyn Device, queue: &Rc<dyn Queue>) -> Result<(), StoreError> {
+    if device.geometry().size_bytes < MIN_BYTES {
+        return Ok(()); // the layout says so better
+    }
+    match read(queue).await {
+        Ok(found) => {
+            Err(StoreError::Exists { device: device.geometry().name.clone(), fsid: found.superblock.fsid.to_string() })
+        }
+        Err(StoreError::FormatVersion { .. } | StoreError::Features { .. }) => {
+            Err(StoreError::Exists { device: device.geometry().name.clone(), fsid: "of a newer version".into() })
+        }
+        Err(StoreError::Device(e)) => Err(e.into()),
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,115 @@
+//! A filesystem in memory with any number of reactors' stores, all on the calling thread.
+#![allow(dead_code)] // each test file uses a part
+
+pub mod crash;
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use vellum_base::{Batch, BatchNo, BlockRange, DmaBuf, Ino, ItemOp, Key, Rid, View, crc32c};
+use vellum_format::{Extent, ExtentHeader, Inode};
+use vellum_nvme::memory::MemoryDevice;
+use vellum_nvme::{Device, Queue};
+use vellum_rt::{PollerHandle, add_poller};
+use vellum_store::{CommitError, Everyone, MkfsOptions, OpenOptions, RecoveryReport, Store, StoreError, mkfs, open};
+
+pub const MIB: u64 = 1 << 20;
+pub const RID: Rid = Rid(0x1234_5678_9abc_def0);
+
+pub fn memory(bytes: u64) -> Arc<dyn Device> {
+    Arc::new(MemoryDevice::new(bytes))
+}
+
+/// A queue that is polled as long as the handle lives.
+pub fn queue(device: &Arc<dyn Device>) -> (Rc<dyn Queue>, PollerHandle) {
+    let queue = device.open_queue(64).unwrap();
+    let polled = queue.clone();
+    let poller = add_poller("test", move || polled.process_completions());
+    (queue, poller)
+}
+
+pub async fn make(device: &Arc<dyn Device>) {
+    let (queue, _poller) = queue(device);
+    mkfs(device, &queue, MkfsOptions::default()).await.unwrap();
+}
+
+pub fn options(reactors: usize) -> OpenOptions {
+    OpenOptions { reactors, cache_bytes: 8 << 20, memtable_bytes: 8 << 20, ..OpenOptions::default() }
+}
+
+pub async fn start(
+    device: &Arc<dyn Device>,
+    options: OpenOptions,
+) -> Result<(Vec<Rc<Store>>, RecoveryReport), StoreError> {
+    let (queue, _poller) = queue(device);
+    let opened = open(device, &queue, options).await?;
+    let mut stores = Vec::new();
+    for seed in opened.seeds {
+        stores.push(Store::start(seed, Rc::new(Everyone)).await?);
+    }
+    Ok((stores, opened.report))
+}
+
+pub fn ino(bucket: u8, n: u64) -> Ino {
+    Ino((u64::from(bucket) << 56) | n)
+}
+
+pub fn inode(size: u64, data_version: u64) -> Inode {
+    // Nameless, so that the checker finds its links right.
+    Inode { mode: 0o100644, nlink: 0, size, data_version, ..Inode::default() }
+}
+
+pub fn put(key: Key, value: Bytes) -> ItemOp {
+    ItemOp::Put { key, value }
+}
+
+pub fn put_inode(ino: Ino, inode: &Inode) -> ItemOp {
+    put(Inode::key(ino), inode.encode())
+}
+
+pub fn inline_key(ino: Ino) -> Key {
+    Key::fs(ino, vellum_format::ItemKind::Inline as u8, 0, 0, 0)
+}
+
+pub fn batch(number: u64, ops: Vec<ItemOp>) -> Batch {
+    Batch { number: BatchNo(number), ops }
+}
+
+/// A client that counts its batches.
+pub struct Client {
+    pub rid: Rid,
+    pub next: u64,
+}
+
+impl Client {
+    pub async fn open(store: &Rc<Store>, rid: Rid) -> Client {
+        let state = store.open_rid(rid, b"test").await.unwrap();
+        Client { rid, next: state.last_batch.0 + 1 }
+    }
+
+    pub async fn commit(&mut self, store: &Rc<Store>, ops: Vec<ItemOp>) -> Result<vellum_base::Epoch, CommitError> {
+        let result = store.commit(self.rid, batch(self.next, ops)).await;
+        if result.is_ok() {
+            self.next += 1;
+        }
+        result
+    }
+}
+
+/// An extent item for freshly written blocks.
+pub fn extent_op(ino: Ino, first_block: u64, range: BlockRange, data: &[u8]) -> ItemOp {
+    let header = ExtentHeader { start: range.start, len_blocks: range.len_blocks, offline: false };
+    let checksums = data.chunks(4096).map(crc32c).collect();
+    put(Extent::key(ino, first_block, range.len_blocks), Extent { header, checksums }.encode())
+}
+
+pub fn blocks(n: usize, byte: u8) -> DmaBuf {
+    let mut buf = DmaBuf::new(n * 4096);
+    buf.fill(byte);
+    buf
+}
+
+pub async fn get(store: &Rc<Store>, key: Key) -> Option<Bytes> {
+    store.get(&[key], View::Applied).await.unwrap().pop().flatten()
+}

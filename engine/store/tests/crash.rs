@@ -1,0 +1,253 @@
+//! P1, P2: power is cut at every few writes and flushes of a run, unflushed writes are lost, torn or reordered, and what
+//! recovery finds is a prefix of the client's batches that holds everything that was acknowledged as durable. Then the
+//! run goes on from there and is cut again (E2, E5).
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use common::crash::CrashDevice;
+use common::*;
+use vellum_base::prng::Prng;
+use vellum_base::{Ino, ItemOp, Key, KeyRange, View, Zone, crc32c};
+use vellum_format::{Extent, IndexKind, Inode};
+use vellum_nvme::Image;
+use vellum_nvme::memory::MemoryDevice;
+use vellum_rt::native::block_on;
+use vellum_store::{CheckOptions, Store};
+
+/// What the client's items should be after each batch: keys to values, sequences zeroed.
+type Model = BTreeMap<Key, Bytes>;
+
+#[derive(Clone)]
+struct Run {
+    /// `states[k]` is after batch k.
+    states: Vec<Model>,
+    prng: Prng,
+}
+
+fn plain(key: &Key, value: &Bytes) -> Bytes {
+    if *key == Inode::key(Ino(key.first())) {
+        let mut v = value.to_vec();
+        Inode::stamp(&mut v, 0, 0);
+        return v.into();
+    }
+    value.clone()
+}
+
+impl Run {
+    async fn step(&mut self, store: &Rc<Store>, client: &mut Client) -> vellum_base::Epoch {
+        let mut model = self.states.last().unwrap().clone();
+        let mut ops = BTreeMap::new();
+        for _ in 0..=self.prng.below(6) {
+            let ino = ino((self.prng.below(8) * 32) as u8, 2 + self.prng.below(6));
+            let extents: Vec<Key> = model
+                .keys()
+                .filter(|k| k.first() == ino.0 && k.kind() == vellum_format::ItemKind::Extent as u8)
+                .copied()
+                .collect();
+            if ops.keys().any(|k: &Key| k.first() == ino.0) {
+                continue;
+            }
+            match self.prng.below(5) {
+                0 if model.contains_key(&Inode::key(ino)) => {
+                    for key in extents {
+                        ops.insert(key, ItemOp::Delete { key });
+                    }
+                    model.retain(|k, _| k.first() != ino.0);
+                    ops.insert(Inode::key(ino), ItemOp::DeleteInode { ino });
+                }
+                1 | 2 => {
+                    let n = 1 + self.prng.below(3) as usize;
+                    let data = blocks(n, self.prng.next_u64() as u8).freeze();
+                    let ranges = store.write_data(client.rid, data.clone()).await.unwrap();
+                    for key in extents {
+                        ops.insert(key, ItemOp::Delete { key });
+                        model.remove(&key);
+                    }
+                    let mut at = 0;
+                    for r in ranges {
+                        let end = at + r.len_blocks as usize;
+                        let op = extent_op(ino, at as u64, r, &data[at * 4096..end * 4096]);
+                        let ItemOp::Put { key, value } = &op else { unreachable!() };
+                        model.insert(*key, value.clone());
+                        ops.insert(*key, op);
+                        at = end;
+                    }
+                    let version = self.prng.next_u64();
+                    let i = put_inode(ino, &Inode { online_blocks: n as u64, ..inode(n as u64 * 4096, version) });
+                    let ItemOp::Put { key, value } = &i else { unreachable!() };
+                    model.insert(*key, value.clone());
+                    ops.insert(*key, i);
+                }
+                _ => {
+                    let mut text = vec![0; 1 + self.prng.below(900) as usize];
+                    self.prng.fill(&mut text);
+                    let online_blocks =
+                        model.get(&Inode::key(ino)).map_or(0, |v| Inode::decode(v).unwrap().online_blocks);
+                    let new = Inode { online_blocks, ..inode(self.prng.next_u64(), 1) };
+                    for op in [put(inline_key(ino), text.into()), put_inode(ino, &new)] {
+                        let ItemOp::Put { key, value } = &op else { unreachable!() };
+                        model.insert(*key, value.clone());
+                        ops.insert(*key, op);
+                    }
+                }
+            }
+        }
+        // The death of an inode comes after the deletion of its extents.
+        let (deaths, others): (Vec<_>, Vec<_>) =
+            ops.into_values().partition(|op| matches!(op, ItemOp::DeleteInode { .. }));
+        let epoch = client.commit(store, others.into_iter().chain(deaths).collect()).await.unwrap();
+        self.states.push(model);
+        epoch
+    }
+}
+
+async fn items(store: &Rc<Store>) -> Model {
+    let (mut range, mut out) = (KeyRange::ALL, Model::new());
+    loop {
+        let page = store.scan(range, 100, 1 << 20, View::Applied).await.unwrap();
+        out.extend(page.items.into_iter().filter(|(k, _)| k.zone() == Some(Zone::Fs)).map(|(k, v)| (k, plain(&k, &v))));
+        match page.next {
+            Some(next) => range.first = next,
+            None => return out,
+        }
+    }
+}
+
+/// Recovers an image and holds it against the run. Gives the number of batches that survived.
+async fn check(stores: &[Rc<Store>], run: &Run, acknowledged: u64, what: &str) -> usize {
+    let client = Client::open(&stores[0], RID).await;
+    let survived = client.next - 1;
+    assert!(survived >= acknowledged, "{what}: batch {acknowledged} was durable, and only {survived} are left");
+    let model = &run.states[survived as usize];
+    let found = items(&stores[0]).await;
+    assert!(found == *model, "{what}: {survived} batches: {} items, expected {}", found.len(), model.len());
+    let mut inodes = 0;
+    for (key, value) in &found {
+        inodes += usize::from(*key == Inode::key(Ino(key.first())));
+        if key.kind() == vellum_format::ItemKind::Extent as u8 {
+            let extent = Extent::decode(value).unwrap();
+            let data = stores[0].read_data(&[extent.header.blocks().unwrap()]).await.unwrap();
+            let crcs: Vec<u32> = data.chunks(4096).map(crc32c).collect();
+            assert_eq!(crcs, extent.checksums, "{what}: data of {key:?}");
+        }
+    }
+    let page = stores[0].walk(IndexKind::MetaSeq, (0, Ino::NONE), u64::MAX, 10_000).await.unwrap();
+    assert_eq!(page.entries.len(), inodes, "{what}: index entries");
+    let used: u64 = found
+        .iter()
+        .filter(|(k, _)| k.kind() == vellum_format::ItemKind::Extent as u8)
+        .map(|(_, v)| u64::from(Extent::decode_header(v).unwrap().len_blocks))
+        .sum();
+    let status = stores[0].status().await.unwrap();
+    assert_eq!(status.reactors.iter().map(|r| r.used_blocks).sum::<u64>(), used, "{what}: blocks in use");
+    survived as usize
+}
+
+/// Steps with durable waits now and then; the device notes what is known to be durable.
+async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps: usize) {
+    let mut client = Client::open(&stores[0], RID).await;
+    for _ in 0..steps {
+        let store = stores[run.prng.below(stores.len() as u64) as usize].clone();
+        let epoch = run.step(&store, &mut client).await;
+        match run.prng.below(4) {
+            0 => {
+                store.wait_durable(epoch).await.unwrap();
+                device.note(client.next - 1);
+            }
+            1 => vellum_rt::sleep(std::time::Duration::from_micros(run.prng.below(7000))).await,
+            _ => {}
+        }
+    }
+}
+
+fn small(reactors: usize) -> vellum_store::OpenOptions {
+    vellum_store::OpenOptions { memtable_bytes: 1 << 20, ..options(reactors) }
+}
+
+fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
+    let first = block_on(async {
+        let memory = MemoryDevice::new(128 * MIB);
+        let device: std::sync::Arc<dyn vellum_nvme::Device> = std::sync::Arc::new(memory.clone());
+        make(&device).await;
+        memory.snapshot()
+    });
+    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed) };
+    let cuts = cut_run(first, reactors, steps, every, &mut run);
+    assert!(cuts.len() > 10);
+    let mut second = 0;
+    for (i, cut) in cuts.iter().enumerate() {
+        let what = format!("seed {seed}, cut at {}", cut.op);
+        let image = cut.image(seed ^ i as u64);
+        let mut run_here = run.clone();
+        let cut_again = i % 8 == 3;
+        let n = 1 + i % 3;
+        let inner = block_on(async {
+            let device = CrashDevice::new(image);
+            if i % 4 == 0 {
+                let (shared, (q, _p)) = (device.as_device(), queue(&device.as_device()));
+                let report = vellum_store::check(&shared, &q, CheckOptions { data: true }).await.unwrap();
+                assert!(report.problems.is_empty(), "{what}: {:#?}", report.problems);
+            }
+            device.note(cut.note);
+            if cut_again {
+                device.cut_every(5);
+            }
+            let (stores, _) = match start(&device.as_device(), small(n)).await {
+                Ok(s) => s,
+                // Before the client's record was durable there is nothing, but a filesystem.
+                Err(e) => panic!("{what}: {e}"),
+            };
+            let survived = check(&stores, &run_here, cut.note, &what).await;
+            run_here.states.truncate(survived + 1);
+            if cut_again {
+                go_on(&device, &stores, &mut run_here, 10).await;
+            }
+            device.take_cuts()
+        });
+        for (j, cut) in inner.iter().enumerate() {
+            second += 1;
+            let what = format!("{what}, then at {}", cut.op);
+            let image = cut.image(seed ^ (i * 1000 + j) as u64);
+            block_on(async {
+                let device = CrashDevice::new(image).as_device();
+                let (stores, _) = start(&device, small(1 + j % 2)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+                check(&stores, &run_here, cut.note, &what).await;
+            });
+        }
+    }
+    println!("seed {seed}: {} cuts, {second} second cuts, {} batches", cuts.len(), run.states.len() - 1);
+}
+
+fn cut_run(image: Image, reactors: usize, steps: usize, every: u64, run: &mut Run) -> Vec<common::crash::Cut> {
+    block_on(async {
+        let device = CrashDevice::new(image);
+        device.cut_every(every);
+        let (stores, _) = start(&device.as_device(), small(reactors)).await.unwrap();
+        go_on(&device, &stores, run, steps).await;
+        device.take_cuts()
+    })
+}
+
+#[test]
+fn one_reactor_cut_anywhere() {
+    crash_run(seed(1), 1, 60, 2);
+}
+
+#[test]
+fn two_reactors_cut_anywhere() {
+    crash_run(seed(2), 2, 60, 3);
+}
+
+#[test]
+fn three_reactors_cut_anywhere() {
+    crash_run(seed(3), 3, 60, 4);
+}
+
+/// `VELLUM_SEED` repeats a run.
+fn seed(default: u64) -> u64 {
+    std::env::var("VELLUM_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(default)
+}

@@ -1,0 +1,214 @@
+//! What is known of the items of one lock group.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use vellum_base::{BatchNo, Ino, Key, KeyRange, Zone};
+
+use super::RangeSet;
+
+/// Bytes that an item takes besides its value: key, tree node, reference count.
+const ITEM_OVERHEAD: usize = 96;
+
+/// Answer of the cache.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Known {
+    /// Ask the engine.
+    No,
+    Absent,
+    Present(Bytes),
+}
+
+struct Cached {
+    /// `None`: known to be absent.
+    value: Option<Bytes>,
+    /// The batch that changed it last; 0 when it came from the engine. Durable batches make it as good as clean.
+    batch: BatchNo,
+}
+
+impl Cached {
+    fn bytes(&self) -> usize {
+        ITEM_OVERHEAD + self.value.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct GroupCache {
+    items: BTreeMap<Key, Cached>,
+    /// Ranges in which everything that exists is in `items`.
+    pub known: RangeSet,
+    /// Inodes whose items all died, with the batch that says so.
+    deaths: BTreeMap<Ino, BatchNo>,
+    item_bytes: usize,
+    pub last_batch: BatchNo,
+    pub fetches: u32,
+    pub used_at: u64,
+}
+
+impl GroupCache {
+    pub fn bytes(&self) -> usize {
+        self.item_bytes + (self.known.len() + self.deaths.len()) * ITEM_OVERHEAD
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.known.is_empty() && self.deaths.is_empty() && self.fetches == 0
+    }
+
+    pub fn lookup(&self, key: &Key) -> Known {
+        match self.items.get(key) {
+            Some(Cached { value: Some(value), .. }) => Known::Present(value.clone()),
+            Some(_) => Known::Absent,
+            None if self.is_dead(key) || self.known.contains(key) => Known::Absent,
+            None => Known::No,
+        }
+    }
+
+    fn is_dead(&self, key: &Key) -> bool {
+        !self.deaths.is_empty() && key.zone() == Some(Zone::Fs) && self.deaths.contains_key(&Ino(key.first()))
+    }
+
+    fn set(&mut self, key: Key, cached: Cached) {
+        self.item_bytes += cached.bytes();
+        if let Some(old) = self.items.insert(key, cached) {
+            self.item_bytes -= old.bytes();
+        }
+    }
+
+    /// An own change.
+    pub fn put(&mut self, key: Key, value: Option<Bytes>, batch: BatchNo) {
+        self.set(key, Cached { value, batch });
+        self.last_batch = self.last_batch.max(batch);
+    }
+
+    pub fn delete_inode(&mut self, ino: Ino, batch: BatchNo) {
+        let range = KeyRange::of_inode(ino);
+        let dead: Vec<Key> = self.items.range(range.first..=range.last).map(|(k, _)| *k).collect();
+        for key in dead {
+            if let Some(old) = self.items.remove(&key) {
+                self.item_bytes -= old.bytes();
+            }
+        }
+        self.deaths.insert(ino, batch);
+        self.last_batch = self.last_batch.max(batch);
+    }
+
+    /// The engine's answer for one key. What is here already is at least as new.
+    pub fn fetched(&mut self, key: Key, value: Option<Bytes>) -> Option<Bytes> {
+        match self.lookup(&key) {
+            Known::Present(newer) => Some(newer),
+            Known::Absent => None,
+            Known::No => {
+                self.set(key, Cached { value: value.clone(), batch: BatchNo(0) });
+                value
+            }
+        }
+    }
+
+    pub fn replace(&mut self, key: &Key, from: &Bytes, to: Bytes) {
+        if let Some(cached) = self.items.get_mut(key)
+            && let Some(value) = &mut cached.value
+            && value.as_ptr() == from.as_ptr()
+            && value.len() == to.len()
+        {
+            *value = to;
+        }
+    }
+
+    /// Items of `range` as far as they are known, at most `max`; where it stopped, `None` at the range's end.
+    /// `None` altogether when the first key is not known.
+    pub fn scan(&self, range: KeyRange, max: usize) -> Option<(Vec<(Key, Bytes)>, Option<Key>)> {
+        let mut through = self.known.known_through(&range.first);
+        if range.first.zone() == Some(Zone::Fs) {
+            let inode = KeyRange::of_inode(Ino(range.first.first()));
+            if self.is_dead(&range.first) {
+                through = Some(through.map_or(inode.last, |t| t.max(inode.last)));
+            }
+        }
+        let through = through?.min(range.last);
+        let mut items = Vec::new();
+        for (key, cached) in self.items.range(range.first..=through) {
+            if let Some(value) = &cached.value {
+                if items.len() == max {
+                    return Some((items, Some(*key)));
+                }
+                items.push((*key, value.clone()));
+            }
+        }
+        let next = if through == range.last { None } else { through.successor() };
+        Some((items, next))
+    }
+
+    /// Drops all that is not an undurable change.
+    pub fn evict(&mut self, durable: BatchNo) {
+        self.items.retain(|_, cached| cached.batch > durable);
+        self.deaths.retain(|_, batch| *batch > durable);
+        self.known.clear();
+        self.item_bytes = self.items.values().map(Cached::bytes).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(n: u64) -> Key {
+        Key::fs(Ino(5), 1, n, 0, 0)
+    }
+
+    fn bytes(s: &'static str) -> Bytes {
+        Bytes::from_static(s.as_bytes())
+    }
+
+    #[test]
+    fn absence_is_known_by_item_by_death_and_by_range() {
+        let mut c = GroupCache::default();
+        assert_eq!(c.lookup(&key(1)), Known::No);
+        c.put(key(1), None, BatchNo(1));
+        c.known.insert(KeyRange { first: key(5), last: key(9) });
+        assert_eq!(
+            (c.lookup(&key(1)), c.lookup(&key(7)), c.lookup(&key(10))),
+            (Known::Absent, Known::Absent, Known::No)
+        );
+        c.put(key(7), Some(bytes("x")), BatchNo(2));
+        c.delete_inode(Ino(5), BatchNo(3));
+        assert_eq!((c.lookup(&key(7)), c.lookup(&key(10))), (Known::Absent, Known::Absent));
+        assert_eq!(c.scan(KeyRange::of_inode(Ino(5)), 10), Some((vec![], None)));
+    }
+
+    #[test]
+    fn what_is_not_durable_is_not_evicted() {
+        let mut c = GroupCache::default();
+        c.put(key(1), Some(bytes("old")), BatchNo(1));
+        c.put(key(2), Some(bytes("new")), BatchNo(2));
+        c.delete_inode(Ino(6), BatchNo(2));
+        c.fetched(key(3), Some(bytes("clean")));
+        c.evict(BatchNo(1));
+        assert_eq!((c.lookup(&key(1)), c.lookup(&key(3))), (Known::No, Known::No));
+        assert_eq!(c.lookup(&key(2)), Known::Present(bytes("new")));
+        assert_eq!(c.lookup(&Key::fs(Ino(6), 1, 0, 0, 0)), Known::Absent);
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_changes_nothing() {
+        let mut c = GroupCache::default();
+        c.put(key(1), Some(bytes("mine")), BatchNo(1));
+        assert_eq!(c.fetched(key(1), Some(bytes("theirs"))), Some(bytes("mine")));
+        c.put(key(2), None, BatchNo(1));
+        assert_eq!(c.fetched(key(2), Some(bytes("theirs"))), None);
+    }
+
+    #[test]
+    fn a_scan_stops_where_knowledge_or_the_page_ends() {
+        let mut c = GroupCache::default();
+        for n in [1, 3, 5, 7] {
+            c.put(key(n), Some(bytes("v")), BatchNo(1));
+        }
+        let all = KeyRange { first: key(1), last: key(9) };
+        assert_eq!(c.scan(all, 10), None);
+        c.known.insert(KeyRange { first: key(0), last: key(5) });
+        let (items, next) = c.scan(all, 10).unwrap();
+        assert_eq!((items.len(), next), (3, key(5).successor()));
+        let (items, next) = c.scan(all, 2).unwrap();
+        assert_eq!((items.len(), next), (2, Some(key(5))));
+    }
+}

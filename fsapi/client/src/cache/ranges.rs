@@ -1,0 +1,87 @@
+//! A set of keys as disjoint inclusive ranges.
+
+use std::collections::BTreeMap;
+
+use vellum_base::{Key, KeyRange};
+
+#[derive(Default)]
+pub(crate) struct RangeSet {
+    /// First key -> last key; neither overlapping nor touching.
+    ranges: BTreeMap<Key, Key>,
+}
+
+impl RangeSet {
+    pub fn len(&self) -> usize {
+        self.ranges.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ranges.is_empty()
+    }
+
+    pub fn clear(&mut self) {
+        self.ranges.clear();
+    }
+
+    /// The last key of the range that holds `key`.
+    pub fn known_through(&self, key: &Key) -> Option<Key> {
+        self.ranges.range(..=*key).next_back().map(|(_, last)| *last).filter(|last| key <= last)
+    }
+
+    pub fn contains(&self, key: &Key) -> bool {
+        self.known_through(key).is_some()
+    }
+
+    pub fn insert(&mut self, range: KeyRange) {
+        if range.first > range.last {
+            return;
+        }
+        let (mut first, mut last) = (range.first, range.last);
+        // The range before may touch or cover ours; those that begin inside or right behind are swallowed.
+        if let Some((f, l)) = self.ranges.range(..=first).next_back().map(|(f, l)| (*f, *l))
+            && l.successor().is_none_or(|after| after >= first)
+        {
+            (first, last) = (f, last.max(l));
+        }
+        let end = last.successor().unwrap_or(Key::MAX);
+        let swallowed: Vec<(Key, Key)> = self.ranges.range(first..=end).map(|(f, l)| (*f, *l)).collect();
+        for (f, l) in swallowed {
+            last = last.max(l);
+            self.ranges.remove(&f);
+        }
+        self.ranges.insert(first, last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vellum_base::prng::Prng;
+
+    fn key(n: u64) -> Key {
+        Key([[0; 20].as_slice(), &n.to_be_bytes()].concat().try_into().unwrap())
+    }
+
+    #[test]
+    fn random_ranges_are_kept_like_a_set_of_keys() {
+        let mut prng = Prng::new(5);
+        for _ in 0..200 {
+            let (mut set, mut model) = (RangeSet::default(), [false; 64]);
+            for _ in 0..prng.below(12) {
+                let first = prng.below(64);
+                let last = (first + prng.below(9)).min(63);
+                set.insert(KeyRange { first: key(first), last: key(last) });
+                model[first as usize..=last as usize].fill(true);
+            }
+            for n in 0..64 {
+                assert_eq!(set.contains(&key(n)), model[n as usize]);
+            }
+            let runs = model.windows(2).filter(|w| !w[0] && w[1]).count() + usize::from(model[0]);
+            assert_eq!(set.len(), runs, "ranges that touch are one");
+        }
+        let mut all = RangeSet::default();
+        all.insert(KeyRange::ALL);
+        all.insert(KeyRange { first: key(1), last: Key::MAX });
+        assert_eq!(all.len(), 1);
+    }
+}

@@ -1,0 +1,43 @@
+//! What can go wrong for a user of the client.
+
+use thiserror::Error;
+use vellum_wire::{ErrorCode, WireError};
+
+#[derive(Error, Debug, Clone, PartialEq, Eq)]
+pub enum ClientError {
+    /// The engine refused this request; nothing was changed by it.
+    #[error("the engine answered: {0}")]
+    Engine(#[from] WireError),
+    /// The engine has fenced this rid: locks, cache and unsynced changes are gone. Only a new client helps.
+    #[error("fenced by the engine: {unsynced} unsynced batches were lost")]
+    Fenced { unsynced: usize },
+    /// A batch could not be applied, so nothing after it could. Sticky: every later change and sync says so.
+    #[error("batch {number} failed, {unsynced} unsynced batches were lost: {cause}")]
+    BatchFailed { number: u64, unsynced: usize, cause: WireError },
+    /// The connection cannot be opened, or is closed for good.
+    #[error("connection: {0}")]
+    Connection(String),
+    /// The peer answered with a message that does not fit the request.
+    #[error("{request} was answered with the wrong kind of message")]
+    Protocol { request: &'static str },
+    /// A range that is neither on the device nor in this client's memory any more.
+    #[error("block range {start} is stale: its lock guard was dropped")]
+    StaleRange { start: u64 },
+    #[error("the client was shut down")]
+    Stopped,
+}
+
+impl ClientError {
+    /// The engine's code, when it is an answer to one request.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            ClientError::Engine(e) => Some(e.code),
+            ClientError::BatchFailed { cause, .. } => Some(cause.code),
+            _ => None,
+        }
+    }
+
+    pub fn is_no_space(&self) -> bool {
+        self.code() == Some(ErrorCode::NoSpace)
+    }
+}

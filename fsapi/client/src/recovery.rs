@@ -1,0 +1,202 @@
+//! A new leader: it knows what was durable, and nothing of us but our record.
+//!
+//! Order: locks (as they are in our own view), data, batches. Until that is done no request of ours is served, so that
+//! no read can see the state before our own changes. What locks cover stays valid: nobody else could change it.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+use vellum_base::{BatchNo, BlockAddr, DmaBuf, DmaSlice, Ino, ItemOp, Key};
+use vellum_format::{Extent, ExtentHeader};
+use vellum_wire::{ErrorCode, Greeted, Request};
+
+use crate::cache::Known;
+use crate::data::{provisional_extent, written};
+use crate::stats::count;
+use crate::{Client, ClientError, env};
+
+const BUSY_DELAY: std::time::Duration = std::time::Duration::from_millis(5);
+
+impl Client {
+    /// Brings a new leader to where we are. Cancelled and begun anew when that leader is lost too.
+    pub(crate) async fn recover(self: &Rc<Self>, greeted: Greeted) -> Result<(), ClientError> {
+        self.check_alive()?;
+        count(&self.counters.recoveries, 1);
+        self.recovering.set(true);
+        // Grants that the old leader gave are part of our view: note them before we tell it.
+        self.recovery_reports.set(true);
+        self.take_lock_answers();
+        self.recovery_reports.set(false);
+        let result = self.recover_steps(greeted).await;
+        match &result {
+            Ok(()) => {
+                self.recovering.set(false);
+                self.send_batches();
+                self.note_durable();
+                self.batches.progress.wake_all();
+            }
+            // The connection comes back with another greeting.
+            Err(ClientError::Connection(_)) => {}
+            Err(error) => self.fail(error.clone()),
+        }
+        result
+    }
+
+    async fn recover_steps(self: &Rc<Self>, greeted: Greeted) -> Result<(), ClientError> {
+        let b = &self.batches;
+        let newest = b.retained.borrow().back().map_or(b.durable.get(), |r| r.number);
+        if greeted.last_batch < b.durable.get() || greeted.last_batch > newest {
+            // It lost what it had called durable, or it takes us for somebody else.
+            return Err(ClientError::Protocol { request: "Greeting" });
+        }
+        // What it kept is durable: it comes from its recovered log.
+        self.batches_durable(greeted.last_batch);
+        b.retained.borrow_mut().iter_mut().for_each(|r| r.applied = None);
+        self.port.recover_locks(self.locks.held()).await?;
+        self.resend_data().await?;
+        self.resend_batches().await
+    }
+
+    async fn resend_data(self: &Rc<Self>) -> Result<(), ClientError> {
+        let runs = self.data.runs.borrow().to_resend();
+        for run in runs {
+            let data = join(&run.slices);
+            count(&self.counters.data_runs_resent, 1);
+            let places = loop {
+                let reply = self.port.call_recovering(Request::WriteData, Some(data.clone())).await?;
+                match written(reply, data.len()) {
+                    Err(e) if e.code() == Some(ErrorCode::Busy) => env::sleep(BUSY_DELAY).await,
+                    other => break other?,
+                }
+            };
+            self.data.runs.borrow_mut().moved(run.start, &places);
+        }
+        self.split_torn_extents();
+        Ok(())
+    }
+
+    /// All retained batches, in order, several on their way at a time.
+    async fn resend_batches(self: &Rc<Self>) -> Result<(), ClientError> {
+        let numbers: Vec<_> = self.batches.retained.borrow().iter().map(|r| r.number).collect();
+        for window in numbers.chunks(self.options.max_batches_in_flight.max(1)) {
+            let calls: Vec<_> = {
+                let mut retained = self.batches.retained.borrow_mut();
+                let mut calls = Vec::new();
+                for batch in retained.iter_mut().filter(|r| window.contains(&r.number)) {
+                    batch.sent = true;
+                    calls.push((batch.number, self.port.call_recovering(self.commit_request(batch), None)));
+                }
+                calls
+            };
+            count(&self.counters.batches_resent, calls.len() as u64);
+            for (number, call) in calls {
+                let mut result = call.await;
+                while !self.batch_answered(number, result)? {
+                    env::sleep(BUSY_DELAY).await;
+                    let request = {
+                        let retained = self.batches.retained.borrow();
+                        retained.iter().find(|r| r.number == number).map(|batch| self.commit_request(batch))
+                    };
+                    let Some(request) = request else { break };
+                    result = self.port.call_recovering(request, None).await;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn join(slices: &[DmaSlice]) -> DmaSlice {
+    if let [one] = slices {
+        return one.clone();
+    }
+    let mut whole = DmaBuf::new(slices.iter().map(|s| s.len()).sum());
+    let mut at = 0;
+    for slice in slices {
+        whole[at..at + slice.len()].copy_from_slice(slice);
+        at += slice.len();
+    }
+    whole.freeze()
+}
+
+impl Client {
+    /// Data that was sent again may lie in more pieces than before: an extent over several pieces becomes several, in
+    /// the batches that are sent again, in the open one, and in the cache.
+    fn split_torn_extents(self: &Rc<Self>) {
+        let mut torn = Vec::new();
+        {
+            let runs = self.data.runs.borrow();
+            for batch in self.batches.retained.borrow_mut().iter_mut() {
+                if let Some(ops) = split_ops(&batch.ops, &runs, batch.number, &mut torn) {
+                    batch.ops = Rc::new(ops);
+                }
+            }
+            let open = self.batches.next.get();
+            let mut batch = self.batches.open.borrow_mut();
+            batch.split_with(|key, value| {
+                let parts = split_extent(key, value, &runs)?;
+                torn.push(Torn { key: *key, whole: value.clone(), parts: parts.clone(), batch: open });
+                Some(parts)
+            });
+        }
+        let mut cache = self.cache.borrow_mut();
+        for Torn { key, whole, parts, batch } in torn {
+            // What was changed again since is not ours to touch.
+            if matches!(cache.lookup(&key), Known::Present(value) if value == whole) {
+                tracing::info!(?key, parts = parts.len(), "an extent whose data was sent again lies in more pieces");
+                for (key, value) in parts {
+                    cache.apply(&ItemOp::Put { key, value }, batch);
+                }
+            }
+        }
+    }
+}
+
+/// An extent that is no longer whole on the device.
+struct Torn {
+    key: Key,
+    whole: Bytes,
+    parts: Vec<(Key, Bytes)>,
+    batch: BatchNo,
+}
+
+/// The operations with torn extents in parts; `None` when nothing is torn.
+fn split_ops(ops: &[ItemOp], runs: &crate::data::Runs, batch: BatchNo, torn: &mut Vec<Torn>) -> Option<Vec<ItemOp>> {
+    let mut changed: Option<Vec<ItemOp>> = None;
+    for (at, op) in ops.iter().enumerate() {
+        let parts = match op {
+            ItemOp::Put { key, value } => split_extent(key, value, runs).map(|parts| (*key, value.clone(), parts)),
+            _ => None,
+        };
+        match (parts, &mut changed) {
+            (None, None) => {}
+            (None, Some(out)) => out.push(op.clone()),
+            (Some((key, whole, parts)), changed) => {
+                let out = changed.get_or_insert_with(|| ops[..at].to_vec());
+                out.extend(parts.iter().map(|(key, value)| ItemOp::Put { key: *key, value: value.clone() }));
+                torn.push(Torn { key, whole, parts, batch });
+            }
+        }
+    }
+    changed
+}
+
+/// The parts of a provisional extent that is no longer whole on the device.
+fn split_extent(key: &Key, value: &Bytes, runs: &crate::data::Runs) -> Option<Vec<(Key, Bytes)>> {
+    let (start, len_blocks) = provisional_extent(key, value)?;
+    let parts = runs.parts(start, len_blocks);
+    if parts.len() < 2 {
+        return None;
+    }
+    let extent = Extent::decode(value).ok()?;
+    let mut first_block = Extent::first_block(key, len_blocks)?;
+    let (mut at, mut out) = (0usize, Vec::with_capacity(parts.len()));
+    for len in parts {
+        let header = ExtentHeader { start: BlockAddr(start + at as u64), len_blocks: len, offline: false };
+        let checksums = extent.checksums.get(at..at + len as usize)?.to_vec();
+        out.push((Extent::key(Ino(key.first()), first_block, len), Extent { header, checksums }.encode()));
+        at += len as usize;
+        first_block += u64::from(len);
+    }
+    Some(out)
+}

@@ -1,0 +1,108 @@
+//! The gateway's object, and what the kernel may keep.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use vellum_base::Ino;
+use vellum_vfs::Vfs;
+
+use super::convert::attr;
+use crate::init::SessionInfo;
+use crate::known::Known;
+use crate::notify::Notifier;
+use crate::types::{Entry, Opened};
+
+/// Inode numbers are never reused, so one generation does for all.
+const GENERATION: u64 = 1;
+
+/// How long the kernel may trust an answer given now: the rest of the lease, when whoever gives locks away calls
+/// [`Gateway::let_go`] first; zero without that.
+pub type LeaseLeft = Rc<dyn Fn() -> Duration>;
+
+/// One mount of one vfs.
+pub struct Gateway {
+    pub(super) vfs: Rc<Vfs>,
+    pub(super) known: Known,
+    lease_left: RefCell<Option<LeaseLeft>>,
+    session: RefCell<Option<(SessionInfo, Notifier)>>,
+}
+
+impl Gateway {
+    pub fn new(vfs: Rc<Vfs>) -> Rc<Gateway> {
+        Rc::new(Gateway { vfs, known: Known::default(), lease_left: RefCell::default(), session: RefCell::default() })
+    }
+
+    /// Lets the kernel cache within the lease. The caller promises to call [`Gateway::let_go`] for each lock group before
+    /// the engine is told that it is free.
+    pub fn cache_within(&self, lease_left: LeaseLeft) {
+        *self.lease_left.borrow_mut() = Some(lease_left);
+    }
+
+    /// The kernel forgets the attributes of the group's inodes, and all names (it cannot forget those of one directory
+    /// without taking its lock). Resolves when it has; waits for no request of ours. Pages follow by themselves.
+    pub async fn let_go(&self, group: u64) {
+        let Some((info, notifier)) = self.session.borrow().clone() else { return };
+        if self.lease_left.borrow().is_none() {
+            return; // nothing was ever cached
+        }
+        if info.has_inc_epoch()
+            && let Err(error) = notifier.inc_epoch().await
+        {
+            tracing::warn!(%error, "names stay in the kernel's cache until their timeout");
+        }
+        let inos = self.known.of_group(group);
+        if let Err(error) = notifier.inval_attributes_of(inos.iter().map(|ino| ino.0)).await {
+            tracing::warn!(%error, group, "attributes stay in the kernel's cache until their timeout");
+        }
+        for ino in inos {
+            notifier.queue_inval_pages(ino.0, 0, 0).await; // for mappings, which do not ask for attributes
+        }
+    }
+
+    /// Inodes that the kernel holds: their number is bounded by its memory, not by ours.
+    pub fn kernel_inodes(&self) -> usize {
+        self.known.len()
+    }
+
+    pub(super) fn begun(&self, info: &SessionInfo, notifier: &Notifier) {
+        *self.session.borrow_mut() = Some((*info, notifier.clone()));
+    }
+
+    pub(super) fn gone(&self) {
+        *self.session.borrow_mut() = None;
+    }
+
+    pub(super) fn attr_ttl(&self) -> Duration {
+        self.lease_left.borrow().as_ref().map_or(Duration::ZERO, |left| left())
+    }
+
+    /// Names need the epoch to be taken back in time.
+    pub(super) fn entry_ttl(&self) -> Duration {
+        let can = self.session.borrow().as_ref().is_some_and(|(info, _)| info.has_inc_epoch());
+        if can { self.attr_ttl() } else { Duration::ZERO }
+    }
+
+    /// An answered name, counted.
+    pub(super) fn entry(&self, found: &vellum_vfs::Attr) -> Entry {
+        self.known.looked_up(found.ino);
+        Entry { attr: attr(found), generation: GENERATION, entry_ttl: self.entry_ttl(), attr_ttl: self.attr_ttl() }
+    }
+
+    /// "No such name", worth remembering; `None` when it is not to be.
+    pub(super) fn negative(&self) -> Option<Entry> {
+        let entry_ttl = self.entry_ttl();
+        (entry_ttl > Duration::ZERO).then(|| Entry { entry_ttl, ..Entry::default() })
+    }
+
+    /// How the kernel treats an open file: appends go to us as they are, and so do reads of what may be offline.
+    pub(super) fn opened(&self, fh: u64, append: bool, offline: bool) -> Opened {
+        let direct_io = append || offline;
+        let keep_cache = !direct_io && self.attr_ttl() > Duration::ZERO;
+        Opened { fh, direct_io, keep_cache, ..Opened::default() }
+    }
+
+    pub(super) fn ino(node: u64) -> Ino {
+        Ino(node)
+    }
+}

@@ -1,0 +1,27 @@
+//! Vellum's vfs as a FUSE filesystem.
+//!
+//! What the kernel caches of it (names, attributes, pages) it may use only while this client holds the locks: answers
+//! carry the rest of the lease as their timeout, and when a lock group is given away, [`Gateway::let_go`] takes
+//! the timeouts back before the engine is answered. Pages need no such wait: the kernel compares mtime and size when it
+//! asks for attributes again, and drops pages of what changed (`AUTO_INVAL_DATA`).
+//!
+//! Permissions are the kernel's business (`default_permissions`), POSIX locks are the kernel's own (one mount) so far.
+
+mod cache;
+mod convert;
+mod ops;
+
+use std::path::Path;
+use std::rc::Rc;
+
+use vellum_vfs::Vfs;
+
+pub use cache::{Gateway, LeaseLeft};
+
+use crate::handle::{MountHandle, mount_filesystem};
+use crate::mount::{MountError, MountOptions};
+
+/// Mounts `vfs` at `path` and serves it on the current reactor, to which `vfs` belongs.
+pub fn mount_vfs(vfs: Rc<Vfs>, path: &Path, options: &MountOptions) -> Result<MountHandle, MountError> {
+    mount_filesystem(Gateway::new(vfs), path, options)
+}

@@ -1,0 +1,213 @@
+//! Each request of the kernel as one call of the vfs.
+
+use std::time::Duration;
+
+use vellum_vfs::{FileHandle, OpenFlags, VfsError, XattrMode};
+
+use super::cache::Gateway;
+use super::convert::{attr, caller, rename_mode, set_attr, statfs};
+use crate::context::Context;
+use crate::dirents::Dirents;
+use crate::filesystem::{Created, Filesystem, Result};
+use crate::init::{SessionInfo, Wants};
+use crate::name::Name;
+use crate::notify::Notifier;
+use crate::types::{
+    Attr, Entry, Errno, OpenRequest, Opened, Payload, ReadRequest, ReleaseRequest, SetAttr, Statfs, WriteRequest,
+};
+
+/// An average name, to guess how many entries a listing has room for.
+const NAME_LEN_GUESS: usize = 16;
+
+impl Filesystem for Gateway {
+    fn wants(&self) -> Wants {
+        Wants::default()
+    }
+
+    fn started(&self, session: &SessionInfo, notifier: &Notifier) {
+        self.begun(session, notifier);
+    }
+
+    fn ended(&self) {
+        self.gone();
+    }
+
+    fn forget(&self, ino: u64, lookups: u64) {
+        self.known.forget(Gateway::ino(ino), lookups);
+    }
+
+    async fn lookup(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<Entry> {
+        match self.vfs.lookup(Gateway::ino(parent), name).await {
+            Ok(found) => Ok(self.entry(&found)),
+            Err(VfsError::NOENT) => self.negative().ok_or(Errno::ENOENT),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn getattr(&self, _ctx: &Context, ino: u64, _fh: Option<u64>) -> Result<(Attr, Duration)> {
+        let found = self.vfs.getattr(Gateway::ino(ino)).await?;
+        Ok((attr(&found), self.attr_ttl()))
+    }
+
+    async fn setattr(&self, _ctx: &Context, ino: u64, set: &SetAttr) -> Result<(Attr, Duration)> {
+        let found = self.vfs.setattr(Gateway::ino(ino), set_attr(set)).await?;
+        Ok((attr(&found), self.attr_ttl()))
+    }
+
+    async fn readlink(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
+        Ok(Payload::Bytes(self.vfs.readlink(Gateway::ino(ino)).await?.to_vec()))
+    }
+
+    async fn symlink(&self, ctx: &Context, parent: u64, name: &Name, target: &[u8]) -> Result<Entry> {
+        let made = self.vfs.symlink(caller(ctx), Gateway::ino(parent), name, target).await?;
+        Ok(self.entry(&made))
+    }
+
+    async fn mknod(&self, ctx: &Context, dir: u64, name: &Name, mode: u32, rdev: u32, _umask: u32) -> Result<Entry> {
+        let made = self.vfs.mknod(caller(ctx), Gateway::ino(dir), name, mode, rdev).await?;
+        Ok(self.entry(&made))
+    }
+
+    async fn mkdir(&self, ctx: &Context, parent: u64, name: &Name, mode: u32, _umask: u32) -> Result<Entry> {
+        let made = self.vfs.mkdir(caller(ctx), Gateway::ino(parent), name, mode).await?;
+        Ok(self.entry(&made))
+    }
+
+    async fn unlink(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<()> {
+        Ok(self.vfs.unlink(Gateway::ino(parent), name).await?)
+    }
+
+    async fn rmdir(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<()> {
+        Ok(self.vfs.rmdir(Gateway::ino(parent), name).await?)
+    }
+
+    async fn rename(&self, _ctx: &Context, from: u64, name: &Name, to: u64, new: &Name, flags: u32) -> Result<()> {
+        let mode = rename_mode(flags)?;
+        Ok(self.vfs.rename(Gateway::ino(from), name, Gateway::ino(to), new, mode).await?)
+    }
+
+    async fn link(&self, _ctx: &Context, ino: u64, parent: u64, name: &Name) -> Result<Entry> {
+        let linked = self.vfs.link(Gateway::ino(ino), Gateway::ino(parent), name).await?;
+        Ok(self.entry(&linked))
+    }
+
+    async fn open(&self, _ctx: &Context, ino: u64, request: &OpenRequest) -> Result<Opened> {
+        let flags = open_flags(request);
+        let (handle, found) = self.vfs.open(Gateway::ino(ino), flags).await?;
+        Ok(self.opened(handle.0, flags.append, found.offline_blocks > 0))
+    }
+
+    async fn create(
+        &self,
+        ctx: &Context,
+        parent: u64,
+        name: &Name,
+        mode: u32,
+        _umask: u32,
+        request: &OpenRequest,
+    ) -> Result<Created> {
+        let flags = open_flags(request);
+        let (made, handle) = self.vfs.create(caller(ctx), Gateway::ino(parent), name, mode, flags).await?;
+        Ok((self.entry(&made), self.opened(handle.0, flags.append, made.offline_blocks > 0)))
+    }
+
+    async fn read(&self, _ctx: &Context, _ino: u64, request: &ReadRequest) -> Result<Payload> {
+        let data = self.vfs.read(FileHandle(request.fh), request.offset, request.size as usize).await?;
+        Ok(Payload::Slices(data))
+    }
+
+    async fn write(&self, _ctx: &Context, _ino: u64, request: WriteRequest) -> Result<u32> {
+        // A kernel without HANDLE_KILLPRIV_V2 changes the mode itself, before it writes.
+        let handle = FileHandle(request.fh);
+        let written = self.vfs.write(handle, request.offset, &request.data, request.kill_suidgid).await?;
+        u32::try_from(written).map_err(|_| Errno::EIO)
+    }
+
+    async fn flush(&self, _ctx: &Context, _ino: u64, fh: u64, _lock_owner: u64) -> Result<()> {
+        Ok(self.vfs.flush(FileHandle(fh)).await?)
+    }
+
+    async fn release(&self, _ctx: &Context, _ino: u64, request: &ReleaseRequest) -> Result<()> {
+        Ok(self.vfs.release(FileHandle(request.fh)).await?)
+    }
+
+    async fn fsync(&self, _ctx: &Context, _ino: u64, fh: u64, _data_only: bool) -> Result<()> {
+        Ok(self.vfs.fsync(FileHandle(fh)).await?)
+    }
+
+    /// The list is filled in one go, without waiting: what is counted as looked up is then answered.
+    async fn readdir(&self, _ctx: &Context, ino: u64, _fh: u64, offset: u64, list: &mut Dirents) -> Result<()> {
+        let max = list.room_for(NAME_LEN_GUESS);
+        let entries = self.vfs.readdir(Gateway::ino(ino), offset, max, list.plus()).await?;
+        for entry in entries {
+            let fitted = match &entry.attr {
+                Some(found) if list.plus() && !matches!(&entry.name[..], b"." | b"..") => {
+                    let answered = self.entry(found);
+                    let fitted = list.push_entry(&answered, entry.next_pos, &entry.name);
+                    if !fitted {
+                        self.known.forget(found.ino, 1);
+                    }
+                    fitted
+                }
+                _ => list.push(entry.ino.0, entry.next_pos, entry.kind as u32, &entry.name),
+            };
+            if !fitted {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    async fn fsyncdir(&self, _ctx: &Context, _ino: u64, _fh: u64, _data_only: bool) -> Result<()> {
+        Ok(self.vfs.syncfs().await?)
+    }
+
+    async fn statfs(&self, _ctx: &Context, _ino: u64) -> Result<Statfs> {
+        Ok(statfs(&self.vfs.statfs().await?))
+    }
+
+    async fn syncfs(&self, _ctx: &Context) -> Result<()> {
+        Ok(self.vfs.syncfs().await?)
+    }
+
+    async fn fallocate(&self, _c: &Context, _ino: u64, _fh: u64, _off: u64, _len: u64, _mode: u32) -> Result<()> {
+        // Not ENOSYS: some modes may come, and the kernel would not ask again.
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    async fn getxattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<Payload> {
+        not_acl(name)?;
+        Ok(Payload::Bytes(self.vfs.getxattr(Gateway::ino(ino), name).await?.to_vec()))
+    }
+
+    async fn listxattr(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
+        let names = self.vfs.listxattr(Gateway::ino(ino)).await?;
+        Ok(Payload::Bytes(names.iter().flat_map(|name| [&name[..], b"\0"].concat()).collect()))
+    }
+
+    async fn setxattr(&self, _c: &Context, ino: u64, name: &Name, value: &[u8], flags: u32, _k: bool) -> Result<()> {
+        not_acl(name)?;
+        let mode = match flags as i32 {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return Err(Errno::EINVAL),
+        };
+        Ok(self.vfs.setxattr(Gateway::ino(ino), name, value, mode).await?)
+    }
+
+    async fn removexattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<()> {
+        not_acl(name)?;
+        Ok(self.vfs.removexattr(Gateway::ino(ino), name).await?)
+    }
+}
+
+/// An ACL that nobody honours must not be stored as if it were.
+fn not_acl(name: &[u8]) -> Result<()> {
+    if name.starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+}
+
+/// Truncation comes as a SETATTR of its own (no atomic O_TRUNC), with its privileges to kill.
+fn open_flags(request: &OpenRequest) -> OpenFlags {
+    OpenFlags { truncate: false, ..OpenFlags::from_bits(request.flags as i32) }
+}

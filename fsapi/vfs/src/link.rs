@@ -1,0 +1,47 @@
+//! Hard links.
+
+use vellum_base::Ino;
+use vellum_format::Inode;
+
+use crate::attr::MAX_NLINK;
+use crate::create::add_name;
+use crate::error::{Result, VfsError};
+use crate::ino_locks::Mode;
+use crate::lookup::check_new_name;
+use crate::types::Attr;
+use crate::vfs::Vfs;
+
+impl Vfs {
+    pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
+        check_new_name(name)?;
+        if ino == parent {
+            return Err(VfsError::PERM);
+        }
+        self.client.reserve(16).await?;
+        let held = self.lock(&[(ino, Mode::Exclusive), (parent, Mode::Exclusive)]).await?;
+        let mut dir = self.live_directory(&held.guard, parent).await?;
+        if self.find(&held.guard, parent, name).await?.is_some() {
+            return Err(VfsError::EXIST);
+        }
+        let mut inode = self.inode(&held.guard, ino).await?;
+        if inode.is_dir() {
+            return Err(VfsError::PERM);
+        }
+        if inode.nlink == 0 {
+            return Err(VfsError::NOENT);
+        }
+        if inode.nlink >= MAX_NLINK {
+            return Err(VfsError::MLINK);
+        }
+        let kind = inode.kind().ok_or(VfsError::IO)?;
+        let now = Vfs::now();
+        inode.nlink += 1;
+        inode.ctime = now;
+        let mut txn = self.client.begin(&held.guard);
+        add_name(&mut txn, parent, &mut dir, ino, kind, name, now);
+        txn.put(Inode::key(ino), inode.encode());
+        txn.put(Inode::key(parent), dir.encode());
+        txn.commit()?;
+        Ok(self.attr_of(ino, inode))
+    }
+}

@@ -1,0 +1,86 @@
+//! The object that a gateway holds, and its beginning and end.
+
+use std::cell::Cell;
+use std::rc::{Rc, Weak};
+
+use vellum_base::Ino;
+use vellum_client::Client;
+use vellum_format::Timestamp;
+use vellum_wire::LockName;
+
+use crate::data::writeback::Writeback;
+use crate::error::Result;
+use crate::file::Files;
+use crate::handle::Handles;
+use crate::ino_locks::InoLocks;
+use crate::orphan::Orphans;
+use crate::types::VfsOptions;
+
+/// One filesystem, as one client sees it. Belongs to one reactor.
+pub struct Vfs {
+    pub(crate) this: Weak<Vfs>,
+    pub(crate) client: Rc<Client>,
+    pub(crate) options: VfsOptions,
+    pub(crate) ino_locks: Rc<InoLocks>,
+    pub(crate) files: Files,
+    pub(crate) handles: Handles,
+    pub(crate) writeback: Writeback,
+    pub(crate) orphans: Orphans,
+    pub(crate) stopped: Cell<bool>,
+}
+
+impl Vfs {
+    /// Takes over the client's release hook, and begins to look for orphans.
+    pub fn new(client: Rc<Client>, options: VfsOptions) -> Rc<Vfs> {
+        let vfs = Rc::new_cyclic(|this: &Weak<Vfs>| Vfs {
+            this: this.clone(),
+            client: client.clone(),
+            ino_locks: Rc::default(),
+            files: Files::default(),
+            handles: Handles::default(),
+            writeback: Writeback::default(),
+            orphans: Orphans::default(),
+            stopped: Cell::new(false),
+            options,
+        });
+        let this = vfs.this.clone();
+        client.set_release_hook(Rc::new(move |guard, _mode| {
+            let vfs = this.upgrade();
+            Box::pin(async move {
+                let Some(vfs) = vfs else { return };
+                for (name, _) in guard.names().collect::<Vec<_>>() {
+                    if let LockName::Group(group) = name {
+                        vfs.clean_group(&guard, group).await;
+                    }
+                }
+            })
+        }));
+        vfs.start_orphan_cleaner();
+        vfs
+    }
+
+    pub fn client(&self) -> &Rc<Client> {
+        &self.client
+    }
+
+    /// Everything that was written is made durable; background work ends. Open handles are useless afterwards.
+    pub async fn shutdown(&self) -> Result<()> {
+        self.stopped.set(true);
+        self.syncfs().await
+    }
+
+    /// For a task that outlives the call.
+    pub(crate) fn rc(&self) -> Option<Rc<Vfs>> {
+        self.this.upgrade()
+    }
+
+    pub(crate) fn now() -> Timestamp {
+        let now = vellum_rt::wall_clock();
+        Timestamp { secs: now.secs, nanos: now.nanos }
+    }
+
+    /// Data version as an agent must see it, content that is still in memory included.
+    pub async fn data_version(&self, ino: Ino) -> Result<u64> {
+        Ok(self.getattr(ino).await?.data_version)
+    }
+}

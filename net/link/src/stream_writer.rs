@@ -1,0 +1,57 @@
+//! Sending frames into a byte stream: what is pending goes out together.
+
+use vellum_rt::net::Stream;
+use vellum_wire::Frame;
+
+use crate::error::SocketError;
+
+/// Payloads up to this length are copied behind their header, so that they don't cost a send of their own.
+const COPIED_PAYLOAD: usize = 8 << 10;
+/// One send carries about so many bytes of headers and control parts.
+const HEAD_BYTES: usize = 256 << 10;
+/// A head that one long message blew up is not kept.
+const KEPT_HEAD_BYTES: usize = 1 << 20;
+
+pub(crate) struct StreamWriter {
+    stream: Stream,
+    head: Vec<u8>,
+}
+
+impl StreamWriter {
+    pub(crate) fn new(stream: Stream) -> StreamWriter {
+        StreamWriter { stream, head: Vec::new() }
+    }
+
+    /// Sends everything that `next` gives.
+    pub(crate) async fn send(&mut self, mut next: impl FnMut() -> Option<Frame>) -> Result<(), SocketError> {
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
+        while let Some(frame) = next() {
+            frame.encode_head(&mut head);
+            let payload = frame.payload.filter(|p| {
+                let copied = p.len() <= COPIED_PAYLOAD;
+                if copied {
+                    head.extend_from_slice(p);
+                }
+                !copied
+            });
+            if payload.is_some() || head.len() >= HEAD_BYTES {
+                head = self.flush(head, payload).await?;
+            }
+        }
+        if !head.is_empty() {
+            head = self.flush(head, None).await?;
+        }
+        if head.capacity() <= KEPT_HEAD_BYTES {
+            self.head = head;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, head: Vec<u8>, payload: Option<vellum_base::DmaSlice>) -> Result<Vec<u8>, SocketError> {
+        let (sent, mut head) = self.stream.send_all(head, payload).await;
+        sent?;
+        head.clear();
+        Ok(head)
+    }
+}

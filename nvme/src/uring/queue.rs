@@ -1,0 +1,248 @@
+//! A queue over one ring (and a polled one where the device has polling): what to do with each answer of the kernel.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use super::Shared;
+use super::ring::{DiscardBy, Ring, Transfer};
+use crate::tracker::{Trackers, wake_all};
+use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
+
+/// Most operations at the kernel at once, per queue.
+const MAX_DEPTH: u32 = 4096;
+/// How often an operation is given again after "try again" or a transfer in parts, before that is its error.
+const MAX_TRIES: u32 = 1000;
+
+pub(super) struct UringQueue {
+    inner: RefCell<Inner>,
+    /// Kept for its capacity between polls.
+    wakers: RefCell<Vec<Waker>>,
+    wake_fd: RawFd,
+    shared: Arc<Shared>,
+}
+
+struct Inner {
+    trackers: Trackers<Option<Transfer>>,
+    /// Slots whose transfer is to be started, or started again.
+    waiting: VecDeque<u32>,
+    main: Ring,
+    polled: Option<Ring>,
+    discard_by: DiscardBy,
+    /// After the rings: closed only when they are gone.
+    _file: File,
+}
+
+/// What becomes of a transfer after an answer.
+enum Next {
+    Done(Result<(), DeviceError>),
+    Again,
+}
+
+impl UringQueue {
+    pub fn open(shared: Arc<Shared>, depth: u32) -> Result<UringQueue, DeviceError> {
+        let depth = depth.clamp(1, MAX_DEPTH);
+        let file = shared
+            .file
+            .reopen(shared.read_only)
+            .map_err(|err| DeviceError::open(&shared.file.path, "open a queue on", &err))?;
+        let main = Ring::new(depth, file.as_raw_fd(), false)?;
+        let polled = if shared.polled { Ring::new(depth, file.as_raw_fd(), true).ok() } else { None };
+        let discard_by = if shared.file.block_device { DiscardBy::Command } else { DiscardBy::Punch };
+        let wake_fd = main.wake_fd();
+        let inner = Inner {
+            trackers: Trackers::new(depth),
+            waiting: VecDeque::with_capacity(depth as usize),
+            main,
+            polled,
+            discard_by,
+            _file: file,
+        };
+        Ok(UringQueue { inner: RefCell::new(inner), wakers: RefCell::default(), wake_fd, shared })
+    }
+}
+
+impl Inner {
+    /// Starts what waits, as far as there is room.
+    fn start_waiting(&mut self, shared: &Shared) -> usize {
+        let mut refused = 0;
+        while let Some(&slot) = self.waiting.front() {
+            if let Err(failed) = shared.health.check() {
+                self.waiting.pop_front();
+                self.finish(slot, Err(failed));
+                refused += 1;
+                continue;
+            }
+            let Some(place) = self.trackers.op(slot) else {
+                self.waiting.pop_front();
+                continue;
+            };
+            // Polling is for plain transfers: a flush, also that within a FUA write, is no polled operation.
+            let pollable = place
+                .as_ref()
+                .is_some_and(|t| !t.unpolled && matches!(t.op, IoOp::Read { .. } | IoOp::Write { fua: false, .. }));
+            let ring = match &mut self.polled {
+                Some(polled) if pollable => polled,
+                _ => &mut self.main,
+            };
+            if !ring.has_room() {
+                break;
+            }
+            self.waiting.pop_front();
+            if let Some(mut transfer) = place.take() {
+                transfer.discard_by = self.discard_by;
+                ring.start(slot, transfer);
+            }
+        }
+        refused
+    }
+
+    fn finish(&mut self, slot: u32, result: Result<(), DeviceError>) {
+        self.trackers.finish(slot, |transfer| match transfer {
+            Some(transfer) => transfer.op.into_done(result),
+            None => (result, None),
+        });
+    }
+
+    fn answered(&mut self, slot: u32, mut transfer: Transfer, result: i32, from_polled: bool, shared: &Shared) {
+        let next = match shared.health.check() {
+            Err(failed) => Next::Done(Err(failed)),
+            Ok(()) if from_polled && result == -libc::EOPNOTSUPP => {
+                transfer.unpolled = true;
+                Next::Again
+            }
+            Ok(()) => self.judge(&mut transfer, result, shared),
+        };
+        if let Some(place) = self.trackers.op(slot) {
+            *place = Some(transfer);
+        }
+        match next {
+            Next::Done(result) => self.finish(slot, result),
+            Next::Again => self.waiting.push_back(slot),
+        }
+    }
+
+    fn judge(&mut self, transfer: &mut Transfer, result: i32, shared: &Shared) -> Next {
+        let errno = -result;
+        if matches!(errno, libc::EAGAIN | libc::EINTR) && transfer.tries < MAX_TRIES && !flushes(&transfer.op, shared) {
+            transfer.tries += 1;
+            return Next::Again;
+        }
+        match &transfer.op {
+            op if result < 0 && flushes(op, shared) => {
+                let reason =
+                    format!("{} of {}: {}", op.name(), shared.file.path, std::io::Error::from_raw_os_error(errno));
+                Next::Done(Err(shared.health.fail(reason)))
+            }
+            IoOp::Flush => Next::Done(Ok(())),
+            IoOp::Discard { .. } => self.judge_discard(transfer, result),
+            op if result < 0 => Next::Done(Err(op.error(errno))),
+            op => {
+                transfer.done_bytes += result as usize;
+                transfer.tries += 1;
+                let (at_bytes, len_bytes) = op.extent();
+                let done_bytes = transfer.done_bytes as u64;
+                if done_bytes == len_bytes {
+                    return Next::Done(Ok(()));
+                }
+                // Direct IO cannot go on within a sector, and no progress would go on for ever.
+                let resumable = done_bytes.is_multiple_of(u64::from(shared.file.geometry.lba_bytes));
+                if result == 0 || !resumable || transfer.tries > MAX_TRIES {
+                    return Next::Done(Err(DeviceError::Short { op: op.name(), at_bytes, len_bytes, done_bytes }));
+                }
+                Next::Again
+            }
+        }
+    }
+
+    fn judge_discard(&mut self, transfer: &mut Transfer, result: i32) -> Next {
+        if result >= 0 {
+            return Next::Done(Ok(()));
+        }
+        let unsupported = matches!(-result, libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS);
+        match (transfer.discard_by, unsupported) {
+            (DiscardBy::Command, true) => self.discard_by = DiscardBy::Punch,
+            (DiscardBy::Punch, true) => self.discard_by = DiscardBy::Nothing,
+            _ => return Next::Done(Err(transfer.op.error(-result))),
+        }
+        Next::Again
+    }
+}
+
+/// Operations whose failure says that *earlier* writes may be lost too. A FUA write through the page cache is one: the
+/// kernel marks the pages clean after the error.
+fn flushes(op: &IoOp, shared: &Shared) -> bool {
+    match op {
+        IoOp::Flush => true,
+        IoOp::Write { fua, .. } => *fua && !shared.file.direct,
+        _ => false,
+    }
+}
+
+impl Queue for UringQueue {
+    fn geometry(&self) -> &Geometry {
+        &self.shared.file.geometry
+    }
+
+    fn submit(&self, op: IoOp) -> Ticket {
+        let mut inner = self.inner.borrow_mut();
+        let checked = self.shared.health.check().and_then(|()| op.check(self.geometry(), self.shared.read_only));
+        if checked.is_err() || (op.extent().1 == 0 && !matches!(op, IoOp::Flush)) {
+            return inner.trackers.start_done(op.into_done(checked));
+        }
+        let discard_by = inner.discard_by;
+        let transfer = Transfer { op, done_bytes: 0, tries: 0, discard_by, unpolled: false };
+        let (ticket, accepted) = inner.trackers.start(Some(transfer));
+        if accepted {
+            inner.waiting.push_back(ticket.slot);
+        }
+        ticket
+    }
+
+    fn poll_done(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
+        let (poll, old_waker) = self.inner.borrow_mut().trackers.poll_done(ticket, cx);
+        drop(old_waker); // outside of the borrow
+        poll
+    }
+
+    fn forget(&self, ticket: Ticket) {
+        let old_waker = self.inner.borrow_mut().trackers.forget(ticket);
+        drop(old_waker); // outside of the borrow
+    }
+
+    fn process_completions(&self) -> usize {
+        let mut borrowed = self.inner.borrow_mut();
+        let inner = &mut *borrowed;
+        let shared = &*self.shared;
+        let mut events = inner.start_waiting(shared);
+        let entered = inner.main.enter().and_then(|()| inner.polled.as_mut().map_or(Ok(()), Ring::enter));
+        if let Err(err) = entered {
+            shared.health.fail(format!("io_uring_enter for {}: {err}", shared.file.path));
+        }
+        while let Some((slot, transfer, result)) = inner.main.reap() {
+            events += 1;
+            inner.answered(slot, transfer, result, false, shared);
+        }
+        while let Some((slot, transfer, result)) = inner.polled.as_mut().and_then(Ring::reap) {
+            events += 1;
+            inner.answered(slot, transfer, result, true, shared);
+        }
+        let unannounced =
+            inner.main.has_unsubmitted() || inner.polled.as_ref().is_some_and(|ring| ring.at_kernel() > 0);
+        let events = events.max(usize::from(unannounced));
+        drop(borrowed);
+        wake_all(&self.wakers, |empty| self.inner.borrow_mut().trackers.take_wakers(empty));
+        events
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        Some(self.wake_fd)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.inner.borrow().trackers.in_flight()
+    }
+}
