@@ -1,12 +1,7 @@
 //! Values that cross the seam between the LSM and the store.
 
-use std::cell::Cell;
-use std::rc::Rc;
-
 use vellum_base::{Epoch, Key, KeyRange, SegmentId};
 use vellum_format::{SegmentMeta, Value};
-
-use super::segment::Segment;
 
 /// One resolved change of the shard's items.
 #[derive(Clone, PartialEq, Eq, Debug)]

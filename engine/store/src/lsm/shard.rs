@@ -25,8 +25,7 @@ pub struct Shard {
     flushed_through: Cell<Epoch>,
     /// Everything up to here is in segments or frozen.
     frozen_through: Cell<Epoch>,
-    /// From the start of a flush until its edit is installed or abandoned.
-    flushing: Cell<bool>,
+    pub(super) flushing: Cell<bool>,
     /// Epochs of the reads that are in progress here.
     readers: RefCell<BTreeMap<Epoch, usize>>,
 }
@@ -172,15 +171,18 @@ impl Shard {
             state.frozen.retain(|frozen| frozen.through > edit.flushed_through);
             let removed = state.take(|segment| edit.removed.contains(&segment.meta.id));
             for (level, meta) in &edit.added {
-                // One that moves stays the same object, so that its space is released by its last holder and once.
-                let moved = removed.iter().find(|s| s.meta.id == meta.id).cloned();
-                state.add(*level, moved.unwrap_or_else(|| Segment::new(meta.clone(), self.env.clone())));
+                let segment = match removed.iter().find(|s| s.meta.id == meta.id) {
+                    Some(moved) => moved.clone(),
+                    None => Segment::new(meta.clone(), self.env.clone()),
+                };
+                state.add(*level, segment);
             }
             for segment in removed {
-                segment.set_busy(false);
-                if edit.added.iter().all(|(_, meta)| meta.id != segment.meta.id) {
+                let moved = edit.added.iter().any(|(_, meta)| meta.id == segment.meta.id);
+                if !moved {
                     segment.make_obsolete();
                 }
+                segment.set_busy(false);
             }
         });
     }
@@ -253,26 +255,6 @@ impl Drop for Reading<'_> {
             if *count == 0 {
                 readers.remove(&self.at);
             }
-        }
-    }
-}
-
-/// The right to flush, given back on drop unless it was kept for the edit.
-pub(super) struct FlushSlot<'a> {
-    shard: &'a Shard,
-    kept: Cell<bool>,
-}
-
-impl FlushSlot<'_> {
-    pub fn keep(self) {
-        self.kept.set(true);
-    }
-}
-
-impl Drop for FlushSlot<'_> {
-    fn drop(&mut self) {
-        if !self.kept.get() {
-            self.shard.flushing.set(false);
         }
     }
 }
