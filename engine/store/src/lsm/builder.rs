@@ -62,10 +62,6 @@ impl SegmentBuilder {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.meta.entries == 0 && self.meta.range_tombstones == 0
-    }
-
     /// About the length of the segment if it ended now.
     pub fn len_bytes(&self) -> usize {
         let blocks =

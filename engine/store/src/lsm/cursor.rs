@@ -154,28 +154,6 @@ impl RunCursor {
         self.seek_points(key, blocks)
     }
 
-    /// As `seek`, for the range tombstones alone.
-    pub fn seek_ranges(&mut self, key: &Key, blocks: &Blocks<'_>) -> Result<(), Stop> {
-        if let Some(walk) = &mut self.ranges {
-            walk.at = 0;
-            walk.seek(key, blocks, 0)?;
-        }
-        self.read_range()
-    }
-
-    /// The range tombstone that the cursor stands at, with its epochs, newest first.
-    pub fn range(&self) -> Option<(KeyRange, Vec<Epoch>)> {
-        let range = self.range.as_ref()?;
-        Some((KeyRange { first: range.first, last: range.last }, range.epochs.clone()))
-    }
-
-    pub fn step_range(&mut self, blocks: &Blocks<'_>) -> Result<(), Stop> {
-        if let Some(walk) = &mut self.ranges {
-            walk.step(blocks, 0)?;
-        }
-        self.read_range()
-    }
-
     pub fn seek_points(&mut self, key: &Key, blocks: &Blocks<'_>) -> Result<(), Stop> {
         self.points.seek(key, blocks, self.ahead)
     }
