@@ -111,6 +111,11 @@ impl Client {
         self.port.durable().0
     }
 
+    /// How long what locks cover may still be used without hearing from the engine: kernels may cache for so long.
+    pub fn lease_left(&self) -> std::time::Duration {
+        if self.is_dead() { std::time::Duration::ZERO } else { self.port.lease_left() }
+    }
+
     pub fn set_release_hook(&self, hook: ReleaseHook) {
         *self.release_hook.borrow_mut() = Some(hook);
     }
@@ -132,10 +137,12 @@ impl Client {
         self.fail(ClientError::Stopped);
         self.port.close();
         synced?;
-        match answer? {
-            Response::Farewelled => Ok(()),
-            Response::Error(e) => Err(ClientError::Engine(e)),
-            _ => Err(ClientError::Protocol { request: "Farewell" }),
+        match answer {
+            // Closed: the farewell was taken, its answer was lost with a socket, and the engine knows us no more.
+            Ok(Response::Farewelled) | Err(ClientError::Stopped) => Ok(()),
+            Ok(Response::Error(e)) => Err(ClientError::Engine(e)),
+            Err(e) => Err(e),
+            Ok(_) => Err(ClientError::Protocol { request: "Farewell" }),
         }
     }
 
@@ -180,7 +187,7 @@ impl Client {
     /// Waits until what locks cover may be used.
     pub(crate) async fn lease(&self) -> Result<(), ClientError> {
         self.check_alive()?;
-        if !self.port.lease_valid() {
+        if self.port.lease_left().is_zero() {
             self.port.wait_lease().await?;
             self.check_alive()?;
         }

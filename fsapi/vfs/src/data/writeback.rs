@@ -117,11 +117,15 @@ impl Vfs {
     /// Begins to write back everything dirty of `files`. Inline content is committed on the way; `under` is a guard that
     /// covers the files, if there is one.
     pub(crate) async fn write_back(&self, files: &[Rc<File>], under: Option<&LockGuard>) {
-        let mut frame = Frame::default();
         for file in files {
             if file.buffer.borrow().wants_inline() {
                 self.commit_inline(file, under).await;
             }
+        }
+        // Nothing waits between boarding and launch: who holds the lock that would be waited for may itself wait, under
+        // it, for what is on board to land.
+        let mut frame = Frame::default();
+        for file in files {
             loop {
                 let boarded = frame.board(file);
                 self.count_boarded(boarded);
