@@ -28,7 +28,7 @@ struct New<'a> {
 }
 
 enum Made {
-    New(Held, Ino, Inode),
+    New(Box<(Held, Ino, Inode)>),
     /// The name is taken.
     Old(Dirent),
 }
@@ -46,7 +46,8 @@ impl Vfs {
         let new = New { mode: FileKind::Regular.mode_bits() | (mode & 0o7777), rdev: 0, target: &[] };
         for _ in 0..RETRIES {
             match self.make(caller, parent, name, &new).await? {
-                Made::New(held, ino, inode) => {
+                Made::New(new) => {
+                    let (held, ino, inode) = *new;
                     let file = self.files.get_or_new(ino);
                     let handle = self.handles.add(file, flags);
                     drop(held);
@@ -86,7 +87,7 @@ impl Vfs {
 
     async fn make_only(&self, caller: Caller, parent: Ino, name: &[u8], new: &New<'_>) -> Result<Attr> {
         match self.make(caller, parent, name, new).await? {
-            Made::New(_, ino, inode) => Ok(Attr::of(ino, &inode, 0)),
+            Made::New(new) => Ok(Attr::of(new.1, &new.2, 0)),
             Made::Old(_) => Err(VfsError::EXIST),
         }
     }
@@ -133,7 +134,7 @@ impl Vfs {
         txn.put(Inode::key(ino), inode.encode());
         txn.put(Inode::key(parent), dir.encode());
         txn.commit()?;
-        Ok(Made::New(held, ino, inode))
+        Ok(Made::New(Box::new((held, ino, inode))))
     }
 }
 

@@ -37,14 +37,10 @@ struct Alone {
 }
 
 /// What one pass found.
-enum Found {
-    Ready {
-        held: Held,
-        source: Dirent,
-        target: Option<Dirent>,
-    },
-    /// A directory changes its parent: again, alone.
-    NeedsAlone,
+struct Found {
+    held: Held,
+    source: Dirent,
+    target: Option<Dirent>,
 }
 
 impl Vfs {
@@ -57,10 +53,10 @@ impl Vfs {
         self.client.reserve(DELETE_STEP + 32).await?;
         let (from, to) = (Side { dir: from, name }, Side { dir: to, name: new_name });
         let mut alone = None;
-        let (held, source, target) = loop {
+        let Found { held, source, target } = loop {
             match self.lock_both(&from, &to, mode, alone.is_some()).await? {
-                Found::Ready { held, source, target } => break (held, source, target),
-                Found::NeedsAlone => alone = Some(self.rename_alone().await?),
+                Some(found) => break found,
+                None => alone = Some(self.rename_alone().await?),
             }
         };
         match (mode, target) {
@@ -78,8 +74,9 @@ impl Vfs {
         Ok(Alone { _guard: guard, _local: local })
     }
 
-    /// Locks both directories and what the names stand for.
-    async fn lock_both(&self, from: &Side<'_>, to: &Side<'_>, mode: RenameMode, alone: bool) -> Result<Found> {
+    /// Locks both directories and what the names stand for; `None` when a directory changes its parent and this task is not
+    /// alone with that.
+    async fn lock_both(&self, from: &Side<'_>, to: &Side<'_>, mode: RenameMode, alone: bool) -> Result<Option<Found>> {
         let (mut src, mut dst) = (Ino::NONE, Ino::NONE);
         let mut checked = (Ino::NONE, Ino::NONE);
         loop {
@@ -94,7 +91,7 @@ impl Vfs {
                 || (mode == RenameMode::Exchange && target.as_ref().is_some_and(|t| t.kind == FileKind::Directory));
             let across = from.dir != to.dir && moves_dir;
             if across && !alone {
-                return Ok(Found::NeedsAlone);
+                return Ok(None);
             }
             if (source.ino, target_ino) != (src, dst) {
                 (src, dst) = (source.ino, target_ino);
@@ -111,7 +108,7 @@ impl Vfs {
                 checked = (src, dst);
                 continue;
             }
-            return Ok(Found::Ready { held, source, target });
+            return Ok(Some(Found { held, source, target }));
         }
     }
 

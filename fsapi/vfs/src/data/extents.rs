@@ -160,7 +160,7 @@ mod tests {
                 c.puts.iter().for_each(|m| drop(items.insert(m.key(ino), m.extent.encode())));
                 if rng.one_in(2) {
                     let new = mapped(first, next, len as u32);
-                    (0..len).for_each(|i| drop(model.insert(first + i, next + i)));
+                    model.extend((0..len).map(|i| (first + i, next + i)));
                     next += len;
                     items.insert(new.key(ino), new.extent.encode());
                 }
