@@ -87,7 +87,7 @@ impl Vfs {
                 size: new.size,
                 mtime: new.now,
                 ctime: new.now,
-                data_version: inode.data_version,
+                data_version: inode.data_version + 1,
             };
             self.put_inode(guard, ino, &inode)?; // the rest of what changes
             self.buffer_inline(file, &content);
@@ -118,7 +118,7 @@ impl Vfs {
             pending.size = new.size;
             pending.mtime = new.now;
             pending.ctime = new.now;
-            pending.data_version = inode.data_version;
+            pending.data_version = inode.data_version + 1; // its commit is one more change of the committed content
         }
     }
 
