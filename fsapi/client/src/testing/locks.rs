@@ -72,6 +72,10 @@ impl FakeEngine {
         if !wants.iter().all(|w| held(&w.name).covers(w.mode)) {
             return None;
         }
+        // Nothing is granted to a client whose answer is outstanding: it would weaken what it was not asked about.
+        if wants.iter().any(|w| state.locks.get(&w.name).is_some_and(|l| l.invalidating.contains_key(&rid))) {
+            return None;
+        }
         let modes: Vec<_> = wants.iter().map(|w| (w.name, held(&w.name))).collect();
         let mut grants = Vec::with_capacity(modes.len());
         for (name, mode) in modes {
@@ -79,6 +83,22 @@ impl FakeEngine {
             grants.push(LockGrant { name, mode, write_seq: state.write_seq });
         }
         Some(Response::Granted { grants })
+    }
+
+    /// What was granted to an unanswered request and taken away again is asked for again.
+    pub(super) fn ask_again(self: &Rc<Self>, rid: Rid, wants: &[LockWant]) {
+        let lost = |want: &&LockWant| {
+            let state = self.state.borrow();
+            let lock = state.locks.get(&want.name);
+            lock.is_none_or(|l| !l.mode_of(rid).covers(want.mode) && l.queue.iter().all(|(r, _)| *r != rid))
+        };
+        let covered = |want: &&LockWant| {
+            self.state.borrow().locks.get(&want.name).is_some_and(|l| l.mode_of(rid).covers(want.mode))
+        };
+        // One after the other in ascending order: two requests never wait for each other.
+        if let Some(first) = wants.iter().find(|want| !covered(want)).filter(lost) {
+            self.begin_lock(rid, std::slice::from_ref(first));
+        }
     }
 
     fn advance(self: &Rc<Self>, name: LockName) {

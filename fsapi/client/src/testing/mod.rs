@@ -166,7 +166,7 @@ impl FakePort {
                 Request::Lock { .. } | Request::Sync { .. } => {
                     let port = self.clone();
                     if let Request::Lock { wants } = &queued.request {
-                        self.engine.begin_lock(self.rid, wants);
+                        self.engine.ask_again(self.rid, wants);
                     }
                     env::spawn("fake waiting request", async move {
                         let result = port.wait_for(&queued.request).await;
@@ -200,21 +200,17 @@ impl FakePort {
 
     /// `Lock` and `Sync`, tried again after a crash.
     async fn wait_for(&self, request: &Request) -> Result<Reply, ClientError> {
-        let mut term = self.term.get();
         loop {
             if self.closed.get() {
                 return Err(ClientError::Stopped);
             }
             let changed = self.engine.changed.notified();
             if !self.recovering.get() {
-                if self.term.get() != term {
-                    term = self.term.get();
-                    if let Request::Lock { wants } = request {
-                        self.engine.begin_lock(self.rid, wants);
-                    }
-                }
                 let done = match request {
-                    Request::Lock { wants } => self.engine.poll_lock(self.rid, wants),
+                    Request::Lock { wants } => {
+                        self.engine.ask_again(self.rid, wants);
+                        self.engine.poll_lock(self.rid, wants)
+                    }
                     Request::Sync { through } => self.poll_sync(*through),
                     _ => None,
                 };
