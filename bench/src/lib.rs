@@ -4,6 +4,7 @@
 //! with Vellum and prints ratios. Nothing here is a test; nothing asserts a time.
 
 pub mod files;
+pub mod items;
 pub mod peers;
 pub mod recorder;
 pub mod report;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vellum_base::{BLOCK_SIZE, DmaBuf, prng::Prng};
-use vellum_nvme::{Device, OpenMode, Queue};
+use vellum_nvme::{OpenMode, Queue};
 use vellum_rt::net::{Endpoint, Listener, Stream};
 use vellum_rt::{Class, channel, native};
 

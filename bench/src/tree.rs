@@ -19,6 +19,24 @@ pub struct Census {
     pub bytes: u64,
 }
 
+/// Counts what a tree holds.
+pub fn census(root: &Path) -> Result<Census> {
+    let mut census = Census::default();
+    for entry in WalkDir::new(root).min_depth(1) {
+        let Ok(entry) = entry else { continue };
+        match entry.file_type() {
+            kind if kind.is_dir() => census.directories += 1,
+            kind if kind.is_symlink() => census.symlinks += 1,
+            kind if kind.is_file() => {
+                census.files += 1;
+                census.bytes += entry.metadata()?.len();
+            }
+            _ => {}
+        }
+    }
+    Ok(census)
+}
+
 /// Copies regular files, directories and symlinks of `from` into the existing directory `to`; other kinds are passed
 /// over. Each file's latency goes to `recorder`; `progress` is told after each entry. At most `max_files` files.
 pub fn copy(

@@ -400,7 +400,7 @@ fn lsm_config(options: &OpenOptions, sb: &Superblock, shards_here: usize) -> Lsm
     // Small devices have small segments, so that a compaction fits the reserve.
     let device = sb.blocks * vellum_base::BLOCK_SIZE as u64;
     let segment = (device / 256).clamp(256 << 10, defaults.segment_bytes as u64) as usize;
-    let memtable = (per_shard / defaults.memtable_backlog.max(1)).clamp(128 << 10, 32 << 20);
+    let memtable = (per_shard / defaults.memtable_backlog.max(1)).clamp(16 << 10, 32 << 20);
     LsmConfig {
         memtable_bytes: memtable.min((device / 256).max(128 << 10) as usize),
         segment_bytes: segment,

@@ -165,7 +165,7 @@ async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps:
 }
 
 fn small(reactors: usize) -> vellum_store::OpenOptions {
-    vellum_store::OpenOptions { memtable_bytes: 1 << 20, ..options(reactors) }
+    vellum_store::OpenOptions { memtable_bytes: 256 << 10, ..options(reactors) }
 }
 
 fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
@@ -234,17 +234,17 @@ fn cut_run(image: Image, reactors: usize, steps: usize, every: u64, run: &mut Ru
 
 #[test]
 fn one_reactor_cut_anywhere() {
-    crash_run(seed(1), 1, 60, 2);
+    crash_run(seed(1), 1, 90, 3);
 }
 
 #[test]
 fn two_reactors_cut_anywhere() {
-    crash_run(seed(2), 2, 60, 3);
+    crash_run(seed(2), 2, 90, 4);
 }
 
 #[test]
 fn three_reactors_cut_anywhere() {
-    crash_run(seed(3), 3, 60, 4);
+    crash_run(seed(3), 3, 90, 5);
 }
 
 /// `VELLUM_SEED` repeats a run.

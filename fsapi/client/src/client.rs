@@ -111,6 +111,11 @@ impl Client {
         self.port.durable().0
     }
 
+    /// How long what locks cover may still be used without hearing from the engine: kernels may cache for so long.
+    pub fn lease_left(&self) -> std::time::Duration {
+        if self.is_dead() { std::time::Duration::ZERO } else { self.port.lease_left() }
+    }
+
     pub fn set_release_hook(&self, hook: ReleaseHook) {
         *self.release_hook.borrow_mut() = Some(hook);
     }
@@ -180,7 +185,7 @@ impl Client {
     /// Waits until what locks cover may be used.
     pub(crate) async fn lease(&self) -> Result<(), ClientError> {
         self.check_alive()?;
-        if !self.port.lease_valid() {
+        if self.port.lease_left().is_zero() {
             self.port.wait_lease().await?;
             self.check_alive()?;
         }

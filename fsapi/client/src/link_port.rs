@@ -123,8 +123,9 @@ impl Port for LinkPort {
         })
     }
 
-    fn lease_valid(&self) -> bool {
-        vellum_rt::now() < self.connection.lease_valid_until()
+    fn lease_left(&self) -> Duration {
+        let (now, until) = (vellum_rt::now().0, self.connection.lease_valid_until().0);
+        Duration::from_nanos(until.saturating_sub(now))
     }
 
     fn wait_lease(&self) -> LocalBoxFuture<'static, Result<(), ClientError>> {

@@ -39,8 +39,8 @@ pub trait Port {
     fn durable(&self) -> (Term, Epoch);
     /// Until `durable()` differs from `seen`, or the connection is closed.
     fn wait_advance(&self, seen: (Term, Epoch)) -> LocalBoxFuture<'static, Result<(), ClientError>>;
-    /// What locks cover may be used now.
-    fn lease_valid(&self) -> bool;
+    /// How long what locks cover may still be used; zero when the lease has lapsed.
+    fn lease_left(&self) -> std::time::Duration;
     /// Until the lease is valid, or the connection is closed.
     fn wait_lease(&self) -> LocalBoxFuture<'static, Result<(), ClientError>>;
     fn set_upcalls(&self, upcalls: std::rc::Rc<dyn Upcalls>);

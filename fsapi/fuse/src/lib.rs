@@ -35,7 +35,7 @@ mod types;
 pub use context::Context;
 pub use dirents::Dirents;
 pub use filesystem::{Created, Filesystem, Result};
-pub use gateway::{Gateway, LeaseLeft, mount_vfs};
+pub use gateway::{ENDPOINT_XATTR, Gateway, LeaseLeft, mount_vfs};
 pub use handle::{MountHandle, Unmounter, mount_filesystem};
 pub use init::{MAX_WRITE, SessionInfo, Wants};
 pub use mount::{MountError, MountOptions, Unmount};

@@ -40,5 +40,5 @@ pub use error::{Result, VfsError};
 pub use types::{
     AtimePolicy, Attr, Caller, DirEntry, FileHandle, FsStat, OpenFlags, RenameMode, SetAttr, SetTime, VfsOptions,
 };
-pub use vfs::Vfs;
+pub use vfs::{ReleaseListener, Vfs};
 pub use xattr::XattrMode;

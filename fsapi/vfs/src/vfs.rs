@@ -1,20 +1,22 @@
 //! The object that a gateway holds, and its beginning and end.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 
 use vellum_base::Ino;
 use vellum_client::Client;
-use vellum_format::Timestamp;
-use vellum_wire::LockName;
+use vellum_format::{FileKind, Inode, Timestamp};
+use vellum_wire::{LockMode, LockName};
 
+use crate::create::FIRST_POS;
 use crate::data::writeback::Writeback;
 use crate::error::Result;
 use crate::file::Files;
 use crate::handle::Handles;
 use crate::ino_locks::InoLocks;
 use crate::orphan::Orphans;
-use crate::types::VfsOptions;
+use crate::types::{Caller, VfsOptions};
 
 /// One filesystem, as one client sees it. Belongs to one reactor.
 pub struct Vfs {
@@ -27,7 +29,11 @@ pub struct Vfs {
     pub(crate) writeback: Writeback,
     pub(crate) orphans: Orphans,
     pub(crate) stopped: Cell<bool>,
+    on_release: RefCell<Option<ReleaseListener>>,
 }
+
+/// Told of each lock group that goes, after its dirty data was written back and before the engine is answered.
+pub type ReleaseListener = Rc<dyn Fn(u64) -> Pin<Box<dyn Future<Output = ()>>>>;
 
 impl Vfs {
     /// Takes over the client's release hook, and begins to look for orphans.
@@ -41,6 +47,7 @@ impl Vfs {
             writeback: Writeback::default(),
             orphans: Orphans::default(),
             stopped: Cell::new(false),
+            on_release: RefCell::default(),
             options,
         });
         let this = vfs.this.clone();
@@ -51,12 +58,48 @@ impl Vfs {
                 for (name, _) in guard.names().collect::<Vec<_>>() {
                     if let LockName::Group(group) = name {
                         vfs.clean_group(&guard, group).await;
+                        let listener = vfs.on_release.borrow().clone();
+                        if let Some(listener) = listener {
+                            listener(group).await;
+                        }
                     }
                 }
             })
         }));
         vfs.start_orphan_cleaner();
         vfs
+    }
+
+    /// A gateway whose kernel caches under our locks takes those caches back here. It must not wait for requests of its
+    /// own: they may wait for the very lock that goes.
+    pub fn on_release(&self, listener: ReleaseListener) {
+        *self.on_release.borrow_mut() = Some(listener);
+    }
+
+    /// Makes the root directory of a new filesystem, if nobody has. `caller` owns it.
+    pub async fn make_root(&self, caller: Caller) -> Result<()> {
+        let guard = self.client.lock(&[(LockName::of(Ino::ROOT), LockMode::Write)]).await?;
+        if self.client.get(&guard, Inode::key(Ino::ROOT)).await?.is_some() {
+            return Ok(());
+        }
+        let now = Self::now();
+        let root = Inode {
+            mode: FileKind::Directory.mode_bits() | 0o755,
+            nlink: 2,
+            uid: caller.uid,
+            gid: caller.gid,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            next_pos: FIRST_POS,
+            ..Inode::default()
+        };
+        let mut txn = self.client.begin(&guard);
+        txn.put(Inode::key(Ino::ROOT), root.encode());
+        txn.commit()?;
+        drop(guard);
+        Ok(self.client.sync().await?)
     }
 
     pub fn client(&self) -> &Rc<Client> {

@@ -17,6 +17,9 @@ struct Run {
     data: Option<DmaSlice>,
     /// The first batch that refers to it.
     batch: Option<BatchNo>,
+    /// The last one: a part of the run may be named again by a later change of the file, and that batch may have to be
+    /// sent again when the data itself is long durable.
+    last_batch: BatchNo,
 }
 
 /// Part of a block range.
@@ -39,6 +42,10 @@ pub(crate) struct Runs {
     by_batch: BTreeMap<BatchNo, Vec<u64>>,
     /// Translations of durable runs, oldest first, each with the guards that may still use it.
     dead: VecDeque<(Rc<Era>, Vec<u64>)>,
+    /// Translations of durable runs that a batch still needs, by the last such batch.
+    lingering: BTreeMap<BatchNo, Vec<u64>>,
+    /// Batches up to here are durable.
+    durable: BatchNo,
     retained_bytes: usize,
     referred_bytes: usize,
 }
@@ -50,6 +57,8 @@ impl Default for Runs {
             next: PROVISIONAL,
             by_batch: BTreeMap::new(),
             dead: VecDeque::new(),
+            lingering: BTreeMap::new(),
+            durable: BatchNo::default(),
             retained_bytes: 0,
             referred_bytes: 0,
         }
@@ -77,7 +86,13 @@ impl Runs {
             self.next += u64::from(place.len_blocks) + 1;
             let slice = data.slice(at..at + place.len_bytes());
             at += place.len_bytes();
-            let run = Run { len_blocks: place.len_blocks, place: place.start.0, data: Some(slice), batch: None };
+            let run = Run {
+                len_blocks: place.len_blocks,
+                place: place.start.0,
+                data: Some(slice),
+                batch: None,
+                last_batch: BatchNo::default(),
+            };
             self.runs.insert(start, run);
             provisional.push(BlockRange::new(start, place.len_blocks));
         }
@@ -110,6 +125,10 @@ impl Runs {
                     self.by_batch.entry(batch).or_default().push(at);
                 }
             }
+            // Also of the parts that the range was cut into just now.
+            for (_, run) in self.runs.range_mut(run_start..run_end.min(end)) {
+                run.last_batch = run.last_batch.max(batch);
+            }
             at = run_end;
         }
     }
@@ -126,6 +145,7 @@ impl Runs {
             place: run.place + head,
             data: run.data.as_ref().map(|d| d.slice(head as usize * BLOCK_SIZE..d.len())),
             batch: run.batch,
+            last_batch: run.last_batch,
         };
         run.len_blocks = head as u32;
         run.data = run.data.as_ref().map(|d| d.slice(0..head as usize * BLOCK_SIZE));
@@ -134,9 +154,10 @@ impl Runs {
 
     /// Frees the data of durable batches. True when there was any: then a new era of guards begins.
     pub fn release(&mut self, through: BatchNo, era: &Rc<Era>) -> bool {
+        self.durable = self.durable.max(through);
         let later = self.by_batch.split_off(&through.next());
         let durable = std::mem::replace(&mut self.by_batch, later);
-        let starts: Vec<u64> = durable.into_values().flatten().collect();
+        let mut starts: Vec<u64> = durable.into_values().flatten().collect();
         for start in &starts {
             if let Some(run) = self.runs.get_mut(start)
                 && run.data.take().is_some()
@@ -145,6 +166,9 @@ impl Runs {
                 self.referred_bytes -= run.len_blocks as usize * BLOCK_SIZE;
             }
         }
+        let later = self.lingering.split_off(&through.next());
+        let needed_no_more = std::mem::replace(&mut self.lingering, later);
+        starts.extend(needed_no_more.into_values().flatten());
         let any = !starts.is_empty();
         if any {
             self.dead.push_back((era.clone(), starts));
@@ -156,7 +180,12 @@ impl Runs {
     pub fn bury(&mut self) {
         while self.dead.front().is_some_and(|(era, _)| Rc::strong_count(era) == 1) {
             for start in self.dead.pop_front().into_iter().flat_map(|(_, starts)| starts) {
-                self.runs.remove(&start);
+                let last = self.runs.get(&start).map_or(BatchNo::default(), |run| run.last_batch);
+                if last > self.durable {
+                    self.lingering.entry(last).or_default().push(start);
+                } else {
+                    self.runs.remove(&start);
+                }
             }
         }
     }
@@ -278,6 +307,23 @@ mod tests {
         runs.bury();
         assert!(runs.pieces(BlockRange::new(r.start.0, 1)).is_err());
         assert_eq!(runs.to_resend().len(), 1);
+    }
+
+    /// An overwrite that splits an extent names what is left of it again, in a later batch; when the engine is lost
+    /// between the two, that batch is sent again and needs the place of data that is durable.
+    #[test]
+    fn a_place_stays_known_as_long_as_a_batch_names_it() {
+        let mut runs = Runs::default();
+        let r = runs.add(data(8), &[BlockRange::new(100, 8)])[0];
+        runs.refer(r.start.0, 8, BatchNo(1));
+        runs.refer(r.start.0 + 4, 2, BatchNo(3));
+        runs.release(BatchNo(1), &Rc::default());
+        runs.bury();
+        assert_eq!((runs.retained_bytes(), runs.place(r.start.0 + 4)), (0, Some(104)));
+        runs.release(BatchNo(3), &Rc::default());
+        runs.bury();
+        assert_eq!(runs.place(r.start.0 + 4), None);
+        assert!(runs.runs.is_empty() && runs.lingering.is_empty());
     }
 
     #[test]

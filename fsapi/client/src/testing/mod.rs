@@ -312,8 +312,8 @@ impl Port for FakePort {
         })
     }
 
-    fn lease_valid(&self) -> bool {
-        true
+    fn lease_left(&self) -> Duration {
+        Duration::from_secs(10)
     }
 
     fn wait_lease(&self) -> LocalBoxFuture<'static, Result<(), ClientError>> {

@@ -23,14 +23,21 @@ pub type LeaseLeft = Rc<dyn Fn() -> Duration>;
 /// One mount of one vfs.
 pub struct Gateway {
     pub(super) vfs: Rc<Vfs>,
+    pub(super) endpoint: Option<String>,
     pub(super) known: Known,
     lease_left: RefCell<Option<LeaseLeft>>,
     session: RefCell<Option<(SessionInfo, Notifier)>>,
 }
 
 impl Gateway {
-    pub fn new(vfs: Rc<Vfs>) -> Rc<Gateway> {
-        Rc::new(Gateway { vfs, known: Known::default(), lease_left: RefCell::default(), session: RefCell::default() })
+    pub fn new(vfs: Rc<Vfs>, endpoint: Option<String>) -> Rc<Gateway> {
+        Rc::new(Gateway {
+            vfs,
+            endpoint,
+            known: Known::default(),
+            lease_left: RefCell::default(),
+            session: RefCell::default(),
+        })
     }
 
     /// Lets the kernel cache within the lease. The caller promises to call [`Gateway::let_go`] for each lock group before

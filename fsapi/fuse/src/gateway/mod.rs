@@ -21,7 +21,29 @@ pub use cache::{Gateway, LeaseLeft};
 use crate::handle::{MountHandle, mount_filesystem};
 use crate::mount::{MountError, MountOptions};
 
-/// Mounts `vfs` at `path` and serves it on the current reactor, to which `vfs` belongs.
-pub fn mount_vfs(vfs: Rc<Vfs>, path: &Path, options: &MountOptions) -> Result<MountHandle, MountError> {
-    mount_filesystem(Gateway::new(vfs), path, options)
+/// The xattr of every inode of a mount that names the engine's endpoint, for tools that are given a path. Stored nowhere.
+pub const ENDPOINT_XATTR: &[u8] = b"vellum.endpoint";
+
+/// Mounts `vfs` at `path` and serves it on the current reactor, to which `vfs` belongs. `endpoint` is what
+/// [`ENDPOINT_XATTR`] answers.
+pub fn mount_vfs(
+    vfs: Rc<Vfs>,
+    path: &Path,
+    endpoint: Option<String>,
+    options: &MountOptions,
+) -> Result<MountHandle, MountError> {
+    let gateway = Gateway::new(vfs.clone(), endpoint);
+    let handle = mount_filesystem(gateway.clone(), path, options)?;
+    let told = Rc::downgrade(&gateway);
+    vfs.on_release(Rc::new(move |group| {
+        let gateway = told.upgrade();
+        Box::pin(async move {
+            if let Some(gateway) = gateway {
+                gateway.let_go(group).await;
+            }
+        })
+    }));
+    let client = vfs.client().clone();
+    gateway.cache_within(Rc::new(move || client.lease_left()));
+    Ok(handle)
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vellum_vfs::{FileHandle, OpenFlags, VfsError, XattrMode};
 
+use super::ENDPOINT_XATTR;
 use super::cache::Gateway;
 use super::convert::{attr, caller, rename_mode, set_attr, statfs};
 use crate::context::Context;
@@ -177,6 +178,9 @@ impl Filesystem for Gateway {
 
     async fn getxattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<Payload> {
         not_acl(name)?;
+        if let (ENDPOINT_XATTR, Some(endpoint)) = (&name[..], &self.endpoint) {
+            return Ok(Payload::Bytes(endpoint.clone().into_bytes()));
+        }
         Ok(Payload::Bytes(self.vfs.getxattr(Gateway::ino(ino), name).await?.to_vec()))
     }
 

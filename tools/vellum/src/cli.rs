@@ -1,0 +1,275 @@
+//! The command line: every command, argument and help text. What they do is in `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size;
+
+#[derive(Parser)]
+#[command(name = "vellum", version, about = "A filesystem engine for archives", max_term_width = 110)]
+pub struct Cli {
+    /// Say more: -v for progress, -vv for debugging. RUST_LOG overrides.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Make a filesystem on a device (a file, a block device). Destroys what is on it.
+    Mkfs(Mkfs),
+    /// Serve a device to gateways.
+    Serve(Serve),
+    /// Mount a filesystem. Stays in the foreground until unmounted.
+    Mount(Mount),
+    /// List what changed since a sequence number, oldest first, without walking the tree.
+    Walk(Walk),
+    /// Show a file's inode: sequences, data version, blocks.
+    Stat(Stat),
+    /// Show every path of an inode, from its link backrefs.
+    InoPath(InoPath),
+    /// Show total, used and available space.
+    Df(On),
+    /// Show what the engine is doing, and the bounds it keeps.
+    Status(On),
+    /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing.
+    Check(Check),
+    /// Print a device's structures.
+    Dump(Dump),
+    /// Measure, beside a peer or a limit in the same run.
+    Bench(Bench),
+    /// See it work: make an image, ingest a tree, kill the engine, recover, verify every byte.
+    Quickstart(Quickstart),
+    /// Print a completion script for a shell.
+    Completion { shell: clap_complete::Shell },
+}
+
+#[derive(Args)]
+pub struct Mkfs {
+    /// A path, uring:PATH, or memory:SIZE.
+    pub device: String,
+    /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
+    #[arg(long, value_parser = size::parse)]
+    pub size: Option<u64>,
+    /// Overwrite what is there, also another filesystem.
+    #[arg(long)]
+    pub force: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum Poll {
+    /// Spin while there is work, then sleep in the kernel.
+    Adaptive,
+    /// Never sleep: for dedicated cores.
+    Always,
+}
+
+#[derive(Args)]
+pub struct EngineArgs {
+    /// Cores to pin one reactor each to, such as 0,2-3. Default: every core, unpinned.
+    #[arg(long, value_parser = parse_cores)]
+    pub cores: Option<Cores>,
+    #[arg(long, value_enum, default_value = "adaptive")]
+    pub poll: Poll,
+    /// Bytes of block cache over all reactors.
+    #[arg(long, value_parser = size::parse)]
+    pub cache: Option<u64>,
+}
+
+#[derive(Args)]
+pub struct Serve {
+    pub device: String,
+    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default: unix:/run/vellum/FSID.sock.
+    #[arg(long)]
+    pub listen: Vec<String>,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Args)]
+pub struct Mount {
+    /// unix:PATH, tcp:ADDR:PORT, or file:DEVICE (with the engine inside this process).
+    pub endpoint: String,
+    pub dir: PathBuf,
+    /// Go into the background once mounted.
+    #[arg(long)]
+    pub daemon: bool,
+    /// Let other users in (root does so anyway).
+    #[arg(long)]
+    pub allow_other: bool,
+    #[arg(long)]
+    pub read_only: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum Index {
+    /// Any change of an inode.
+    MetaSeq,
+    /// A change of its content.
+    DataSeq,
+}
+
+#[derive(Args)]
+pub struct Walk {
+    #[arg(value_enum)]
+    pub index: Index,
+    /// First sequence to show.
+    pub from: u64,
+    /// [TO] ENDPOINT|DIR: last sequence to show (default: the newest durable one), and where to ask.
+    #[arg(num_args = 1..=2, required = true, value_names = ["TO", "ENDPOINT|DIR"])]
+    pub rest: Vec<String>,
+    /// Keep showing what becomes durable.
+    #[arg(long)]
+    pub follow: bool,
+    /// One JSON object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Stat {
+    pub path: PathBuf,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct InoPath {
+    pub ino: u64,
+    /// unix:PATH, tcp:ADDR:PORT, file:DEVICE, or a directory of a mount.
+    pub on: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct On {
+    /// unix:PATH, tcp:ADDR:PORT, file:DEVICE, or a directory of a mount.
+    pub on: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Check {
+    pub device: String,
+    /// Also read every block of file data and verify its checksum.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    pub data: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum What {
+    Superblock,
+    Manifest,
+    Log,
+    Items,
+    Space,
+}
+
+#[derive(Args)]
+pub struct Dump {
+    pub device: String,
+    #[arg(value_enum)]
+    pub what: What,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum Suite {
+    /// Echo round trips, cross-core messages, device reads; against plain sockets and files.
+    Runtime,
+    /// Puts and gets of the store; against fjall.
+    Items,
+    /// File operations through the mount; against the FUSE ceiling and the host's filesystem.
+    Mount,
+    /// A real tree; against cp -r and sync.
+    Ingest,
+}
+
+#[derive(Args)]
+pub struct Bench {
+    #[arg(value_enum)]
+    pub suite: Suite,
+    /// Where images and peers' files go. Default: a temporary directory.
+    #[arg(long)]
+    pub dir: Option<PathBuf>,
+    /// The tree that `ingest` copies.
+    #[arg(long)]
+    pub from: Option<PathBuf>,
+    /// Shrinks every size for a quick look; figures from it are worth little.
+    #[arg(long)]
+    pub quick: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Quickstart {
+    /// The tree to ingest. Default: /usr.
+    #[arg(long)]
+    pub from: Option<PathBuf>,
+    /// Stop after this many files.
+    #[arg(long, default_value_t = 30_000)]
+    pub files: u64,
+    /// Keep the image here instead of deleting it.
+    #[arg(long)]
+    pub image: Option<PathBuf>,
+    /// Ingest through the library even where a mount is possible.
+    #[arg(long)]
+    pub no_mount: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A list of cores.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cores(pub Vec<usize>);
+
+/// "0,2-3" as [0, 2, 3].
+pub fn parse_cores(text: &str) -> Result<Cores, String> {
+    let mut cores = Vec::new();
+    for part in text.split(',') {
+        let number =
+            |s: &str| s.trim().parse::<usize>().map_err(|_| format!("{text:?} is no list of cores such as 0,2-3"));
+        let (first, last) = match part.split_once('-') {
+            Some((a, b)) => (number(a)?, number(b)?),
+            None => (number(part)?, number(part)?),
+        };
+        if first > last || last > 1023 {
+            return Err(format!("{part:?} is no range of cores"));
+        }
+        cores.extend(first..=last);
+    }
+    cores.sort_unstable();
+    cores.dedup();
+    Ok(Cores(cores))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn core_lists_are_read() {
+        assert_eq!(parse_cores("0,2-3,2"), Ok(Cores(vec![0, 2, 3])));
+        assert!(parse_cores("3-1").is_err() && parse_cores("a").is_err() && parse_cores("").is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! mkfs, check, dump: on a device that nobody serves.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use vellum_base::KeyRange;
+use vellum_store::{CheckOptions, MkfsOptions};
+
+use crate::cli::{Check, Dump, Mkfs, What};
+use crate::exit::{Coded, Exit, WithExit};
+use crate::{device, size};
+
+/// Records and items that `dump` prints at most.
+const DUMP_LIMIT: usize = 1_000_000;
+
+pub fn mkfs(args: &Mkfs) -> Result<()> {
+    prepare_file(&args.device, args.size).exit(Exit::Device)?;
+    let target = device::open(&args.device, false)?;
+    let options = MkfsOptions { size: args.size, force: args.force, ..MkfsOptions::default() };
+    let sb = device::with_queue(&target, async |queue| {
+        vellum_store::mkfs(&target, &queue, options).await.exit(Exit::Device)
+    })?;
+    let bytes = sb.blocks * vellum_base::BLOCK_SIZE as u64;
+    if args.json {
+        println!("{}", json!({ "fsid": sb.fsid.to_string(), "device": args.device, "bytes": bytes }));
+    } else {
+        println!("{}: {} in {} blocks of 4 KiB, fsid {}", args.device, size::show(bytes), sb.blocks, sb.fsid);
+    }
+    Ok(())
+}
+
+/// Makes the file, or extends it to the size asked for. Block devices and other backends are taken as they are.
+fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
+    let path = match spec.split_once(':') {
+        Some(("uring" | "file", path)) => path,
+        Some(_) => return Ok(()),
+        None => spec,
+    };
+    let path = Path::new(path);
+    let existing = match path.metadata() {
+        Ok(meta) if meta.file_type().is_block_device() => return Ok(()),
+        Ok(meta) => Some(meta.len()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(e).with_context(|| path.display().to_string()),
+    };
+    match (existing, size) {
+        (None, None) => bail!("{} does not exist; give --size to make it", path.display()),
+        (Some(0), None) => bail!("{} is empty; give --size", path.display()),
+        (Some(len), Some(size)) if len >= size => Ok(()),
+        (Some(_), None) => Ok(()),
+        (_, Some(size)) => {
+            let file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(path)
+                .with_context(|| format!("cannot make {}", path.display()))?;
+            file.set_len(size).with_context(|| format!("cannot extend {} to {}", path.display(), size::show(size)))
+        }
+    }
+}
+
+pub fn check(args: &Check) -> Result<()> {
+    let target = device::open(&args.device, true)?;
+    let report = device::with_queue(&target, async |queue| {
+        let options = CheckOptions { data: args.data };
+        vellum_store::check(&target, &queue, options).await.exit(Exit::NotClean)
+    })?;
+    if args.json {
+        let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+        println!(
+            "{}",
+            json!({
+                "clean": report.problem_count == 0,
+                "inodes": report.inodes, "dirents": report.dirents, "items": report.items, "extents": report.extents,
+                "data_blocks": report.data_blocks, "verified_blocks": report.verified_blocks,
+                "segments": report.segments, "problems": problems, "problem_count": report.problem_count,
+                "replayed_epochs": report.recovery.epochs,
+            })
+        );
+    } else {
+        report.problems.iter().for_each(|problem| println!("{problem}"));
+        println!(
+            "{} inodes, {} names, {} items in {} segments, {} data blocks ({} verified): {}",
+            report.inodes,
+            report.dirents,
+            report.items,
+            report.segments,
+            report.data_blocks,
+            report.verified_blocks,
+            if report.problem_count == 0 { "clean".to_owned() } else { format!("{} problems", report.problem_count) }
+        );
+    }
+    if report.problem_count > 0 {
+        let error = anyhow::anyhow!("{} is not clean", args.device);
+        return Err(Coded { code: Exit::NotClean, error }.into());
+    }
+    Ok(())
+}
+
+pub fn dump(args: &Dump) -> Result<()> {
+    let target = device::open(&args.device, true)?;
+    let dump = device::with_queue(&target, async |queue| {
+        use vellum_store::dump;
+        match args.what {
+            What::Superblock => dump::superblock(&queue).await,
+            What::Manifest => dump::manifest(&queue).await,
+            What::Log => dump::log(&queue, DUMP_LIMIT).await,
+            What::Items => dump::items(&target, &queue, KeyRange::ALL, DUMP_LIMIT).await,
+            What::Space => dump::space(&target, &queue).await,
+        }
+        .exit(Exit::Device)
+    })?;
+    if args.json {
+        let fields: Vec<_> = dump.fields.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        println!("{}", json!({ "title": dump.title, "fields": fields }));
+    } else {
+        print!("{dump}");
+    }
+    Ok(())
+}

@@ -1,0 +1,195 @@
+//! bench: runs one suite of `vellum-bench` with the mounts it needs.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use vellum_bench::files::{self, Shape as FilesShape};
+use vellum_bench::recorder::measure;
+use vellum_bench::{Report, items, peers, runtime};
+
+use crate::cli::{Bench, Suite};
+
+pub fn bench(args: &Bench) -> Result<()> {
+    let temporary = tempfile::Builder::new().prefix("vellum-bench").tempdir_in(match &args.dir {
+        Some(dir) => dir.clone(),
+        None => std::env::temp_dir(),
+    })?;
+    let dir = temporary.path();
+    let report = match args.suite {
+        Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick))?,
+        Suite::Items => items::run(dir, &items_shape(args.quick))?,
+        Suite::Mount => mounts(dir, args.quick)?,
+        Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick)?,
+    };
+    if args.json {
+        println!("{}", report.json());
+    } else {
+        print!("{}", report.table());
+    }
+    Ok(())
+}
+
+fn runtime_shape(quick: bool) -> runtime::Shape {
+    if quick { runtime::Shape { rounds: 2_000, reads: 2_000, file_bytes: 64 << 20 } } else { runtime::Shape::default() }
+}
+
+fn items_shape(quick: bool) -> items::Shape {
+    let full = items::Shape::default();
+    if quick { items::Shape { keys: 50_000, synced_batches: 200, gets: 20_000, ..full } } else { full }
+}
+
+fn files_shape(quick: bool) -> FilesShape {
+    let full = FilesShape::default();
+    if quick { FilesShape { files_per_thread: 500, stream_bytes: 64 << 20, synced_files: 25, ..full } } else { full }
+}
+
+/// A mount by this very program, with the engine inside; gone when dropped.
+pub struct OwnMount {
+    pub dir: PathBuf,
+    child: Child,
+}
+
+impl OwnMount {
+    pub fn new(endpoint: &str, dir: &Path) -> Result<OwnMount> {
+        std::fs::create_dir_all(dir)?;
+        let child = Command::new(std::env::current_exe()?)
+            .args(["mount", endpoint])
+            .arg(dir)
+            .stdin(Stdio::null())
+            .spawn()
+            .context("cannot start the mount")?;
+        let mut mount = OwnMount { dir: dir.to_owned(), child };
+        let start = Instant::now();
+        while !mount.is_there()? {
+            if let Some(status) = mount.child.try_wait()? {
+                bail!("the mount ended with {status}");
+            }
+            if start.elapsed() > Duration::from_secs(60) {
+                bail!("no mount within a minute");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(mount)
+    }
+
+    fn is_there(&self) -> Result<bool> {
+        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+        Ok(table.lines().any(|line| line.split(' ').nth(4) == self.dir.to_str()))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGKILL, as the quickstart and crash tests want it; the dead mount is detached.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH)?;
+        Ok(())
+    }
+
+    pub fn unmount(mut self) -> Result<()> {
+        let start = Instant::now();
+        while let Err(error) = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::empty()) {
+            if start.elapsed() > Duration::from_secs(10) {
+                return Err(error).context("unmounting");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("the mount ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwnMount {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH);
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Makes an image and mounts it.
+fn fresh_mount(dir: &Path, bytes: u64) -> Result<OwnMount> {
+    let image = dir.join("vellum.img");
+    let made = Command::new(std::env::current_exe()?)
+        .arg("mkfs")
+        .arg(&image)
+        .args(["--size", &bytes.to_string()])
+        .stdout(Stdio::null())
+        .status()?;
+    if !made.success() {
+        bail!("mkfs ended with {made}");
+    }
+    OwnMount::new(&format!("file:{}", image.display()), &dir.join("vellum"))
+}
+
+fn mounts(dir: &Path, quick: bool) -> Result<Report> {
+    let shape = files_shape(quick);
+    let mut report = Report::new("mount", "ceiling");
+    let at = dir.join("ceiling");
+    std::fs::create_dir(&at)?;
+    let session = peers::memfs::mount(&at).context("mounting the in-memory peer (root is needed)")?;
+    files::run(&at, "ceiling", &shape, &mut report)?;
+    session.umount_and_join()?;
+    let at = dir.join("host");
+    std::fs::create_dir(&at)?;
+    files::run(&at, "host", &shape, &mut report)?;
+    std::fs::remove_dir_all(&at)?;
+    let mount = fresh_mount(dir, 8 << 30)?;
+    files::run(&mount.dir, "vellum", &shape, &mut report)?;
+    mount.unmount()?;
+    Ok(report)
+}
+
+/// The same `cp -r`, then a sync, onto the host's filesystem and onto ours.
+fn ingest(dir: &Path, from: &Path, quick: bool) -> Result<Report> {
+    let mut report = Report::new("ingest", "host");
+    let source = if quick { Path::new("/usr/include") } else { from };
+    let census = vellum_bench::tree::census(source)?;
+    // Once before, so that both read a warm source.
+    copy(source, &dir.join("warm"))?;
+    std::fs::remove_dir_all(dir.join("warm"))?;
+    rustix::fs::sync();
+    let host = dir.join("host");
+    std::fs::create_dir(&host)?;
+    report.push(timed("host", source, &host, census)?);
+    std::fs::remove_dir_all(&host)?;
+    rustix::fs::sync();
+    let mount = fresh_mount(dir, (census.bytes * 3 / 2 + census.files * 8192 + (1 << 30)).next_multiple_of(1 << 20))?;
+    report.push(timed("vellum", source, &mount.dir, census)?);
+    vellum_bench::tree::verify(source, &mount.dir.join("copy"), u64::MAX, |_| ())?;
+    mount.unmount()?;
+    Ok(report)
+}
+
+fn timed(system: &str, source: &Path, to: &Path, census: vellum_bench::tree::Census) -> Result<vellum_bench::Row> {
+    let mut row = measure("cp -r, sync", system, 1, |_, r| {
+        let start = Instant::now();
+        copy(source, &to.join("copy"))?;
+        let dir = std::fs::File::open(to)?;
+        rustix::fs::syncfs(&dir)?;
+        r.record(start.elapsed(), census.bytes);
+        Ok(())
+    })?;
+    row.ops = census.files;
+    row.ops_per_s = census.files as f64 / row.seconds;
+    let note = format!("{} files in {:.1} s", census.files, row.seconds);
+    Ok(row.note(note))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let status = Command::new("cp").arg("-r").arg(from).arg(to).status().context("starting cp")?;
+    if !status.success() {
+        bail!("cp ended with {status}");
+    }
+    Ok(())
+}

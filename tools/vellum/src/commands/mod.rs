@@ -1,0 +1,34 @@
+//! One module per group of commands.
+
+mod admin;
+mod bench;
+mod mount;
+mod query;
+mod quickstart;
+mod serve;
+
+use anyhow::Result;
+use clap::CommandFactory;
+
+use crate::cli::{Cli, Command};
+
+pub fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Mkfs(args) => admin::mkfs(&args),
+        Command::Check(args) => admin::check(&args),
+        Command::Dump(args) => admin::dump(&args),
+        Command::Serve(args) => serve::serve(&args),
+        Command::Mount(args) => mount::mount(&args),
+        Command::Walk(args) => query::walk(&args),
+        Command::Stat(args) => query::stat(&args),
+        Command::InoPath(args) => query::ino_path(&args),
+        Command::Df(args) => query::df(&args),
+        Command::Status(args) => query::status(&args),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Quickstart(args) => quickstart::quickstart(&args),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "vellum", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! mount: a gateway in this process, and for `file:` the engine too, until unmounted or told to stop.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use vellum_client::{Address, Client, ClientOptions};
+use vellum_fuse::{End, MountOptions, Unmount, mount_vfs};
+use vellum_rt::net::Endpoint;
+use vellum_server::Node;
+use vellum_vfs::{Caller, Vfs, VfsOptions};
+
+use crate::cli::Mount;
+use crate::endpoint::Target;
+use crate::engine;
+use crate::exit::{Coded, Exit, WithExit};
+use crate::session::connect_options;
+
+/// How long `--daemon` waits for the mount to appear.
+const DAEMON_WAIT: Duration = Duration::from_secs(60);
+
+pub fn mount(args: &Mount) -> Result<()> {
+    if args.daemon {
+        return daemon(args);
+    }
+    let signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
+    let target = Target::parse(&args.endpoint)?;
+    let (node, address, endpoint) = match &target {
+        Target::Served(endpoint) => (None, Address::Net(endpoint.clone()), endpoint.clone()),
+        Target::Embedded(spec) => {
+            let socket = Endpoint::Unix(engine::own_socket()?);
+            let node = engine::start(spec, args.engine.options(vec![socket.clone()]))?;
+            tracing::info!("{}", engine::describe(&node));
+            let address = Address::InProcess(node.dialer());
+            (Some(node), address, socket)
+        }
+    };
+    let served = vellum_rt::native::block_on(serve(args, address, &endpoint, signals));
+    let stopped = match node {
+        Some(node) => stop(node, &endpoint),
+        None => Ok(()),
+    };
+    served.and(stopped)
+}
+
+fn stop(node: Node, socket: &Endpoint) -> Result<()> {
+    let stopped = node.shutdown().context("the engine did not stop cleanly").exit(Exit::Device);
+    if let Endpoint::Unix(path) = socket {
+        let _ = std::fs::remove_file(path); // the next start removes it too
+    }
+    stopped
+}
+
+/// Serves the mount on this thread's reactor until it is gone.
+async fn serve(args: &Mount, address: Address, endpoint: &Endpoint, mut signals: Signals) -> Result<()> {
+    let client = Client::connect(address, None, connect_options(), ClientOptions::default())
+        .await
+        .with_context(|| format!("cannot reach {}", args.endpoint))
+        .exit(Exit::Endpoint)?;
+    let vfs = Vfs::new(client.clone(), VfsOptions::default());
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let caller = Caller { uid, gid, pid: std::process::id(), umask: 0 };
+    vfs.make_root(caller).await.context("making the root directory").exit(Exit::Device)?;
+    let mut options =
+        MountOptions { fsname: args.endpoint.clone(), read_only: args.read_only, ..MountOptions::default() };
+    options.allow_other |= args.allow_other;
+    let handle = mount_vfs(vfs.clone(), &args.dir, Some(endpoint.to_string()), &options).exit(Exit::Mount)?;
+    tracing::info!("mounted {} at {}", args.endpoint, args.dir.display());
+    let unmounter = handle.unmounter();
+    let signal_handle = signals.handle();
+    let stopper = std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            // Busy: out of the tree at once, served until the last user has left.
+            if unmounter.unmount(Unmount::WhenIdle).is_err() {
+                let _ = unmounter.unmount(Unmount::Lazy);
+            }
+        }
+    });
+    let end = handle.until_unmounted().await;
+    signal_handle.close();
+    let _ = stopper.join();
+    let synced = vfs.shutdown().await;
+    let left = client.farewell().await;
+    synced.context("what was written last could not be made durable")?;
+    left.context("leaving")?;
+    match end {
+        End::Unmounted => Ok(()),
+        End::Aborted => anyhow::bail!("the mount at {} was aborted", args.dir.display()),
+        End::Failed(errno) => anyhow::bail!("reading the kernel's requests failed: {errno:?}"),
+    }
+}
+
+/// Starts this very command in the background and waits until the mount is there.
+fn daemon(args: &Mount) -> Result<()> {
+    let own = std::env::current_exe().context("cannot find this program")?;
+    let passed = std::env::args_os().skip(1).filter(|arg| arg != "--daemon");
+    let mut child = Command::new(own)
+        .args(passed)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .context("cannot start the background process")?;
+    let before = device_of(&args.dir);
+    let start = Instant::now();
+    while start.elapsed() < DAEMON_WAIT {
+        if let Some(status) = child.try_wait()? {
+            let code = match status.code() {
+                Some(4) => Exit::Device,
+                Some(5) => Exit::Endpoint,
+                Some(6) => Exit::Mount,
+                _ => Exit::Failure,
+            };
+            let error = anyhow::anyhow!("the gateway ended with {status}");
+            return Err(Coded { code, error }.into());
+        }
+        if device_of(&args.dir) != before {
+            println!("{} is mounted at {} by process {}", args.endpoint, args.dir.display(), child.id());
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    anyhow::bail!("no mount at {} within {DAEMON_WAIT:?}", args.dir.display())
+}
+
+fn device_of(path: &Path) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    path.metadata().ok().map(|m| m.dev())
+}

@@ -1,0 +1,32 @@
+//! Commands that work on a device that nobody serves: one reactor on this thread, one queue.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::Result;
+use vellum_nvme::{Device, OpenMode, Queue};
+
+use crate::exit::{Exit, WithExit};
+
+/// Operations in flight that these commands ever need.
+const DEPTH: u32 = 256;
+
+pub fn open(spec: &str, read_only: bool) -> Result<Arc<dyn Device>> {
+    vellum_nvme::open(spec, OpenMode { read_only, exclusive: !read_only }).exit(Exit::Device)
+}
+
+/// Runs `work` with a polled queue of `device`.
+pub fn with_queue<T, F>(device: &Arc<dyn Device>, work: impl FnOnce(Rc<dyn Queue>) -> F) -> Result<T>
+where
+    F: Future<Output = Result<T>>,
+{
+    vellum_rt::native::block_on(async {
+        let queue = device.open_queue(DEPTH).exit(Exit::Device)?;
+        let polled = queue.clone();
+        let poller = vellum_rt::add_poller("device", move || polled.process_completions());
+        let watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        poller.keep_awake(watch.is_none());
+        work(queue).await
+    })
+}

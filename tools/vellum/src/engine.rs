@@ -1,0 +1,84 @@
+//! Starting an engine in this process: for `serve`, for `mount file:...`, and for queries of an unserved device.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use vellum_rt::native::PollMode;
+use vellum_rt::net::Endpoint;
+use vellum_server::{Node, NodeError, NodeOptions};
+
+use crate::cli::{EngineArgs, Poll};
+use crate::exit::{Exit, WithExit};
+use crate::{device, endpoint};
+
+/// What the engine's start has to say to a person.
+pub fn describe(node: &Node) -> String {
+    let up = node.up();
+    let r = &up.report;
+    let how = if r.clean {
+        "clean".to_owned()
+    } else {
+        format!("replayed {} epochs, {} bytes in {:.1} ms", r.epochs, r.bytes, r.time.as_secs_f64() * 1e3)
+    };
+    format!("fsid {} term {}: {how}", up.fsid, up.term)
+}
+
+impl EngineArgs {
+    pub fn options(&self, listen: Vec<Endpoint>) -> NodeOptions {
+        let mut options = NodeOptions { listen, ..NodeOptions::default() };
+        options.cores = match &self.cores {
+            Some(cores) => cores.0.iter().map(|core| Some(*core)).collect(),
+            None => vec![None; std::thread::available_parallelism().map_or(1, |n| n.get()).min(64)],
+        };
+        options.poll = match self.poll {
+            Poll::Adaptive => PollMode::Adaptive,
+            Poll::Always => PollMode::Always,
+        };
+        if let Some(bytes) = self.cache {
+            options.store.cache_bytes = bytes as usize;
+        }
+        options
+    }
+}
+
+pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
+    let target = device::open(spec, false)?;
+    let listens = options.listen.clone();
+    remove_stale_sockets(&listens);
+    Node::start(target, options).map_err(|error| {
+        let code = match &error {
+            NodeError::Listen { .. } => Exit::Endpoint,
+            NodeError::Options(_) => Exit::Usage,
+            _ => Exit::Device,
+        };
+        crate::exit::Coded { code, error: anyhow::Error::new(error).context(format!("cannot serve {spec}")) }.into()
+    })
+}
+
+/// A socket file whose server is gone refuses connections; only then it is removed.
+fn remove_stale_sockets(listen: &[Endpoint]) {
+    for endpoint in listen {
+        if let Endpoint::Unix(path) = endpoint
+            && let Err(e) = std::os::unix::net::UnixStream::connect(path)
+            && e.kind() == std::io::ErrorKind::ConnectionRefused
+        {
+            let _ = std::fs::remove_file(path); // binding says what is wrong when it stays
+        }
+    }
+}
+
+/// A socket of this process in the runtime directory.
+pub fn own_socket() -> Result<PathBuf> {
+    let dir = endpoint::runtime_dir().exit(Exit::Endpoint)?;
+    Ok(dir.join(format!("{}.sock", std::process::id())))
+}
+
+pub fn parse_listen(listen: &[String]) -> Result<Vec<Endpoint>> {
+    listen
+        .iter()
+        .map(|text| {
+            text.parse::<Endpoint>().with_context(|| format!("--listen {text}: use unix:PATH or tcp:ADDR:PORT"))
+        })
+        .collect::<Result<_>>()
+        .exit(Exit::Usage)
+}
