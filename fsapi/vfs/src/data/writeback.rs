@@ -120,13 +120,17 @@ impl Vfs {
     /// Begins to write back everything dirty of `files`. Inline content is committed on the way; `under` is a guard that
     /// covers the files, if there is one. False when nothing could leave.
     pub(crate) async fn write_back(&self, files: &[Rc<File>], under: Option<&LockGuard>) -> bool {
-        let mut frame = Frame::default();
         let mut left = false;
         for file in files {
             if file.buffer.borrow().wants_inline() {
                 self.commit_inline(file, under).await;
                 left |= file.buffer.borrow().pending.is_none();
             }
+        }
+        // Nothing waits between boarding and launch: who holds the lock that would be waited for may itself wait, under
+        // it, for what is on board to land.
+        let mut frame = Frame::default();
+        for file in files {
             loop {
                 let boarded = frame.board(file);
                 self.count_boarded(boarded);
