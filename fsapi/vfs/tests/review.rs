@@ -43,6 +43,14 @@ fn content_that_is_committed_after_a_truncation_is_one_more_version() {
 /// that the spinning reactor could not receive.
 #[test]
 fn a_drain_lets_truncations_come_to_their_end() {
+    let (alive, watched) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        // A task that spins cannot be timed out from within.
+        if watched.recv_timeout(Duration::from_secs(120)) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("a drain spins");
+            std::process::abort();
+        }
+    });
     for seed in 0..40 {
         run(seed, || async {
             let engine = FakeEngine::new(FakeOptions { latency: Duration::from_millis(20), ..FakeOptions::default() });
@@ -61,6 +69,7 @@ fn a_drain_lets_truncations_come_to_their_end() {
             assert_eq!(vfs.getattr(attr.ino).await.unwrap().size, 99 << 12);
         });
     }
+    drop(alive);
 }
 
 /// With the lease held but the items not cached, each entry's attributes cost a round trip of their own.
