@@ -4,7 +4,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{ME, engine, make, pattern, run, rw, vfs_on, vfs_with};
+use common::{ME, content, engine, make, pattern, run, rw, vfs_on, vfs_with};
 use vellum_base::{Ino, View};
 use vellum_client::ClientOptions;
 use vellum_client::testing::{FakeEngine, FakeOptions};
@@ -37,6 +37,29 @@ fn content_that_is_committed_after_a_truncation_is_one_more_version() {
             assert_eq!(written, seen, "{size}: nothing changed for those who looked through this gateway");
         });
     }
+}
+
+/// Shrinking wrote the last block anew, from memory, under a committed size that ended before it: after a crash, bytes past
+/// the file's end were on the device, and growing the file showed them.
+#[test]
+fn a_truncation_leaves_nothing_past_the_end_when_the_rest_is_lost() {
+    run(1, || async {
+        let engine = engine();
+        let vfs = vfs_on(&engine);
+        let (attr, handle) = vfs.create(ME, Ino::ROOT, b"f", 0o644, rw()).await.unwrap();
+        vfs.write(handle, 0, &[1; 4097], false).await.unwrap();
+        vfs.fsync(handle).await.unwrap();
+        vfs.write(handle, 0, &[2; 12_288], false).await.unwrap();
+        vfs.setattr(attr.ino, SetAttr { size: Some(4_200), ..SetAttr::default() }).await.unwrap();
+        vfs.client().sync().await.unwrap(); // the truncation is durable, block 0 is not
+        vfs.client().abort();
+        engine.crash();
+        let vfs = vfs_on(&engine);
+        let size = vfs.getattr(attr.ino).await.unwrap().size as usize;
+        vfs.setattr(attr.ino, SetAttr { size: Some(8_192), ..SetAttr::default() }).await.unwrap();
+        let content = content(&vfs, attr.ino).await;
+        assert!(content[size..].iter().all(|byte| *byte == 0), "old bytes after {size}");
+    });
 }
 
 /// A drain that found nothing but files under truncation asked again at once, for ever: the truncation waited for a frame

@@ -191,7 +191,8 @@ impl Vfs {
             let only_last = first == Some(last) && rewritten;
             first.is_none_or(|first| first >= keep_blocks) || only_last
         };
-        inode.size = if beyond_memory { new.size } else { new.committed.min(new.size) };
+        // A last block that was written anew may hold newer content than the committed size knew of: the size goes with it.
+        inode.size = if beyond_memory || rewritten { new.size } else { new.committed.min(new.size) };
         let mut txn = self.client.begin(guard);
         remap.write(&mut txn);
         txn.put(Inode::key(ino), inode.encode());
