@@ -8,7 +8,7 @@
 //! device that lies, stalls, tears and dies). The NVMe driver fits the same trait: a queue is a queue pair, `submit`
 //! fills a tracker, one `process_completions` rings the doorbells once and reaps.
 //!
-//! Promises every backend keeps (the tests hold them to it):
+//! Promises every backend keeps (tests in `tests/` and in the backends hold them to it):
 //! - an operation owns its memory until the device has answered, whatever happens to who asked;
 //! - operations in flight together are not ordered; a flush covers the writes that were *complete* when it was
 //!   submitted, on any queue of the device, and nothing else;

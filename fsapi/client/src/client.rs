@@ -137,10 +137,12 @@ impl Client {
         self.fail(ClientError::Stopped);
         self.port.close();
         synced?;
-        match answer? {
-            Response::Farewelled => Ok(()),
-            Response::Error(e) => Err(ClientError::Engine(e)),
-            _ => Err(ClientError::Protocol { request: "Farewell" }),
+        match answer {
+            // Closed: the farewell was taken, its answer was lost with a socket, and the engine knows us no more.
+            Ok(Response::Farewelled) | Err(ClientError::Stopped) => Ok(()),
+            Ok(Response::Error(e)) => Err(ClientError::Engine(e)),
+            Err(e) => Err(e),
+            Ok(_) => Err(ClientError::Protocol { request: "Farewell" }),
         }
     }
 
@@ -210,7 +212,8 @@ impl Client {
             tracing::error!(rid = %self.rid, %why, "the client has failed");
         }
         *self.dead.borrow_mut() = Some(why.clone());
-        let locks: Vec<_> = self.locks.locks.borrow().values().cloned().collect();
+        let mut locks: Vec<_> = self.locks.locks.borrow().values().cloned().collect();
+        locks.sort_unstable_by_key(|lock| lock.name);
         for lock in locks {
             lock.fail_waiting(&why);
         }

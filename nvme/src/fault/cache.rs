@@ -111,6 +111,11 @@ impl Cache {
         self.note
     }
 
+    /// Writes without an answer, with their length in sectors.
+    pub fn in_flight(&self) -> Vec<(u64, usize)> {
+        self.pending.iter().filter(|p| p.done.is_none()).map(|p| (p.id, p.payload.sectors())).collect()
+    }
+
     /// Both on the medium and in what reads see.
     pub fn flip_bit(&mut self, at_bytes: u64, bit: u8) {
         for image in [&mut self.medium, &mut self.visible] {

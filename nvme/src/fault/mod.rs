@@ -109,6 +109,20 @@ impl FaultDevice {
         self.shared.state().cache.crash(seed)
     }
 
+    /// The process that used the device is gone, and nothing of it will land later: each write that was in flight is
+    /// done, in part or not at all. Its queues must not be used any more.
+    pub fn process_died(&self) {
+        let state = &mut *self.shared.state();
+        for (id, sectors) in state.cache.in_flight() {
+            let event = match state.prng.below(3) {
+                0 => Event::Written { id },
+                1 => Event::WriteFailed { id, sectors: 0 },
+                _ => Event::WriteFailed { id, sectors: state.prng.below(sectors as u64 + 1) as usize },
+            };
+            state.happen(event);
+        }
+    }
+
     /// What reads see now: what a device that loses nothing would hold.
     pub fn snapshot(&self) -> Image {
         self.shared.state().cache.visible().clone()

@@ -1,7 +1,7 @@
 //! Operations on their way through a misbehaving device.
 //!
-//! An operation's faults and delay are drawn at its submission; its effect is at its completion. A queue that is dropped
-//! (its process was killed) leaves what it submitted to the device, which does some of it.
+//! An operation's faults and delay are drawn at its submission; its effect is at its completion. What a dropped queue had
+//! in flight may yet land: see [`super::FaultDevice::process_died`].
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
@@ -49,8 +49,6 @@ pub(super) struct FaultQueue {
     due: Due,
     /// Kept for its capacity between polls.
     wakers: RefCell<Vec<Waker>>,
-    /// Writes that the device did not answer.
-    unanswered: RefCell<Vec<u64>>,
 }
 
 impl FaultQueue {
@@ -60,7 +58,6 @@ impl FaultQueue {
             trackers: RefCell::new(Trackers::new(depth)),
             due: Due::default(),
             wakers: RefCell::default(),
-            unanswered: RefCell::default(),
         })
     }
 
@@ -83,12 +80,10 @@ impl FaultQueue {
                 let end = at_bytes.saturating_add(moved_by).saturating_add(data.len() as u64);
                 let at_bytes = if end > self.shared.geometry.size_bytes { 0 } else { at_bytes + moved_by };
                 state.happen(Event::Write { id, at_bytes, payload: Payload::Data(data.clone()), fua: *fua });
-                self.unanswered.borrow_mut().push(id);
             }
             IoOp::Discard { at_bytes, len_bytes } => {
                 let payload = Payload::Zeros { len_bytes: *len_bytes };
                 state.happen(Event::Write { id, at_bytes: *at_bytes, payload, fua: false });
-                self.unanswered.borrow_mut().push(id);
             }
             IoOp::Flush => state.happen(Event::Flush { id }),
             IoOp::Write { .. } | IoOp::Read { .. } => {}
@@ -101,7 +96,6 @@ impl FaultQueue {
         if let Err(err) = self.shared.health.check() {
             return op.into_done(Err(err));
         }
-        self.unanswered.borrow_mut().retain(|write| *write != id);
         let state = &mut *self.shared.state();
         let errno = faults.iter().find_map(|fault| match fault {
             Fault::Error { errno } => Some(*errno),
@@ -221,19 +215,5 @@ impl Queue for FaultQueue {
 
     fn in_flight(&self) -> usize {
         self.trackers.borrow().in_flight()
-    }
-}
-
-impl Drop for FaultQueue {
-    fn drop(&mut self) {
-        if self.shared.health.check().is_err() {
-            return;
-        }
-        let state = &mut *self.shared.state();
-        for id in self.unanswered.take() {
-            if state.prng.one_in(2) {
-                state.happen(Event::Written { id });
-            }
-        }
     }
 }

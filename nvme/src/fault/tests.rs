@@ -62,6 +62,26 @@ fn a_flush_does_not_cover_a_write_that_was_in_flight_beside_it() {
 }
 
 #[test]
+fn what_a_dead_process_had_in_flight_lands_at_once_or_never() {
+    let (mut landed, mut lost) = (0, 0);
+    for _ in 0..20 {
+        let (device, q) = device(8, Vec::new());
+        for i in 0..8 {
+            drop(q.write(i * 4096, filled(1), false));
+        }
+        drop(q);
+        device.process_died();
+        let now = device.snapshot();
+        let q = device.open_queue(1).unwrap();
+        block_on(&q, q.flush()).unwrap();
+        assert_eq!(device.crash(3), now, "it is settled");
+        landed += (0..8).filter(|i| byte_at(&now, i * 4096) == 1).count();
+        lost += (0..8).filter(|i| byte_at(&now, i * 4096) == 0).count();
+    }
+    assert!(landed > 0 && lost > 0);
+}
+
+#[test]
 fn a_failed_flush_is_for_ever() {
     let rule = Rule::once(Fault::Error { errno: libc::EIO }, On::Flushes, 0..0).after(1);
     let (device, q) = device(1, vec![rule]);

@@ -246,3 +246,69 @@ impl Queue for UringQueue {
         self.inner.borrow().trackers.in_flight()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Answers that a healthy kernel does not give on demand.
+    use super::*;
+    use crate::testing::block_on;
+    use crate::uring::UringDevice;
+    use crate::{Device, OpenMode};
+    use std::rc::Rc;
+    use vellum_base::DmaBuf;
+
+    fn queue(dir: &tempfile::TempDir) -> Option<(UringDevice, Rc<UringQueue>)> {
+        let path = dir.path().join("device");
+        std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+        let device = UringDevice::open(path.to_str().unwrap(), OpenMode::default())
+            .inspect_err(|err| eprintln!("SKIPPED: {err}"))
+            .ok()?;
+        let queue = Rc::new(UringQueue::open(device.shared.clone(), 4).unwrap());
+        Some((device, queue))
+    }
+
+    /// Pretends that the kernel answered `result` to `op`; gives its future.
+    fn answer(queue: &Rc<UringQueue>, op: IoOp, result: i32) -> crate::IoFuture {
+        let queue_dyn: Rc<dyn Queue> = queue.clone();
+        let future = queue_dyn.start(op);
+        let mut inner = queue.inner.borrow_mut();
+        let slot = inner.waiting.pop_back().unwrap();
+        let transfer = inner.trackers.op(slot).unwrap().take().unwrap();
+        inner.answered(slot, transfer, result, false, &queue.shared);
+        future
+    }
+
+    #[test]
+    fn a_short_or_interrupted_transfer_is_resumed() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some((_device, queue)) = queue(&dir) else { return };
+        let dynamic: Rc<dyn Queue> = queue.clone();
+        for (answered, untouched) in [(4096, 4096), (-libc::EAGAIN, 0), (-libc::EINTR, 0)] {
+            let future = answer(&queue, IoOp::Read { at_bytes: 0, buf: DmaBuf::zeroed(12288) }, answered);
+            let (result, buf) = block_on(&dynamic, future);
+            result.unwrap();
+            let buf = buf.unwrap();
+            assert!(buf[..untouched].iter().all(|b| *b == 0), "what was said to be done is not done again");
+            assert!(buf[untouched..].iter().all(|b| *b == 7));
+        }
+        let odd = answer(&queue, IoOp::Read { at_bytes: 0, buf: DmaBuf::new(12288) }, 100);
+        assert!(matches!(block_on(&dynamic, odd).0, Err(DeviceError::Short { done_bytes: 100, .. })));
+        let bad = answer(&queue, IoOp::Read { at_bytes: 0, buf: DmaBuf::new(4096) }, -libc::EIO);
+        assert!(matches!(block_on(&dynamic, bad).0, Err(DeviceError::Io { errno: libc::EIO, .. })));
+    }
+
+    #[test]
+    fn a_flush_that_fails_is_not_tried_again_and_fails_the_device() {
+        for errno in [libc::EIO, libc::EAGAIN, libc::ENOSPC] {
+            let dir = tempfile::tempdir().unwrap();
+            let Some((device, queue)) = queue(&dir) else { return };
+            let dynamic: Rc<dyn Queue> = queue.clone();
+            let flush = answer(&queue, IoOp::Flush, -errno);
+            let err = block_on(&dynamic, flush).0.unwrap_err();
+            assert!(err.is_failed() && err.to_string().contains("flush"), "{err}");
+            let other = device.open_queue(1).unwrap();
+            assert!(block_on(&other, other.read(0, DmaBuf::new(4096))).unwrap_err().is_failed());
+        }
+    }
+}

@@ -54,9 +54,9 @@ pub(super) struct Ring {
     room: usize,
 }
 
-/// The best the kernel has: one issuer, completions run when we enter the kernel anyway (and a flag in shared memory says
-/// when that would pay). Not DEFER_TASKRUN: there completions are posted only by waiting in *this* ring, and its
-/// descriptor stays silent for a reactor that sleeps in another one.
+/// The best that still announces: one issuer, no interrupt for completions, and a flag in shared memory that says when to
+/// enter. Not DEFER_TASKRUN: with it poll(2) and another ring's poll on this ring's descriptor were not woken by finished
+/// work (Linux 6.18; the test `another_ring_can_sleep_on_the_wake_descriptor` hung), and a sleeping reactor relies on that.
 fn build(entries: u32, polled: bool) -> io::Result<IoUring> {
     let with = |setup: fn(&mut io_uring::Builder)| {
         let mut builder = IoUring::builder();

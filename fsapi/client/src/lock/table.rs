@@ -163,9 +163,10 @@ impl LockTable {
         let mut idle: Vec<_> =
             locks.values().filter(|l| l.held.get() != LockMode::Null && l.is_idle()).cloned().collect();
         if idle.len() > count && count > 0 {
-            idle.select_nth_unstable_by_key(count - 1, |l| l.used_at.get());
+            idle.select_nth_unstable_by_key(count - 1, |l| (l.used_at.get(), l.name));
             idle.truncate(count);
         }
+        idle.sort_unstable_by_key(|l| l.name); // not in the map's order: runs of the simulation repeat themselves
         idle
     }
 }

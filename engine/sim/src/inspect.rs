@@ -1,0 +1,73 @@
+//! What a device holds after a crash: it is recovered aside, in a world of its own, and read whole.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vellum_base::{Ino, KeyRange, Rid, View};
+use vellum_format::Inode;
+use vellum_nvme::memory::MemoryDevice;
+use vellum_nvme::{Device, Image, Queue};
+use vellum_rt::sim::{SimConfig, World};
+use vellum_rt::{PollerHandle, add_poller};
+use vellum_store::{CheckOptions, Everyone, OpenOptions, Store, StoreError, check, open};
+
+use crate::file::decode_all;
+use crate::history::Survived;
+
+/// Virtual time that a recovery may take.
+const LIMIT: Duration = Duration::from_secs(600);
+
+fn queue(device: &Arc<dyn Device>) -> Result<(Rc<dyn Queue>, PollerHandle), StoreError> {
+    let queue = device.open_queue(64)?;
+    let polled = queue.clone();
+    Ok((queue, add_poller("inspect", move || polled.process_completions())))
+}
+
+/// Recovers a copy of the device, and reads what is there. It must be clean, data included.
+pub fn inspect(image: &Image, options: &OpenOptions, seed: u64) -> Result<Survived, String> {
+    let mut world = World::new(seed, SimConfig::default());
+    let node = world.add_node();
+    let on = world.add_reactor(node);
+    let checked: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
+    let report = world.block_on(on, LIMIT, async move {
+        let (queue, _poller) = queue(&checked)?;
+        check(&checked, &queue, CheckOptions { data: true }).await
+    });
+    let report = report.ok_or("the check does not end")?.map_err(|e| format!("the check: {e}"))?;
+    if report.problem_count > 0 {
+        let problems: Vec<String> = report.problems.iter().take(10).map(ToString::to_string).collect();
+        return Err(format!("{} problems: {}", report.problem_count, problems.join("\n  ")));
+    }
+    let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
+    let options = OpenOptions { reactors: 1, ..options.clone() };
+    let survived = world.block_on(on, LIMIT, async move { read(device, options).await });
+    let survived = survived.ok_or("the recovery does not end")??;
+    Ok(Survived { segments: report.segments, ..survived })
+}
+
+async fn read(device: Arc<dyn Device>, options: OpenOptions) -> Result<Survived, String> {
+    let text = |e: StoreError| e.to_string();
+    let (queue, _poller) = queue(&device).map_err(text)?;
+    let mut opened = open(&device, &queue, options).await.map_err(text)?;
+    let seed = opened.seeds.pop().ok_or("no seed")?;
+    let store = Store::start(seed, Rc::new(Everyone)).await.map_err(text)?;
+    let mut last_batch: BTreeMap<Rid, u64> = BTreeMap::new();
+    for (rid, identity) in store.rids().await.map_err(text)? {
+        let state = store.open_rid(rid, &identity).await.map_err(text)?;
+        last_batch.insert(rid, state.last_batch.0);
+    }
+    let (mut range, mut items) = (KeyRange::ALL, Vec::new());
+    loop {
+        let page = store.scan(range, 1000, 1 << 20, View::Applied).await.map_err(text)?;
+        items.extend(page.items);
+        match page.next {
+            Some(next) => range.first = next,
+            None => break,
+        }
+    }
+    let inodes = items.iter().filter(|(key, _)| *key == Inode::key(Ino(key.first())));
+    let sequences = inodes.filter_map(|(key, value)| Some((Ino(key.first()), Inode::decode(value).ok()?.meta_seq)));
+    Ok(Survived { last_batch, sequences: sequences.collect(), files: decode_all(&items)?, segments: 0 })
+}
