@@ -14,10 +14,11 @@ use vellum_base::{Epoch, Key};
 
 use super::block::BlockError;
 
-const SHARED_MASK: u8 = 0x1f;
-const TOMBSTONE: u8 = 0x20;
-const HAS_EPOCH: u8 = 0x40;
-const FILL_FF: u8 = 0x80;
+/// The bits of an entry's first byte.
+pub const SHARED_MASK: u8 = 0x1f;
+pub const TOMBSTONE: u8 = 0x20;
+pub const HAS_EPOCH: u8 = 0x40;
+pub const FILL_FF: u8 = 0x80;
 const _: () = assert!(Key::LEN <= SHARED_MASK as usize);
 
 /// Most bytes that an entry takes beyond its value.

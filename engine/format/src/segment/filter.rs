@@ -10,13 +10,13 @@ use vellum_base::{BLOCK_SIZE, Key};
 
 pub const PREFIX_LEN: usize = 19;
 pub const OWNER_LEN: usize = 10;
-const LINE_BYTES: usize = 64;
+pub const LINE_BYTES: usize = 64;
 /// The page's first line belongs to the block header.
 pub const LINES_PER_PAGE: u64 = (BLOCK_SIZE / LINE_BYTES - 1) as u64;
 const LINE_BITS: u64 = LINE_BYTES as u64 * 8;
-const PROBES: u32 = 6;
+pub const PROBES: u32 = 6;
 /// About 1.3 % false positives.
-const BITS_PER_KEY: u64 = 10;
+pub const BITS_PER_KEY: u64 = 10;
 /// Bytes of the payload of a filter page: the header's line and the lines of bits.
 pub const PAGE_PAYLOAD: usize = BLOCK_SIZE - super::block::HEADER_LEN;
 const FIRST_LINE_IN_PAYLOAD: usize = LINE_BYTES - super::block::HEADER_LEN;
