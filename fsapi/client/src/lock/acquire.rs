@@ -1,8 +1,7 @@
 //! Taking locks.
 //!
 //! Locks are used in ascending order: a task waits for one only while it uses none above it, so that no circle of
-//! waiting clients can close. The first missing lock and the missing ones above it go into one message; those above may
-//! be invalidated again before their turn comes, and are then asked for again: each round takes at least one for good.
+//! waiting clients can close. For the same reason each lock is asked for by itself, when its turn has come.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -80,7 +79,9 @@ impl Client {
                 return Ok(());
             }
             if lock.requested.get() == LockMode::Null && lock.releases.get() == 0 {
-                self.request_missing(wants);
+                // One lock a request: an answer comes when all of it is granted, so a lock in a request with a lower one
+                // would wait for that, and tasks that need only the higher one with it, while they use others.
+                self.request_missing(&wants[..1]);
             }
             lock.changed
                 .until(|| {
