@@ -21,6 +21,9 @@ use crate::vfs::Vfs;
 use super::frame::Frame;
 use super::runs::FRAME_BLOCKS;
 
+/// Pause of the drain when all that is dirty is held back.
+const HELD_BACK: Duration = Duration::from_millis(1);
+
 #[derive(Default)]
 pub(crate) struct Writeback {
     /// Blocks in memory, dirty or flying.
@@ -201,9 +204,13 @@ impl Vfs {
         let Some(vfs) = self.rc().filter(|_| !self.writeback.drain_runs.replace(true)) else { return };
         rt::spawn(Class::Request, "write back by size", async move {
             let goal = vfs.soft_limit() / 2;
-            while vfs.writeback.dirty_blocks.get() > goal {
-                if !vfs.write_back_oldest(|_| true, FRAME_BLOCKS).await {
+            loop {
+                let before = vfs.writeback.dirty_blocks.get();
+                if before <= goal || !vfs.write_back_oldest(|_| true, FRAME_BLOCKS).await {
                     break;
+                }
+                if vfs.writeback.dirty_blocks.get() >= before {
+                    rt::sleep(HELD_BACK).await; // by another task, which must run
                 }
             }
             vfs.writeback.drain_runs.set(false);
