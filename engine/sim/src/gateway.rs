@@ -66,6 +66,7 @@ pub async fn live(shared: Rc<Shared>, index: u64, own: Own) {
 
 async fn one_life(shared: &Rc<Shared>, index: u64, own: &Own) -> Result<(), End> {
     let mut prng = Prng::new(random_u64());
+    let failures = shared.device_failures.get();
     let link = ConnectOptions { timers: shared.timers, open_within: None };
     let options = ClientOptions {
         rid: Some(Rid(random_u64())),
@@ -100,7 +101,8 @@ async fn one_life(shared: &Rc<Shared>, index: u64, own: &Own) -> Result<(), End>
     // Why it failed is the client's to say.
     let fenced = matches!(client.sync().await, Err(ClientError::Fenced { .. }));
     client.abort();
-    Err(if fenced || shared.device_failed.get() { End::Lost } else { End::Wrong(what) })
+    let device_failed = shared.device_failed.get() || shared.device_failures.get() != failures;
+    Err(if fenced || device_failed { End::Lost } else { End::Wrong(what) })
 }
 
 /// Errors that other gateways' work explains.

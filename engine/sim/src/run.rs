@@ -230,7 +230,7 @@ impl Run {
             }
             7 => {
                 self.say("a flush fails, the node with it".into());
-                self.shared.device_failed.set(true);
+                self.device_fails();
                 let error = Fault::Error { errno: 5 };
                 self.server.device.add_rule(Rule::once(error, On::Flushes, 0..0));
                 let time = Duration::from_millis(self.prng.below(1000));
@@ -249,6 +249,11 @@ impl Run {
     fn say(&mut self, what: String) {
         let at = self.at();
         self.faults.push(format!("{at} {what}"));
+    }
+
+    fn device_fails(&mut self) {
+        self.shared.device_failed.set(true);
+        self.shared.device_failures.set(self.shared.device_failures.get() + 1);
     }
 
     fn kill_clients(&mut self, node: NodeId) {
