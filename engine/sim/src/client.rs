@@ -48,7 +48,7 @@ impl Shared {
     pub fn new(timers: Timers, groups: u64, pause_one_in: u64) -> Rc<Shared> {
         let mut files = Vec::new();
         for group in 0..groups {
-            let first = (group * 255 / groups.max(2) << 56) | (1 << 30);
+            let first = ((group * 255 / groups.max(2)) << 56) | (1 << 30);
             files.extend((1..=4).map(|n| Ino(first | n)));
         }
         Rc::new(Shared {
