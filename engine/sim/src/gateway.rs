@@ -245,7 +245,9 @@ impl Gateway {
                     tolerate(vfs.link(attr.ino, other, &new_name).await)?;
                 }
             }
-            6 => drop(tolerate(vfs.unlink(dir, &name).await)?),
+            6 => {
+                tolerate(vfs.unlink(dir, &name).await)?;
+            }
             7 => {
                 let dir_name = format!("dir {}", prng.below(4));
                 if prng.one_in(4) {
@@ -254,7 +256,9 @@ impl Gateway {
                     tolerate(vfs.mkdir(CALLER, Ino::ROOT, dir_name.as_bytes(), 0o755).await)?;
                 }
             }
-            8 => drop(tolerate(vfs.symlink(CALLER, dir, &name, b"somewhere").await)?),
+            8 => {
+                tolerate(vfs.symlink(CALLER, dir, &name, b"somewhere").await)?;
+            }
             _ => {
                 // Listed whole, every name leads somewhere unless it is gone by then.
                 let mut pos = 0;
