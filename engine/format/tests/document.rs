@@ -60,6 +60,7 @@ fn constants_are_those_of_the_code() {
         ("BITMAP_BYTES", vellum_format::bitmap::BITMAP_BYTES as u64),
         ("SLOT_BITS", Ino::SLOT_BITS.into()),
         ("PREFIX_LEN", filter::PREFIX_LEN as u64),
+        ("OWNER_LEN", filter::OWNER_LEN as u64),
         ("LINE_BYTES", filter::LINE_BYTES as u64),
         ("LINES_PER_PAGE", filter::LINES_PER_PAGE),
         ("PROBES", filter::PROBES.into()),
@@ -88,6 +89,7 @@ fn hashes_are_those_of_the_code() {
     let want = [
         ("chain_hash", block::chain_hash(b"vellum")),
         ("prefix_hash", filter::prefix_hash(&key())),
+        ("owner_hash", filter::owner_hash(&key())),
         ("name_hash", name_hash(b"vellum")),
         ("crc32c", crc32c(b"123456789").into()),
         ("crc32c_seeded", crc32c_seeded(1, 2, b"vellum").into()),
