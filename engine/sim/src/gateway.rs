@@ -98,7 +98,8 @@ async fn one_life(shared: &Rc<Shared>, index: u64, own: &Own) -> Result<(), End>
         Err(error) => Err(error.to_string()),
     };
     let Err(what) = ended else { return Ok(()) };
-    // Why it failed is the client's to say.
+    // Why it failed is the client's to say; a call may fail a moment before the client knows.
+    sleep(REPLACE).await;
     let fenced = matches!(client.sync().await, Err(ClientError::Fenced { .. }));
     client.abort();
     let device_failed = shared.device_failed.get() || shared.device_failures.get() != failures;

@@ -1,6 +1,6 @@
 //! The simulated cluster, under fixed seeds and fresh ones.
 //!
-//! `VELLUM_SIM_SEED=N` runs exactly that seed, twice (`cargo xtask sim --seed N`); `VELLUM_SIM_SECONDS` is how long fresh
+//! `VELLUM_SIM_SEED=N` runs exactly that seed (`cargo xtask sim --seed N`); `VELLUM_SIM_SECONDS` is how long fresh
 //! seeds are tried.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +18,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs a seed; true when it went well.
 fn try_seed(seed: u64) -> bool {
+    println!("seed {seed} begins"); // what panics in a destructor aborts, and says no more
     let outcome = run(seed);
     println!("{outcome}");
     if outcome.violations.is_empty() {

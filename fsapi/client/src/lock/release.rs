@@ -54,7 +54,8 @@ impl Client {
         if let LockName::Group(group) = lock.name {
             // What failed is reported by sync and by every later change; the lock must go all the same.
             let _ = self.sync_group(group).await;
-            if to == LockMode::Null {
+            // A dead client did not wait for its users, who may be fetching; nothing reads its cache any more.
+            if to == LockMode::Null && !self.is_dead() {
                 self.cache.borrow_mut().drop_group(group);
             }
         }
