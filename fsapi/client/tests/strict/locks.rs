@@ -1,7 +1,7 @@
 //! Locks of the fake engine: requests of one lock are served in order, each holder that conflicts is asked once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use vellum_base::{Rid, Term};
@@ -12,9 +12,11 @@ use super::{FakeEngine, spawn};
 
 #[derive(Default)]
 pub(crate) struct FakeLocks {
-    queues: RefCell<HashMap<LockName, VecDeque<(Rid, u64)>>>,
+    queues: RefCell<BTreeMap<LockName, VecDeque<(Rid, u64)>>>,
     /// Invalidations on their way.
-    asked: RefCell<HashSet<(LockName, Rid)>>,
+    asked: RefCell<BTreeSet<(LockName, Rid)>>,
+    /// Granted to requests that are not answered yet: the client cannot be asked for these (N3).
+    untold: RefCell<BTreeSet<(LockName, Rid)>>,
     next: Cell<u64>,
 }
 
@@ -22,15 +24,27 @@ impl FakeLocks {
     pub fn crash(&self) {
         self.queues.borrow_mut().clear();
         self.asked.borrow_mut().clear();
+        self.untold.borrow_mut().clear();
     }
 
     pub fn forget(&self, rid: Rid) {
         self.queues.borrow_mut().values_mut().for_each(|queue| queue.retain(|(r, _)| *r != rid));
         self.asked.borrow_mut().retain(|(_, r)| *r != rid);
+        self.untold.borrow_mut().retain(|(_, r)| *r != rid);
     }
 }
 
 impl FakeEngine {
+    pub fn describe_locks(&self) -> String {
+        let state = self.state.borrow();
+        let locks: Vec<_> = state.locks.iter().filter(|(_, h)| h.values().any(|m| *m != LockMode::Null)).collect();
+        let queues = self.locks.queues.borrow();
+        let waiting: Vec<_> = queues.iter().filter(|(_, q)| !q.is_empty()).collect();
+        let recovering = self.recovering.borrow();
+        let (asked, untold) = (self.locks.asked.borrow(), self.locks.untold.borrow());
+        format!("held {locks:?}\nqueues {waiting:?}\nasked {asked:?}\nuntold {untold:?}\nrecovering {recovering:?}")
+    }
+
     pub(crate) fn lock(&self, port: Rc<FakePort>, seq: u64, wants: Vec<LockWant>) {
         assert!(wants.windows(2).all(|w| w[0].name < w[1].name), "locks are asked for in ascending order");
         let (engine, term) = (self.rc(), self.state.borrow().term);
@@ -55,7 +69,11 @@ impl FakeEngine {
                     None => return,
                 }
             }
+            for want in &wants {
+                engine.locks.untold.borrow_mut().remove(&(want.name, port.rid()));
+            }
             port.reply(seq, Response::Granted { grants }, None);
+            engine.changed.wake_all();
         });
     }
 
@@ -71,10 +89,15 @@ impl FakeEngine {
                 let holders = state.locks.get(&want.name).into_iter().flatten();
                 holders.filter(|(r, m)| **r != rid && !m.compatible(want.mode)).map(|(r, _)| *r).collect()
             };
-            let unasked = |r: &Rid| !self.locks.asked.borrow().contains(&(want.name, *r));
+            let unasked = |r: &Rid| {
+                let place = (want.name, *r);
+                !self.locks.asked.borrow().contains(&place) && !self.locks.untold.borrow().contains(&place)
+            };
+            // An answer that is outstanding must not weaken what is granted now.
+            let answered = || !self.locks.asked.borrow().contains(&(want.name, rid));
             self.changed
                 .until(|| {
-                    let clear = self.recovering.borrow().is_empty() && first();
+                    let clear = self.recovering.borrow().is_empty() && first() && answered();
                     let act = clear && (conflicts().is_empty() || conflicts().iter().any(unasked));
                     (act || gone()).then_some(())
                 })
@@ -91,6 +114,7 @@ impl FakeEngine {
                 *mode = want.mode.max(*mode);
                 let grant = LockGrant { name: want.name, mode: *mode, write_seq };
                 drop(state);
+                self.locks.untold.borrow_mut().insert((want.name, rid));
                 if let Some(queue) = self.locks.queues.borrow_mut().get_mut(&want.name) {
                     queue.pop_front();
                 }

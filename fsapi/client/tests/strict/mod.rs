@@ -13,7 +13,7 @@ pub mod state;
 use std::future::Future;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -88,10 +88,10 @@ pub struct FakeEngine {
     pub(crate) config: RefCell<FakeConfig>,
     pub(crate) state: RefCell<State>,
     pub(crate) locks: FakeLocks,
-    pub(crate) ports: RefCell<HashMap<Rid, Rc<FakePort>>>,
+    pub(crate) ports: RefCell<BTreeMap<Rid, Rc<FakePort>>>,
     /// Clients that have not yet told this leader what they hold: no grants before that.
-    pub(crate) recovering: RefCell<HashSet<Rid>>,
-    pub(crate) fenced: RefCell<HashSet<Rid>>,
+    pub(crate) recovering: RefCell<BTreeSet<Rid>>,
+    pub(crate) fenced: RefCell<BTreeSet<Rid>>,
     pub(crate) changed: Signal,
     requests: Cell<u64>,
     closing: Cell<Epoch>,
@@ -397,7 +397,7 @@ impl FakeEngine {
     }
 
     /// Modes by holder: for checkers.
-    pub fn holders(&self, name: LockName) -> HashMap<Rid, vellum_wire::LockMode> {
+    pub fn holders(&self, name: LockName) -> BTreeMap<Rid, vellum_wire::LockMode> {
         self.state.borrow().locks.get(&name).cloned().unwrap_or_default()
     }
 }

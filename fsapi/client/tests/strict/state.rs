@@ -36,12 +36,12 @@ pub(crate) struct State {
     pub applied: BTreeMap<Key, Bytes>,
     pub kept: BTreeMap<Key, Bytes>,
     undurable: VecDeque<Applied>,
-    pub rids: HashMap<Rid, RidState>,
+    pub rids: BTreeMap<Rid, RidState>,
     blocks: HashMap<u64, DmaSlice>,
     /// Blocks that must not be allocated: referred to, pending, or freed by an undurable epoch.
     used: BTreeSet<u64>,
     pub total_blocks: u64,
-    pub locks: BTreeMap<LockName, HashMap<Rid, LockMode>>,
+    pub locks: BTreeMap<LockName, BTreeMap<Rid, LockMode>>,
     pub write_seq: u64,
     pub next_group: u64,
 }
@@ -75,7 +75,7 @@ impl State {
             applied: items.clone(),
             kept: items,
             undurable: VecDeque::new(),
-            rids: HashMap::new(),
+            rids: BTreeMap::new(),
             blocks: HashMap::new(),
             used: BTreeSet::new(),
             total_blocks,
