@@ -44,6 +44,8 @@ struct FromPort(Weak<Client>);
 impl Upcalls for FromPort {
     fn invalidate(&self, name: LockName, mode: LockMode) -> LocalBoxFuture<'static, ()> {
         let client = self.0.upgrade();
+        // Now, in the order of arrival: grants that came before it.
+        client.iter().for_each(Client::take_lock_answers);
         Box::pin(async move {
             if let Some(client) = client {
                 client.invalidate_lock(name, mode).await;
@@ -182,6 +184,11 @@ impl Client {
             retained_data_bytes: self.data.runs.borrow().retained_bytes() as u64,
             ..self.counters.snapshot()
         }
+    }
+
+    /// The locks that this client knows, with their users and waiters.
+    pub fn lock_views(&self) -> Vec<crate::LockView> {
+        self.locks.views()
     }
 
     /// Waits until what locks cover may be used.

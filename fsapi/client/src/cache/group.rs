@@ -10,8 +10,8 @@ use super::RangeSet;
 /// Bytes that an item takes besides its value: key, tree node, reference count.
 const ITEM_OVERHEAD: usize = 96;
 
-/// Items of a range, and where they end although the range goes on.
-pub(crate) type Part = (Vec<(Key, Bytes)>, Option<Key>);
+/// Items, and where the following page begins.
+pub(crate) type Page = (Vec<(Key, Bytes)>, Option<Key>);
 
 /// Answer of the cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -119,7 +119,7 @@ impl GroupCache {
 
     /// Items of `range` as far as they are known, at most `max`; where it stopped, `None` at the range's end.
     /// `None` altogether when the first key is not known.
-    pub fn scan(&self, range: KeyRange, max: usize) -> Option<Part> {
+    pub fn scan(&self, range: KeyRange, max: usize) -> Option<Page> {
         let mut through = self.known.known_through(&range.first);
         if range.first.zone() == Some(Zone::Fs) {
             let inode = KeyRange::of_inode(Ino(range.first.first()));

@@ -48,7 +48,7 @@ impl Client {
         sorted.retain(|w| w.mode != LockMode::Null);
         self.lease().await?;
         let mut guard =
-            LockGuard { used: Vec::with_capacity(sorted.len()), table: self.locks.clone(), _era: self.data.era() };
+            LockGuard { used: Vec::with_capacity(sorted.len()), table: self.locks.clone(), era: self.data.era() };
         for at in 0..sorted.len() {
             let want = sorted[at];
             let lock = self.locks.get_or_new(want.name);
@@ -97,18 +97,28 @@ impl Client {
         }
     }
 
-    /// Sends one request for all of `wants` that are missing and free to be asked for.
+    /// Sends one request for the first of `wants`, and for those behind it that are missing and that nobody has asked for.
+    ///
+    /// The first is asked for although a request in flight may ask for it behind others: that one waits for lower locks
+    /// too, and to wait for those while using one in between could close a circle.
     fn request_missing(self: &Rc<Self>, wants: &[LockWant]) {
         let mut missing = Vec::new();
-        for want in wants {
+        for (at, want) in wants.iter().enumerate() {
             let lock = self.locks.get_or_new(want.name);
-            let asked = lock.requested.get() != LockMode::Null || lock.releases.get() > 0;
-            if !asked && !lock.held.get().covers(want.mode) {
+            let asked = if at == 0 { lock.requested.get() != LockMode::Null } else { lock.asked.get() > 0 };
+            if !asked && lock.releases.get() == 0 && !lock.held.get().covers(want.mode) {
                 // Those in line may want more than we do: one request serves all.
                 let strongest = lock.waiting.borrow().iter().map(|t| t.mode).max();
-                let mode = want.mode.max(strongest.unwrap_or_default());
-                lock.requested.set(mode);
-                missing.push(LockWant { name: want.name, mode });
+                missing.push(LockWant { name: want.name, mode: want.mode.max(strongest.unwrap_or_default()) });
+            } else if at == 0 {
+                return;
+            }
+        }
+        for (at, want) in missing.iter().enumerate() {
+            let lock = self.locks.get_or_new(want.name);
+            lock.asked.set(lock.asked.get() + 1);
+            if at == 0 {
+                lock.requested.set(want.mode);
             }
         }
         if missing.is_empty() {
@@ -167,12 +177,17 @@ impl Client {
                 _ => Err(ClientError::Protocol { request: "Lock" }),
             }
         });
-        for want in wants {
+        for (at, want) in wants.iter().enumerate() {
             let lock = self.locks.get_or_new(want.name);
-            lock.requested.set(LockMode::Null);
+            lock.asked.set(lock.asked.get() - 1);
+            if at == 0 {
+                lock.requested.set(LockMode::Null);
+            }
             match &answer {
                 Ok(Some(grants)) => {
-                    if let Some(grant) = grants.iter().find(|g| g.name == want.name) {
+                    let grant = grants.iter().find(|g| g.name == want.name);
+                    // Of two answers that are noted together the later grant counts.
+                    if let Some(grant) = grant.filter(|g| g.write_seq > lock.write_seq.get()) {
                         lock.held.set(grant.mode);
                         lock.write_seq.set(grant.write_seq);
                         lock.used_at.set(self.locks.tick());
