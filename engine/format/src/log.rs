@@ -18,7 +18,8 @@ use crate::codec::{CodecError, Reader};
 use crate::item::MAX_VALUE;
 
 pub const PART_VERSION: u16 = 1;
-const PART_HEADER: usize = 32;
+/// Bytes of a part's body before its records.
+pub const PART_HEADER: usize = 32;
 
 /// One resolved change of one item.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -17,8 +17,10 @@ use crate::codec::{CodecError, Reader, Writer, put_count};
 pub const SEAL_VERSION: u16 = 1;
 /// Most parts that one seal names, and so most reactors of a node.
 pub const MAX_PARTS: usize = 64;
-const PART_REF: usize = 32;
-const _: () = assert!(BLOCK_HEADER + 36 + MAX_PARTS * PART_REF <= BLOCK_SIZE);
+/// Bytes of a seal's body before its part references, and of one of them.
+pub const SEAL_HEADER: usize = 36;
+pub const PART_REF: usize = 32;
+const _: () = assert!(BLOCK_HEADER + SEAL_HEADER + MAX_PARTS * PART_REF <= BLOCK_SIZE);
 
 /// Where a part of the sealed epoch lies, and its checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -33,6 +33,8 @@ pub struct Shared {
     pub files: RefCell<Vec<Ino>>,
     /// The device has failed: errors are no surprise.
     pub device_failed: Cell<bool>,
+    /// How often it did: who lived then may hear of it later.
+    pub device_failures: Cell<u64>,
     /// No new work.
     pub stop: Cell<bool>,
     pub finished: Cell<u64>,
@@ -46,13 +48,14 @@ impl Shared {
     pub fn new(timers: Timers, groups: u64, pause_one_in: u64) -> Rc<Shared> {
         let mut files = Vec::new();
         for group in 0..groups {
-            let first = (group * 255 / groups.max(2) << 56) | (1 << 30);
+            let first = ((group * 255 / groups.max(2)) << 56) | (1 << 30);
             files.extend((1..=4).map(|n| Ino(first | n)));
         }
         Rc::new(Shared {
             history: RefCell::default(),
             files: RefCell::new(files),
             device_failed: Cell::new(false),
+            device_failures: Cell::new(0),
             stop: Cell::new(false),
             finished: Cell::new(0),
             timers,
@@ -89,11 +92,13 @@ pub async fn live(shared: Rc<Shared>, name: String) {
         let rid = Rid(random_u64());
         let name = format!("{name}.{life} ({rid})");
         shared.history.borrow_mut().begin(rid, name.clone());
+        let failures = shared.device_failures.get();
         let ended = one_life(&shared, rid).await;
+        let device_failed = shared.device_failed.get() || shared.device_failures.get() != failures;
         match ended {
             Ok(()) => {}
             Err(End::Lost) => shared.history.borrow_mut().dead(rid),
-            Err(End::Device(_)) if shared.device_failed.get() => shared.history.borrow_mut().dead(rid),
+            Err(End::Device(_)) if device_failed => shared.history.borrow_mut().dead(rid),
             Err(End::Wrong(what) | End::Device(what)) => {
                 shared.history.borrow_mut().dead(rid);
                 shared.history.borrow_mut().violate(format!("{name}: {what}"));

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use vellum_base::{Ino, Key, Zone};
 use vellum_format::{Extent, Inode, ItemKind};
 
+/// Marks these files: others are the gateways'.
+const PROJECT: u64 = 0x51f1e;
+
 /// All that is compared of a file. `stamp` is another one in every version.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct File {
@@ -26,8 +29,9 @@ impl fmt::Debug for File {
 impl File {
     pub fn inode(&self) -> Inode {
         // No names lead to these files, and the checker counts them.
+        let project = PROJECT;
         let online_blocks = self.blocks.len() as u64;
-        Inode { mode: 0o100644, nlink: 0, data_version: self.stamp, online_blocks, ..Inode::default() }
+        Inode { mode: 0o100644, nlink: 0, data_version: self.stamp, online_blocks, project, ..Inode::default() }
     }
 }
 
@@ -76,6 +80,10 @@ pub fn decode_all(items: &[(Key, Bytes)]) -> Result<BTreeMap<Ino, File>, String>
         by_inode.entry(Ino(key.first())).or_default().push((*key, value.clone()));
     }
     let mut files = BTreeMap::new();
+    let is_ours = |(key, value): &(Key, Bytes)| {
+        *key == Inode::key(Ino(key.first())) && Inode::decode(value).is_ok_and(|inode| inode.project == PROJECT)
+    };
+    by_inode.retain(|_, items| items.iter().any(is_ours));
     for (ino, items) in by_inode {
         if let Some(file) = decode(&items).map_err(|e| format!("{ino}: {e}"))? {
             files.insert(ino, file);

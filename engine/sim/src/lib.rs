@@ -1,7 +1,7 @@
 //! The simulated cluster: a node over a device that loses, tears and delays, clients over a network that breaks, all in
 //! one thread and virtual time, from one seed.
 //!
-//! - [`run`]: one run, its faults and its end; [`server`]: the node's lives; [`client`]: the clients' work;
+//! - [`run`]: one run, its faults and its end; [`server`]: the node's lives; [`client`]: work on items, [`gateway`]: on names and files;
 //! - [`file`]: what they write; [`history`]: what must then be found, and who may hold which lock; [`inspect`]: what a
 //!   device holds after a crash; [`agent`]: who walks the index meanwhile.
 //!
@@ -12,6 +12,7 @@
 pub mod agent;
 pub mod client;
 pub mod file;
+pub mod gateway;
 pub mod history;
 pub mod inspect;
 pub mod run;

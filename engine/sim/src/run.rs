@@ -13,13 +13,14 @@ use vellum_server::NodeOptions;
 use vellum_store::OpenOptions;
 
 use crate::agent::Agent;
-use crate::client::{Shared, live};
+use crate::client::{self, Shared};
+use crate::gateway::{self, Own};
 use crate::inspect::inspect;
 use crate::server::Server;
 
 const DEVICE_BYTES: u64 = 96 << 20;
 /// Virtual time within which all work ends once the faults have.
-const LIVENESS: Duration = Duration::from_secs(120);
+const LIVENESS: Duration = Duration::from_secs(25);
 
 #[derive(Debug)]
 pub struct Outcome {
@@ -58,7 +59,8 @@ struct Run {
     prng: Prng,
     server: Server,
     store: OpenOptions,
-    clients: Vec<NodeId>,
+    /// Gateways have files of their own.
+    clients: Vec<(NodeId, Option<Own>)>,
     agent: Rc<Agent>,
     segments: u64,
     shared: Rc<Shared>,
@@ -92,10 +94,15 @@ pub fn run(seed: u64) -> Outcome {
         shared,
         faults: Vec::new(),
     };
-    for n in 0..1 + run.prng.below(3) {
+    let (clients, gateways) = match run.prng.below(3) {
+        0 => (1 + run.prng.below(3), 0),
+        1 => (0, 1 + run.prng.below(3)),
+        _ => (1 + run.prng.below(2), 1),
+    };
+    for n in 0..clients + gateways {
         let node = run.world.add_node();
-        run.clients.push(node);
-        run.start_client(node, format!("client {n}"));
+        run.clients.push((node, (n >= clients).then(Own::default)));
+        run.start_client(n as usize, format!("client {n}"));
     }
     run.agent.clients.set(run.clients.len() as u64);
     let (node, agent) = (run.world.add_node(), run.agent.clone().live(run.shared.clone()));
@@ -124,9 +131,14 @@ fn network(prng: &mut Prng) -> SimConfig {
 }
 
 impl Run {
-    fn start_client(&mut self, node: NodeId, name: String) {
+    fn start_client(&mut self, n: usize, name: String) {
+        let (node, own) = self.clients[n].clone();
         let on = self.world.add_reactor(node);
-        self.world.spawn(on, Class::Request, "client", live(self.shared.clone(), name)).detach();
+        let shared = self.shared.clone();
+        match own {
+            Some(own) => self.world.spawn(on, Class::Request, "gateway", gateway::live(shared, n as u64, own)).detach(),
+            None => self.world.spawn(on, Class::Request, "client", client::live(shared, name)).detach(),
+        }
     }
 
     fn has_failed(&mut self) -> bool {
@@ -170,7 +182,7 @@ impl Run {
     }
 
     fn some_client(&mut self) -> NodeId {
-        self.clients[self.prng.below(self.clients.len() as u64) as usize]
+        self.clients[self.prng.below(self.clients.len() as u64) as usize].0
     }
 
     fn fault(&mut self) {
@@ -218,7 +230,7 @@ impl Run {
             }
             7 => {
                 self.say("a flush fails, the node with it".into());
-                self.shared.device_failed.set(true);
+                self.device_fails();
                 let error = Fault::Error { errno: 5 };
                 self.server.device.add_rule(Rule::once(error, On::Flushes, 0..0));
                 let time = Duration::from_millis(self.prng.below(1000));
@@ -239,11 +251,16 @@ impl Run {
         self.faults.push(format!("{at} {what}"));
     }
 
+    fn device_fails(&mut self) {
+        self.shared.device_failed.set(true);
+        self.shared.device_failures.set(self.shared.device_failures.get() + 1);
+    }
+
     fn kill_clients(&mut self, node: NodeId) {
-        let n = self.clients.iter().position(|c| *c == node).unwrap_or(0);
+        let n = self.clients.iter().position(|c| c.0 == node).unwrap_or(0);
         self.shared.history.borrow_mut().dead_named(&format!("client {n}"));
         let generation = self.faults.len();
-        self.start_client(node, format!("client {n}/{generation}"));
+        self.start_client(n, format!("client {n}/{generation}"));
     }
 
     /// The faults are over: all work must end, and what is left must be clean.

@@ -23,6 +23,8 @@ pub enum StoreError {
     Item { key: Key, error: ItemError },
     #[error("no superblock on {device}: {detail} (mkfs makes one)")]
     NotVellum { device: String, detail: String },
+    #[error("{device} is smaller than its filesystem: {found} bytes of {needed}; give it back its size to use it")]
+    Truncated { device: String, found: u64, needed: u64 },
     #[error("{device} holds a filesystem already (fsid {fsid}); --force overwrites it")]
     Exists { device: String, fsid: String },
     #[error("format version {found} is not the {known} that this vellum knows: use a newer one")]

@@ -34,11 +34,11 @@ pub async fn read(queue: &Rc<dyn Queue>) -> Result<FoundSuperblock, StoreError> 
         Err(_) => Layout::of(geometry.size_bytes).ok().map(|l| l.copy),
     };
     let Some(copy_at) = copy_at.filter(|at| at.bytes() < geometry.size_bytes) else {
-        let detail = match first {
-            Err(e) => e.to_string(),
-            Ok(_) => "the device is smaller than its filesystem".into(),
-        };
-        return Err(StoreError::NotVellum { device: geometry.name, detail });
+        return Err(match first {
+            Ok(sb) => truncated(&sb, &geometry.name, geometry.size_bytes),
+            Err(e @ BlockError::Magic { .. }) => StoreError::NotVellum { device: geometry.name, detail: e.to_string() },
+            Err(e) => e.into(),
+        });
     };
     let copy = read_at(queue, copy_at).await?;
     let mut bad = Vec::new();
@@ -79,10 +79,14 @@ fn check(sb: &Superblock, device: &str, size_bytes: u64) -> Result<(), StoreErro
         return Err(StoreError::Features { bits: unknown, forbid: "opening" });
     }
     if sb.blocks * BLOCK_SIZE as u64 > size_bytes {
-        let detail = format!("the filesystem has {} blocks, the device {}", sb.blocks, size_bytes / BLOCK_SIZE as u64);
-        return Err(StoreError::NotVellum { device: device.into(), detail });
+        return Err(truncated(sb, device, size_bytes));
     }
     Ok(())
+}
+
+fn truncated(sb: &Superblock, device: &str, size_bytes: u64) -> StoreError {
+    let needed = sb.blocks.saturating_mul(BLOCK_SIZE as u64);
+    StoreError::Truncated { device: device.into(), found: size_bytes, needed }
 }
 
 /// Bits that forbid writing.
@@ -100,19 +104,18 @@ pub async fn write(queue: &Rc<dyn Queue>, sb: &Superblock) -> Result<(), StoreEr
     Ok(())
 }
 
-/// Refuses to overwrite a filesystem by mistake.
+/// Refuses to overwrite a filesystem by mistake, also one that is damaged, truncated, or of a newer version: only where
+/// no superblock begins is there none.
 pub async fn refuse_existing(device: &dyn Device, queue: &Rc<dyn Queue>) -> Result<(), StoreError> {
     if device.geometry().size_bytes < MIN_BYTES {
         return Ok(()); // the layout says so better
     }
-    match read(queue).await {
-        Ok(found) => {
-            Err(StoreError::Exists { device: device.geometry().name.clone(), fsid: found.superblock.fsid.to_string() })
-        }
-        Err(StoreError::FormatVersion { .. } | StoreError::Features { .. }) => {
-            Err(StoreError::Exists { device: device.geometry().name.clone(), fsid: "of a newer version".into() })
-        }
-        Err(StoreError::Device(e)) => Err(e.into()),
-        Err(_) => Ok(()),
-    }
+    let fsid = match read(queue).await {
+        Ok(found) => found.superblock.fsid.to_string(),
+        Err(StoreError::NotVellum { .. }) => return Ok(()),
+        Err(StoreError::Device(e)) => return Err(e.into()),
+        Err(StoreError::FormatVersion { .. } | StoreError::Features { .. }) => "of a newer version".into(),
+        Err(e) => format!("unknown: {e}"),
+    };
+    Err(StoreError::Exists { device: device.geometry().name.clone(), fsid })
 }

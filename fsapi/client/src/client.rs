@@ -44,6 +44,8 @@ struct FromPort(Weak<Client>);
 impl Upcalls for FromPort {
     fn invalidate(&self, name: LockName, mode: LockMode) -> LocalBoxFuture<'static, ()> {
         let client = self.0.upgrade();
+        // Now, in the order of arrival: grants that came before it.
+        client.iter().for_each(Client::take_lock_answers);
         Box::pin(async move {
             if let Some(client) = client {
                 client.invalidate_lock(name, mode).await;
@@ -184,6 +186,11 @@ impl Client {
         }
     }
 
+    /// The locks that this client knows, with their users and waiters.
+    pub fn lock_views(&self) -> Vec<crate::LockView> {
+        self.locks.views()
+    }
+
     /// Waits until what locks cover may be used.
     pub(crate) async fn lease(&self) -> Result<(), ClientError> {
         self.check_alive()?;
@@ -212,7 +219,8 @@ impl Client {
             tracing::error!(rid = %self.rid, %why, "the client has failed");
         }
         *self.dead.borrow_mut() = Some(why.clone());
-        let locks: Vec<_> = self.locks.locks.borrow().values().cloned().collect();
+        let mut locks: Vec<_> = self.locks.locks.borrow().values().cloned().collect();
+        locks.sort_unstable_by_key(|lock| lock.name);
         for lock in locks {
             lock.fail_waiting(&why);
         }

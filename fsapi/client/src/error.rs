@@ -23,6 +23,10 @@ pub enum ClientError {
     /// A range that is neither on the device nor in this client's memory any more.
     #[error("block range {start} is stale: its lock guard was dropped")]
     StaleRange { start: u64 },
+    /// Extents that this transaction changes may have been split since they were read, because a new leader had no place
+    /// for them in one piece. Drop the guard and do the operation again; data that was written stays good.
+    #[error("extents moved while the engine was recovered: try again")]
+    Moved,
     #[error("the client was shut down")]
     Stopped,
 }

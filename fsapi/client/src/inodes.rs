@@ -6,7 +6,7 @@
 //! only, and since a number that was never given out has no items, nothing about it needs to be asked.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
 use vellum_base::{Ino, Key, KeyRange};
@@ -30,7 +30,7 @@ struct Place {
 pub(crate) struct InodeGroups {
     /// Next free slot of each group of ours that is not full.
     free: RefCell<HashMap<u64, u64>>,
-    dirs: RefCell<HashMap<Ino, Place>>,
+    dirs: RefCell<BTreeMap<Ino, Place>>,
     spare: RefCell<VecDeque<u64>>,
     fetching: Cell<usize>,
     waiting: Cell<usize>,
@@ -72,7 +72,7 @@ impl InodeGroups {
     }
 
     /// Drops the older half; what is left of their groups serves other directories.
-    fn forget_oldest(&self, dirs: &mut HashMap<Ino, Place>) {
+    fn forget_oldest(&self, dirs: &mut BTreeMap<Ino, Place>) {
         let mut ages: Vec<u64> = dirs.values().map(|p| p.used_at).collect();
         let middle = ages.len() / 2;
         let (_, median, _) = ages.select_nth_unstable(middle);

@@ -84,27 +84,24 @@ impl Client {
     pub async fn get_many(self: &Rc<Self>, guard: &LockGuard, keys: &[Key]) -> Result<Vec<Option<Bytes>>, ClientError> {
         keys.iter().for_each(|key| self.readable(guard, key));
         self.lease().await?;
-        let mut values = Vec::with_capacity(keys.len());
-        let (mut missing, mut places) = (Vec::new(), Vec::new());
-        for (at, key) in keys.iter().enumerate() {
-            let known = self.cache.borrow_mut().lookup(key);
-            values.push(match known {
-                Known::Present(value) => Some(value),
-                Known::Absent => None,
-                Known::No => {
-                    missing.push(*key);
-                    places.push(at);
-                    None
-                }
-            });
-        }
+        let missing: Vec<Key> = {
+            let mut cache = self.cache.borrow_mut();
+            keys.iter().filter(|key| cache.lookup(key) == Known::No).copied().collect()
+        };
         count(&self.counters.item_hits, (keys.len() - missing.len()) as u64);
+        // All values are of one moment: nothing is evicted until those that are fetched have come.
+        let _fetch = Fetch::new(self, keys.iter().map(group_of).collect());
         if !missing.is_empty() {
-            for (at, value) in places.into_iter().zip(self.fetch(&missing).await?) {
-                values[at] = value;
-            }
+            self.fetch(&missing).await?;
         }
-        Ok(values)
+        let mut cache = self.cache.borrow_mut();
+        keys.iter()
+            .map(|key| match cache.lookup(key) {
+                Known::Present(value) => Ok(Some(value)),
+                Known::Absent => Ok(None),
+                Known::No => Err(ClientError::Protocol { request: "Get" }),
+            })
+            .collect()
     }
 
     async fn fetch(self: &Rc<Self>, keys: &[Key]) -> Result<Vec<Option<Bytes>>, ClientError> {

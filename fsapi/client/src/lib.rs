@@ -31,7 +31,7 @@ pub use client::{Client, ReleaseHook};
 pub use data::{block_checksums, is_provisional};
 pub use error::ClientError;
 pub use items::ScanPage;
-pub use lock::LockGuard;
+pub use lock::{LockGuard, LockView};
 pub use options::{ClientOptions, MAX_TXN_OPS};
 pub use stats::ClientStats;
 pub use txn::Txn;

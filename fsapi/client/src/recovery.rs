@@ -5,13 +5,10 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
-use vellum_base::{BatchNo, BlockAddr, DmaBuf, DmaSlice, Ino, ItemOp, Key};
-use vellum_format::{Extent, ExtentHeader};
+use vellum_base::{DmaBuf, DmaSlice};
 use vellum_wire::{ErrorCode, Greeted, Request};
 
-use crate::cache::Known;
-use crate::data::{provisional_extent, written};
+use crate::data::written;
 use crate::stats::count;
 use crate::{Client, ClientError, env};
 
@@ -69,6 +66,9 @@ impl Client {
                     other => break other?,
                 }
             };
+            if places.len() > 1 {
+                self.data.splits.borrow_mut().any = true;
+            }
             self.data.runs.borrow_mut().moved(run.start, &places);
         }
         self.split_torn_extents();
@@ -117,86 +117,4 @@ fn join(slices: &[DmaSlice]) -> DmaSlice {
         at += slice.len();
     }
     whole.freeze()
-}
-
-impl Client {
-    /// Data that was sent again may lie in more pieces than before: an extent over several pieces becomes several, in
-    /// the batches that are sent again, in the open one, and in the cache.
-    fn split_torn_extents(self: &Rc<Self>) {
-        let mut torn = Vec::new();
-        {
-            let runs = self.data.runs.borrow();
-            for batch in self.batches.retained.borrow_mut().iter_mut() {
-                if let Some(ops) = split_ops(&batch.ops, &runs, batch.number, &mut torn) {
-                    batch.ops = Rc::new(ops);
-                }
-            }
-            let open = self.batches.next.get();
-            let mut batch = self.batches.open.borrow_mut();
-            batch.split_with(|key, value| {
-                let parts = split_extent(key, value, &runs)?;
-                torn.push(Torn { key: *key, whole: value.clone(), parts: parts.clone(), batch: open });
-                Some(parts)
-            });
-        }
-        let mut cache = self.cache.borrow_mut();
-        for Torn { key, whole, parts, batch } in torn {
-            // What was changed again since is not ours to touch.
-            if matches!(cache.lookup(&key), Known::Present(value) if value == whole) {
-                tracing::info!(?key, parts = parts.len(), "an extent whose data was sent again lies in more pieces");
-                for (key, value) in parts {
-                    cache.apply(&ItemOp::Put { key, value }, batch);
-                }
-            }
-        }
-    }
-}
-
-/// An extent that is no longer whole on the device.
-struct Torn {
-    key: Key,
-    whole: Bytes,
-    parts: Vec<(Key, Bytes)>,
-    batch: BatchNo,
-}
-
-/// The operations with torn extents in parts; `None` when nothing is torn.
-fn split_ops(ops: &[ItemOp], runs: &crate::data::Runs, batch: BatchNo, torn: &mut Vec<Torn>) -> Option<Vec<ItemOp>> {
-    let mut changed: Option<Vec<ItemOp>> = None;
-    for (at, op) in ops.iter().enumerate() {
-        let parts = match op {
-            ItemOp::Put { key, value } => split_extent(key, value, runs).map(|parts| (*key, value.clone(), parts)),
-            _ => None,
-        };
-        match (parts, &mut changed) {
-            (None, None) => {}
-            (None, Some(out)) => out.push(op.clone()),
-            (Some((key, whole, parts)), changed) => {
-                let out = changed.get_or_insert_with(|| ops[..at].to_vec());
-                out.extend(parts.iter().map(|(key, value)| ItemOp::Put { key: *key, value: value.clone() }));
-                torn.push(Torn { key, whole, parts, batch });
-            }
-        }
-    }
-    changed
-}
-
-/// The parts of a provisional extent that is no longer whole on the device.
-fn split_extent(key: &Key, value: &Bytes, runs: &crate::data::Runs) -> Option<Vec<(Key, Bytes)>> {
-    let (start, len_blocks) = provisional_extent(key, value)?;
-    let parts = runs.parts(start, len_blocks);
-    if parts.len() < 2 {
-        return None;
-    }
-    let extent = Extent::decode(value).ok()?;
-    let mut first_block = Extent::first_block(key, len_blocks)?;
-    let (mut at, mut out) = (0usize, Vec::with_capacity(parts.len()));
-    for len in parts {
-        let header = ExtentHeader { start: BlockAddr(start + at as u64), len_blocks: len, offline: false };
-        let checksums = extent.checksums.get(at..at + len as usize)?.to_vec();
-        out.push((Extent::key(Ino(key.first()), first_block, len), Extent { header, checksums }.encode()));
-        at += len as usize;
-        first_block += u64::from(len);
-    }
-    Some(out)
 }

@@ -55,11 +55,12 @@ impl Txn<'_> {
 
     /// Makes the changes, all of them at once: in the cache now, durable together later. Never waits.
     ///
-    /// Errors: this client has failed or is fenced; nothing was changed.
+    /// Errors: this client has failed or is fenced; [`ClientError::Moved`]: read again. Nothing was changed.
     pub fn commit(self) -> Result<TxnId, ClientError> {
-        let Txn { client, ops, .. } = self;
+        let Txn { client, guard, ops } = self;
         client.check_alive()?;
         assert!(ops.len() <= MAX_TXN_OPS, "{} operations do not fit one transaction", ops.len());
+        let ops = client.split_txn(guard, ops)?;
         let b = &client.batches;
         if ops.is_empty() {
             return Ok(TxnId(vellum_base::BatchNo(b.next.get().0 - 1)));

@@ -67,6 +67,12 @@ impl Pending {
         self.waiting.borrow().len()
     }
 
+    /// Those that somebody waits for: the kernel lets files go in the background, and an unmount does not wait for it.
+    pub fn missed(&self) -> usize {
+        let nobody = |w: &Waiting| matches!(w.opcode, Opcode::Release | Opcode::Releasedir);
+        self.waiting.borrow().values().filter(|w| !nobody(w)).count()
+    }
+
     pub fn insert(&self, unique: u64, opcode: Opcode, pid: u32) -> Rc<Waiting> {
         let waiting = Rc::new(Waiting {
             opcode,

@@ -164,7 +164,7 @@ impl<F: Filesystem> Session<F> {
     fn finish(&self, end: End) {
         if self.end.get().is_none() {
             // The kernel says the same (ENODEV) for both; but a mount that is idle has nothing waiting.
-            let cut_off = self.pending.len();
+            let cut_off = self.pending.missed();
             self.recorder.rest.borrow_mut().cut_off = cut_off as u64;
             let end = if end == End::Unmounted && cut_off > 0 { End::Aborted } else { end };
             tracing::debug!(?end, "the mount is gone");

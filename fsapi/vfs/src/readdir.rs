@@ -6,7 +6,7 @@
 use bytes::Bytes;
 use vellum_base::{Ino, Key, KeyRange};
 use vellum_client::{LockMode, LockName};
-use vellum_format::{Dirent, FileKind, ItemKind};
+use vellum_format::{Dirent, FileKind, Inode, ItemKind};
 
 use crate::create::FIRST_POS;
 use crate::error::{Result, VfsError, corrupt};
@@ -28,6 +28,9 @@ impl Vfs {
         let max = max.clamp(1, MAX_ENTRIES);
         let mut entries = self.list(dir, pos, max).await?;
         if plus {
+            let held: Vec<Ino> =
+                entries.iter().map(|e| e.ino).filter(|i| self.client.holds(LockName::of(*i), LockMode::Read)).collect();
+            self.fetch_inodes(&held).await;
             for entry in entries.iter_mut().filter(|e| !matches!(&e.name[..], b"." | b"..")) {
                 if self.client.holds(LockName::of(entry.ino), LockMode::Read) {
                     entry.attr = self.getattr(entry.ino).await.ok();
@@ -35,6 +38,16 @@ impl Vfs {
             }
         }
         Ok(entries)
+    }
+
+    /// Brings inodes into the client's cache, with one request for all that are missing. An error shows where one of them
+    /// is used.
+    async fn fetch_inodes(&self, inos: &[Ino]) {
+        let leases: Vec<_> = inos.iter().map(|ino| (LockName::of(*ino), LockMode::Read)).collect();
+        let keys: Vec<Key> = inos.iter().map(|ino| Inode::key(*ino)).collect();
+        if let Ok(guard) = self.client.lock(&leases).await {
+            let _ = self.client.get_many(&guard, &keys).await;
+        }
     }
 
     async fn list(&self, dir: Ino, pos: u64, max: usize) -> Result<Vec<DirEntry>> {

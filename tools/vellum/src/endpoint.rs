@@ -20,6 +20,15 @@ pub enum Target {
     Embedded(String),
 }
 
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Target::Served(endpoint) => endpoint.fmt(f),
+            Target::Embedded(device) => write!(f, "file:{device}"),
+        }
+    }
+}
+
 impl Target {
     /// Reads an ENDPOINT argument.
     pub fn parse(text: &str) -> Result<Target> {

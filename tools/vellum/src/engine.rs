@@ -45,14 +45,21 @@ pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
     let target = device::open(spec, false)?;
     let listens = options.listen.clone();
     remove_stale_sockets(&listens);
-    Node::start(target, options).map_err(|error| {
+    let pinned = options.cores.iter().any(Option::is_some);
+    let node = Node::start(target, options).map_err(|error| {
         let code = match &error {
             NodeError::Listen { .. } => Exit::Endpoint,
             NodeError::Options(_) => Exit::Usage,
+            NodeError::Reactors(_) if pinned => Exit::Usage, // a core that is not there
             _ => Exit::Device,
         };
-        crate::exit::Coded { code, error: anyhow::Error::new(error).context(format!("cannot serve {spec}")) }.into()
-    })
+        let error = anyhow::Error::new(error).context(format!("cannot serve {spec}"));
+        anyhow::Error::from(crate::exit::Coded { code, error })
+    })?;
+    for place in &node.up().report.repaired {
+        tracing::warn!("{spec}: repaired from the other copy: {place}");
+    }
+    Ok(node)
 }
 
 /// A socket file whose server is gone refuses connections; only then it is removed.

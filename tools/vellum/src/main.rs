@@ -6,6 +6,8 @@ mod device;
 mod endpoint;
 mod engine;
 mod exit;
+mod library;
+mod processes;
 mod session;
 mod size;
 

@@ -40,7 +40,7 @@ where
         let options = ClientOptions { spare_groups: 0, ..ClientOptions::default() };
         let client = Client::connect(address, None, connect_options(), options)
             .await
-            .with_context(|| format!("cannot reach {target:?}"))
+            .with_context(|| format!("cannot reach {target}"))
             .exit(Exit::Endpoint)?;
         let result = work(client.clone()).await;
         let left = client.farewell().await;

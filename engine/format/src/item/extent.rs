@@ -37,7 +37,8 @@ pub struct Extent {
     pub checksums: Vec<u32>,
 }
 
-const FLAG_OFFLINE: u32 = 1;
+/// The extent's content is in the archive only.
+pub const FLAG_OFFLINE: u32 = 1;
 
 impl Extent {
     pub const HEADER: usize = 16;

@@ -93,8 +93,8 @@ struct DiskTime {
     nanos: U32,
 }
 
-/// Version of [`DiskInode`].
-const INODE_VERSION: u32 = 1;
+/// Version of the durable inode.
+pub const INODE_VERSION: u32 = 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]

@@ -11,8 +11,7 @@
 //! | Fs     | Inline   | ino   | 0                  | 0       | 0      | file content, up to [`MAX_INLINE`]  |
 //! | Fs     | Extent   | ino   | last logical block | 0       | 0      | [`Extent`]                          |
 //! | Orphan | Inode    | ino   | 0                  | 0       | 0      | rid that unlinked it, u64 LE        |
-//! | Index  | MetaSeq  | seq   | ino                | 0       | 0      | empty                               |
-//! | Index  | DataSeq  | -     | (as MetaSeq, with kind in `kind`; see [`IndexKind::key`])              |||
+//! | Index  | 0        | index | seq                | ino     | 0      | empty; the index is an [`IndexKind`] |
 //! | Space  | Bitmap   | chunk | sub-bitmap index   | 0       | 0      | bitmap, bit set = block in use      |
 //! | System | various  |       |                    |         |        | kept by the store                   |
 //!
@@ -28,9 +27,9 @@ use bytes::Bytes;
 use thiserror::Error;
 
 pub use dirent::{Dirent, MAX_NAME, name_hash};
-pub use extent::{Extent, ExtentHeader, MAX_EXTENT_BLOCKS};
+pub use extent::{Extent, ExtentHeader, FLAG_OFFLINE, MAX_EXTENT_BLOCKS};
 pub use index::IndexKind;
-pub use inode::{FileKind, Inode, Timestamp};
+pub use inode::{FileKind, INODE_VERSION, Inode, Timestamp};
 
 /// An item's value: cheap to clone, may share the memory of the block or the frame that it came in.
 pub type Value = Bytes;

@@ -5,8 +5,9 @@ use vellum_base::{BLOCK_SIZE, SegmentId, crc32c_seeded};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-const MAGIC: u32 = 0x314b_5356; // "VSK1"
-const VERSION: u8 = 1;
+/// "VSK1", little-endian.
+pub const MAGIC: u32 = 0x314b_5356;
+pub const VERSION: u8 = 1;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
@@ -46,7 +47,7 @@ struct DiskHeader {
 pub const HEADER_LEN: usize = size_of::<DiskHeader>();
 const _: () = assert!(HEADER_LEN == 16);
 /// The checksum begins here.
-const CRC_FROM: usize = std::mem::offset_of!(DiskHeader, kind);
+pub const CRC_FROM: usize = std::mem::offset_of!(DiskHeader, kind);
 /// Longest block. An index of a large segment is the longest that occurs.
 pub const MAX_BLOCK_BYTES: usize = u16::MAX as usize * BLOCK_SIZE;
 

@@ -14,10 +14,11 @@ use vellum_base::{Epoch, Key};
 
 use super::block::BlockError;
 
-const SHARED_MASK: u8 = 0x1f;
-const TOMBSTONE: u8 = 0x20;
-const HAS_EPOCH: u8 = 0x40;
-const FILL_FF: u8 = 0x80;
+/// The bits of an entry's first byte.
+pub const SHARED_MASK: u8 = 0x1f;
+pub const TOMBSTONE: u8 = 0x20;
+pub const HAS_EPOCH: u8 = 0x40;
+pub const FILL_FF: u8 = 0x80;
 const _: () = assert!(Key::LEN <= SHARED_MASK as usize);
 
 /// Most bytes that an entry takes beyond its value.
@@ -136,6 +137,30 @@ pub struct Entry {
     pub next_at: usize,
 }
 
+/// An entry without its key.
+struct Rest {
+    epoch: Epoch,
+    value: Option<Range<usize>>,
+    next_at: usize,
+}
+
+impl Rest {
+    #[inline]
+    fn with_key(self, key: Key) -> Entry {
+        Entry { key, epoch: self.epoch, value: self.value, next_at: self.next_at }
+    }
+}
+
+/// The key as numbers that compare like its bytes, without a call to memcmp.
+#[inline]
+fn words(key: &Key) -> (u64, u64, u64, u32) {
+    let k = &key.0;
+    let word = |at: usize| {
+        u64::from_be_bytes([k[at], k[at + 1], k[at + 2], k[at + 3], k[at + 4], k[at + 5], k[at + 6], k[at + 7]])
+    };
+    (word(0), word(8), word(16), u32::from_be_bytes([k[24], k[25], k[26], k[27]]))
+}
+
 /// Reads a payload. Nothing in it is trusted beyond its bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Entries<'a> {
@@ -164,25 +189,42 @@ impl<'a> Entries<'a> {
         if at >= self.entries_end {
             return Ok(None);
         }
-        self.parse(at, before).map(Some).ok_or(BlockError::Malformed { at })
+        let mut key = *before;
+        let rest = self.parse(at, &mut key)?;
+        Ok(Some(rest.with_key(key)))
     }
 
-    fn parse(&self, at: usize, before: &Key) -> Option<Entry> {
+    /// Reads the entry at `at`; `key` holds its predecessor's key and gets its own.
+    #[inline]
+    fn parse(&self, at: usize, key: &mut Key) -> Result<Rest, BlockError> {
+        self.parse_inner(at, key).ok_or(BlockError::Malformed { at })
+    }
+
+    #[inline]
+    fn parse_inner(&self, at: usize, key: &mut Key) -> Option<Rest> {
         let input = self.payload.get(..self.entries_end)?;
         let (flags, suffix_len) = (*input.get(at)?, usize::from(*input.get(at + 1)?));
         let mut at = at + 2;
         let value_len = if flags & TOMBSTONE == 0 { Some(get_varint(input, &mut at)? as usize) } else { None };
         let epoch = Epoch(if flags & HAS_EPOCH != 0 { get_varint(input, &mut at)? } else { 0 });
         let shared = usize::from(flags & SHARED_MASK);
-        let mut key = if flags & FILL_FF == 0 { Key::MIN } else { Key::MAX };
-        key.0.get_mut(..shared)?.copy_from_slice(before.0.get(..shared)?);
         let suffix_end = at.checked_add(suffix_len)?;
-        key.0.get_mut(shared..shared + suffix_len)?.copy_from_slice(input.get(at..suffix_end)?);
+        let suffix = input.get(at..suffix_end)?;
+        let tail = key.0.get_mut(shared..)?;
+        if suffix.len() > tail.len() {
+            return None;
+        }
+        let fill = if flags & FILL_FF == 0 { 0 } else { 0xff };
+        // Byte by byte: the lengths are short and vary, which calls of memcpy and memset are bad at.
+        let mut bytes = suffix.iter();
+        for byte in tail {
+            *byte = bytes.next().copied().unwrap_or(fill);
+        }
         let next_at = suffix_end.checked_add(value_len.unwrap_or(0))?;
         if next_at > input.len() {
             return None;
         }
-        Some(Entry { key, epoch, value: value_len.map(|_| suffix_end..next_at), next_at })
+        Some(Rest { epoch, value: value_len.map(|_| suffix_end..next_at), next_at })
     }
 
     pub fn first(&self) -> Result<Option<Entry>, BlockError> {
@@ -191,41 +233,44 @@ impl<'a> Entries<'a> {
 
     /// The last restart whose key is less than `key` (or the first restart).
     fn restart_before(&self, key: &Key) -> Result<usize, BlockError> {
-        let key_at = |index: usize| -> Result<(usize, Key), BlockError> {
-            let at = self.restart(index).ok_or(BlockError::Malformed { at: self.entries_end })?;
-            let entry = self.decode(at, &Key::MIN)?.ok_or(BlockError::Malformed { at })?;
-            Ok((at, entry.key))
-        };
+        let at = |index: usize| self.restart(index).ok_or(BlockError::Malformed { at: self.entries_end });
+        let wanted = words(key);
         let (mut low, mut high) = (0, self.restarts);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            if key_at(middle)?.1 < *key { low = middle } else { high = middle }
+            let mut found = Key::MIN;
+            self.parse(at(middle)?, &mut found)?;
+            if words(&found) < wanted { low = middle } else { high = middle }
         }
-        if self.restarts == 0 { Ok(0) } else { Ok(key_at(low)?.0) }
+        if self.restarts == 0 { Ok(0) } else { at(low) }
     }
 
     /// The first entry with a key of at least `key`.
     pub fn seek(&self, key: &Key) -> Result<Option<Entry>, BlockError> {
         let mut at = self.restart_before(key)?;
-        let mut before = Key::MIN;
-        while let Some(entry) = self.decode(at, &before)? {
-            if entry.key >= *key {
-                return Ok(Some(entry));
+        let (wanted, mut current) = (words(key), Key::MIN);
+        while at < self.entries_end {
+            let rest = self.parse(at, &mut current)?;
+            if words(&current) >= wanted {
+                return Ok(Some(rest.with_key(current)));
             }
-            (at, before) = (entry.next_at, entry.key);
+            at = rest.next_at;
         }
         Ok(None)
     }
 
     /// The last entry with a key of at most `key`; the first entry when there is none such.
     pub fn seek_floor(&self, key: &Key) -> Result<Option<Entry>, BlockError> {
-        let at = self.restart_before(key)?;
-        let mut floor = self.decode(at, &Key::MIN)?;
-        while let Some(current) = &floor {
-            match self.decode(current.next_at, &current.key)? {
-                Some(next) if next.key <= *key => floor = Some(next),
-                _ => break,
+        let mut at = self.restart_before(key)?;
+        let (wanted, mut current) = (words(key), Key::MIN);
+        let mut floor = None;
+        while at < self.entries_end {
+            let rest = self.parse(at, &mut current)?;
+            if floor.is_some() && words(&current) > wanted {
+                break;
             }
+            at = rest.next_at;
+            floor = Some(rest.with_key(current));
         }
         Ok(floor)
     }

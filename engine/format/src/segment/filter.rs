@@ -3,18 +3,20 @@
 //! A hash picks the page, then a line of 64 bytes in it, then [`PROBES`] bits of the line: a question costs one cached
 //! page and one cache line. What is hashed is the key's first [`PREFIX_LEN`] bytes (bucket, zone, first, type, second),
 //! so that a scan within such a prefix (all entries with one name hash, all parts of an xattr) can ask too; nearly all
-//! keys differ in their prefix.
+//! keys differ in their prefix. The first [`OWNER_LEN`] bytes (bucket, zone, first) are hashed as well, once for all items
+//! of an inode: a scan of what one inode has need not look into every run.
 
 use vellum_base::{BLOCK_SIZE, Key};
 
 pub const PREFIX_LEN: usize = 19;
-const LINE_BYTES: usize = 64;
+pub const OWNER_LEN: usize = 10;
+pub const LINE_BYTES: usize = 64;
 /// The page's first line belongs to the block header.
 pub const LINES_PER_PAGE: u64 = (BLOCK_SIZE / LINE_BYTES - 1) as u64;
 const LINE_BITS: u64 = LINE_BYTES as u64 * 8;
-const PROBES: u32 = 6;
+pub const PROBES: u32 = 6;
 /// About 1.3 % false positives.
-const BITS_PER_KEY: u64 = 10;
+pub const BITS_PER_KEY: u64 = 10;
 /// Bytes of the payload of a filter page: the header's line and the lines of bits.
 pub const PAGE_PAYLOAD: usize = BLOCK_SIZE - super::block::HEADER_LEN;
 const FIRST_LINE_IN_PAYLOAD: usize = LINE_BYTES - super::block::HEADER_LEN;
@@ -35,6 +37,21 @@ pub fn prefix_hash(key: &Key) -> u64 {
     let (a, b, c) = (word(&key.0[..8]), word(&key.0[8..16]), word(&key.0[16..PREFIX_LEN]));
     let ab = fold(a ^ 0x243f_6a88_85a3_08d3, b ^ 0x1319_8a2e_0370_7344);
     fold(ab ^ 0xa409_3822_299f_31d0, c ^ 0x082e_fa98_ec4e_6c89 ^ a.rotate_left(29))
+}
+
+/// Part of the durable format, as [`prefix_hash`].
+pub fn owner_hash(key: &Key) -> u64 {
+    let (a, b) = (word(&key.0[..8]), word(&key.0[8..OWNER_LEN]));
+    fold(a ^ 0x4528_21e6_38d0_1377, b ^ 0xbe54_66cf_34e9_0c6c ^ a.rotate_left(29))
+}
+
+/// What to ask the filter before a scan of `first..=last`: `None` when the range is not within one prefix.
+pub fn range_hash(first: &Key, last: &Key) -> Option<u64> {
+    match first.0.iter().zip(&last.0).take_while(|(a, b)| a == b).count() {
+        PREFIX_LEN.. => Some(prefix_hash(first)),
+        OWNER_LEN.. => Some(owner_hash(first)),
+        _ => None,
+    }
 }
 
 /// Pages for this many distinct prefixes.
@@ -99,6 +116,6 @@ mod tests {
         let key = Key::fs(Ino(5), 3, 0x1234, 8, 1);
         assert_eq!(prefix_hash(&key), prefix_hash(&Key::fs(Ino(5), 3, 0x1234, 9, 0)));
         assert_ne!(prefix_hash(&key), prefix_hash(&Key::fs(Ino(5), 3, 0x1235, 8, 1)));
-        assert_eq!(prefix_hash(&key), prefix_hash(&key));
+        assert_eq!((prefix_hash(&key), owner_hash(&key)), (0x9829_5939_d8e5_5b32, 0xb5b6_937b_db45_74b5));
     }
 }

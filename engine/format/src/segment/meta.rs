@@ -68,7 +68,8 @@ pub enum SegmentError {
     Value { segment: SegmentId, what: &'static str, found: u64 },
 }
 
-const META_VERSION: u16 = 1;
+/// Version of a segment's description.
+pub const META_VERSION: u16 = 1;
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy, Default)]
 #[repr(C)]

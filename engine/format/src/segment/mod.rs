@@ -19,4 +19,4 @@ pub mod filter;
 mod meta;
 
 pub use block::{BlockError, BlockKind};
-pub use meta::{Place, SegmentError, SegmentMeta};
+pub use meta::{META_VERSION, Place, SegmentError, SegmentMeta};

@@ -8,9 +8,9 @@ use vellum_format::{Place, SegmentMeta};
 
 use super::image::Image;
 
-const DATA_RESTARTS: u32 = 16;
+const DATA_RESTARTS: u32 = 8;
 /// Lower: an index is searched for each block, and is short.
-const INDEX_RESTARTS: u32 = 8;
+const INDEX_RESTARTS: u32 = 4;
 /// A block that an entry does not fit into grows by 4 KiB when it is emptier than this share of its length.
 const WASTE_SHARE: usize = 8;
 /// Blocks grow up to this many times the wanted length.
@@ -62,10 +62,6 @@ impl SegmentBuilder {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.meta.entries == 0 && self.meta.range_tombstones == 0
-    }
-
     /// About the length of the segment if it ended now.
     pub fn len_bytes(&self) -> usize {
         let blocks =
@@ -78,10 +74,12 @@ impl SegmentBuilder {
         let same_key = self.last_key == Some(*key);
         if !same_key {
             self.cut_block(value.map_or(0, <[u8]>::len));
-            let prefix = |key: &Key| key.0[..filter::PREFIX_LEN].to_owned();
-            if self.last_key.is_none_or(|last| last.0[..filter::PREFIX_LEN] != key.0[..filter::PREFIX_LEN]) {
-                debug_assert!(self.last_key.is_none_or(|last| prefix(&last) <= prefix(key)));
+            let shared = self.last_key.map_or(0, |last| common(&last, key));
+            if shared < filter::PREFIX_LEN {
                 self.hashes.push(filter::prefix_hash(key));
+            }
+            if shared < filter::OWNER_LEN {
+                self.hashes.push(filter::owner_hash(key));
             }
         }
         if self.data.is_empty() {
@@ -238,9 +236,14 @@ impl SegmentBuilder {
     }
 }
 
+/// Number of leading bytes that two keys share.
+fn common(a: &Key, b: &Key) -> usize {
+    a.0.iter().zip(&b.0).take_while(|(x, y)| x == y).count()
+}
+
 /// The shortest key (ending in zeros) that is greater than `before` and at most `first`.
 fn separator(before: &Key, first: &Key) -> Key {
-    let shared = before.0.iter().zip(&first.0).take_while(|(a, b)| a == b).count();
+    let shared = common(before, first);
     let mut key = *first;
     if let Some(rest) = key.0.get_mut(shared + 1..) {
         rest.fill(0);

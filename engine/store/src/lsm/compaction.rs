@@ -8,13 +8,20 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use vellum_base::{Epoch, KeyRange};
+use vellum_format::SegmentMeta;
+use vellum_format::segment::BlockKind;
 
 use super::bottom::Bottom;
 use super::merge::Merge;
 use super::output::Output;
 use super::segment::Segment;
-use super::state::State;
+use super::state::{Run, State};
+use super::stream::Stream;
 use super::{Edit, LsmError, Shard};
+
+/// Fill of a level (1 is full) from where writers are slowed down, and where they must wait.
+const DEBT_FREE: f32 = 2.0;
+const DEBT_STOP: f32 = 8.0;
 
 /// A compaction that was picked: its inputs belong to no other job while it lives.
 pub struct Job {
@@ -68,8 +75,14 @@ impl Shard {
     }
 
     fn pick_level_zero(&self, state: &State) -> Option<Job> {
-        if state.runs.len() < self.cfg.l0_runs || state.runs.iter().any(|run| any_busy(&run.segments)) {
+        let enough = state.runs.len() >= self.cfg.l0_runs
+            || (state.runs.len() >= self.cfg.l0_runs.div_ceil(2) && self.mostly_tombstones(&state.runs));
+        // One job at a time: a second one would have to pass older runs that are still being merged.
+        if !enough || state.runs.iter().any(|run| any_busy(&run.segments)) {
             return None;
+        }
+        if let Some(segment) = falls_through(state) {
+            return Some(Job::new(vec![vec![segment]], 1, true));
         }
         let mut sources: Vec<_> = state.runs.iter().map(|run| run.segments.clone()).collect();
         let range = bounds(sources.iter().flatten())?;
@@ -79,6 +92,13 @@ impl Shard {
         }
         sources.push(below);
         Some(Job::new(sources, 1, false))
+    }
+
+    fn mostly_tombstones(&self, runs: &[Rc<Run>]) -> bool {
+        let metas = || runs.iter().flat_map(|run| &run.segments).map(|segment| &segment.meta);
+        let all: u64 = metas().map(|meta| meta.entries + meta.range_tombstones).sum();
+        let dead: u64 = metas().map(|meta| meta.tombstones + meta.range_tombstones).sum();
+        dead * 100 >= all.max(1) * u64::from(self.cfg.tombstone_percent)
     }
 
     fn pick_by_size(&self, state: &State) -> Option<Job> {
@@ -138,13 +158,17 @@ impl Shard {
     pub async fn run_compaction(&self, job: Job) -> Result<Edit, LsmError> {
         let removed = job.inputs().map(|segment| segment.meta.id).collect();
         let added = if job.trivial {
-            job.inputs().map(|segment| segment.meta.clone()).collect()
+            job.inputs().map(|segment| SegmentMeta { run: Epoch::NONE, ..segment.meta.clone() }).collect()
         } else {
             let min = job.inputs().map(|segment| segment.meta.min_epoch).min().unwrap_or_default();
             let max = job.inputs().map(|segment| segment.meta.max_epoch).max().unwrap_or_default();
             let older = self.state().levels.iter().skip(job.target).cloned().collect();
             let output = Output::new(&self.env, &self.cfg, Epoch::NONE, (min, max));
-            Merge::new(self, job.sources.clone(), Bottom::new(older), output).run().await?
+            let queue = self.env.queue();
+            let streams = |kind| job.sources.iter().map(|run| Stream::new(queue.clone(), kind, run)).collect();
+            let (points, ranges) = (streams(BlockKind::Data), streams(BlockKind::Tombstones));
+            let merge = Merge::open(points, ranges, self.oldest_reader(), Bottom::new(older), output).await?;
+            merge.run().await?.finish().await?
         };
         job.handed_over.set(true);
         let added = added.into_iter().map(|meta| (job.target, meta)).collect();
@@ -159,8 +183,32 @@ impl Shard {
         let table = self.cfg.memtable_bytes as f32;
         let memory = ratio(self.memtable_bytes() as f32, table * 1.5, table * self.cfg.memtable_backlog as f32);
         let runs = ratio(state.runs.len() as f32, self.cfg.l0_runs as f32 * 1.5, self.cfg.l0_stop as f32);
-        memory.max(runs)
+        // Debt of the levels: many times what they should hold means that merging has lagged for long.
+        let debt = state
+            .levels
+            .iter()
+            .enumerate()
+            .map(|(at, run)| ratio(run.bytes() as f32 / self.cfg.level_bytes(at + 1) as f32, DEBT_FREE, DEBT_STOP));
+        debt.fold(memory.max(runs), f32::max)
     }
+}
+
+/// A segment of level 0 that overlaps no older one and nothing in level 1 goes there as it is. (Files that are created in
+/// order are written once.) Not one with tombstones: a merge rids us of them.
+fn falls_through(state: &State) -> Option<Rc<Segment>> {
+    let mut older: Vec<&Rc<Run>> = state.levels.first().into_iter().collect();
+    for run in state.runs.iter().rev() {
+        for segment in &run.segments {
+            let meta = &segment.meta;
+            let range = KeyRange { first: meta.first, last: meta.last };
+            let free = older.iter().all(|run| run.overlapping(&range).is_empty());
+            if free && meta.tombstones == 0 && meta.range_tombstones == 0 {
+                return Some(segment.clone());
+            }
+        }
+        older.push(run);
+    }
+    None
 }
 
 /// Segments of a level (1 or more) that overlap `range`.

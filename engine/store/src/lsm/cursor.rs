@@ -6,7 +6,7 @@ use vellum_base::{Epoch, Key, KeyRange};
 use vellum_format::Place;
 use vellum_format::segment::BlockKind;
 use vellum_format::segment::entry::Entry;
-use vellum_format::segment::filter::{PREFIX_LEN, prefix_hash};
+use vellum_format::segment::filter::range_hash;
 
 use super::blocks::{Blocks, Stop, View};
 use super::cache::Block;
@@ -138,14 +138,8 @@ pub struct RunCursor {
 impl RunCursor {
     /// `segments`: those of the run that overlap `range`. `ahead`: blocks to be read ahead.
     pub fn new(segments: &[Rc<Segment>], range: &KeyRange, ahead: usize) -> RunCursor {
-        let one_prefix = range.first.0[..PREFIX_LEN] == range.last.0[..PREFIX_LEN];
-        let walk = |kind, segments| Walk {
-            segments,
-            kind,
-            hash: one_prefix.then(|| prefix_hash(&range.first)),
-            at: 0,
-            position: None,
-        };
+        let hash = range_hash(&range.first, &range.last);
+        let walk = |kind, segments| Walk { segments, kind, hash, at: 0, position: None };
         let with_ranges: Vec<_> = segments.iter().filter(|s| s.meta.range_tombstones > 0).cloned().collect();
         let ranges = (!with_ranges.is_empty()).then(|| walk(BlockKind::Tombstones, with_ranges));
         RunCursor { points: walk(BlockKind::Data, segments.to_vec()), ranges, range: None, ahead }
@@ -158,28 +152,6 @@ impl RunCursor {
             self.read_range()?;
         }
         self.seek_points(key, blocks)
-    }
-
-    /// As `seek`, for the range tombstones alone.
-    pub fn seek_ranges(&mut self, key: &Key, blocks: &Blocks<'_>) -> Result<(), Stop> {
-        if let Some(walk) = &mut self.ranges {
-            walk.at = 0;
-            walk.seek(key, blocks, 0)?;
-        }
-        self.read_range()
-    }
-
-    /// The range tombstone that the cursor stands at, with its epochs, newest first.
-    pub fn range(&self) -> Option<(KeyRange, Vec<Epoch>)> {
-        let range = self.range.as_ref()?;
-        Some((KeyRange { first: range.first, last: range.last }, range.epochs.clone()))
-    }
-
-    pub fn step_range(&mut self, blocks: &Blocks<'_>) -> Result<(), Stop> {
-        if let Some(walk) = &mut self.ranges {
-            walk.step(blocks, 0)?;
-        }
-        self.read_range()
     }
 
     pub fn seek_points(&mut self, key: &Key, blocks: &Blocks<'_>) -> Result<(), Stop> {

@@ -39,11 +39,13 @@ impl Shard {
             through: frozen.through,
             bottom: Bottom::new(state.sorted_runs().cloned().collect()),
             output: Output::new(&self.env, &self.cfg, frozen.through, epochs),
+            ranges_from: Key::MIN,
+            may_cut: true,
         };
         let mut next = Some(Key::MIN);
         while let Some(from) = next {
             next = writer.batch(&frozen.table.borrow(), &from);
-            if writer.output.is_full() {
+            if writer.may_cut && writer.output.is_full() {
                 writer.output.cut().await?;
             }
             vellum_rt::yield_if_needed().await;
@@ -57,24 +59,39 @@ struct TableWriter {
     through: Epoch,
     bottom: Bottom,
     output: Output,
+    /// Range tombstones are written up to here.
+    ranges_from: Key,
+    /// False when one of them reaches over the end of the batch and is not written: segments would overlap.
+    may_cut: bool,
 }
 
 impl TableWriter {
-    /// Writes some keys from `from` on, and the range tombstones before the key that it answers: where to go on.
+    /// Writes the keys from `from` to the key that it answers, where the next batch begins, and the range tombstones
+    /// that end before it. One that reaches over that key is cut there only when the segment ends there.
     fn batch(&mut self, table: &Memtable, from: &Key) -> Option<Key> {
-        let mut end = None;
-        for (count, (key, versions)) in table.from(from).enumerate() {
-            if count == BATCH {
-                end = Some(*key);
-                break;
-            }
+        let after_points = table.from(from).nth(BATCH).map(|(key, _)| *key);
+        let after_ranges = table.tombstones.from(&self.ranges_from).nth(BATCH).map(|(first, _)| first);
+        let end = match (after_points, after_ranges.filter(|key| key > from)) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let inside = |key: &Key| end.is_none_or(|end| *key < end);
+        for (key, versions) in table.from(from).take_while(|(key, _)| inside(key)) {
             self.point(table, key, versions);
         }
-        for (first, fragment) in table.tombstones.from(from) {
-            if end.is_some_and(|end| first >= end) {
-                break;
+        let start = self.ranges_from;
+        self.ranges_from = end.unwrap_or(Key::MAX);
+        self.may_cut = true;
+        for (first, fragment) in table.tombstones.from(&start).take_while(|(first, _)| inside(first)) {
+            let first = first.max(start);
+            if inside(&fragment.last) {
+                self.range(&first, &fragment.last, fragment);
+            } else if let Some(before) = end.and_then(|end| predecessor(&end)).filter(|_| self.output.is_full()) {
+                self.range(&first, &before, fragment);
+            } else {
+                self.ranges_from = first;
+                self.may_cut = false;
             }
-            self.range(&first.max(*from), &clip(fragment, end), fragment);
         }
         end
     }
@@ -116,12 +133,5 @@ impl TableWriter {
             epochs.push(epoch);
         }
         self.output.add_range(first, last, &epochs);
-    }
-}
-
-fn clip(fragment: &Fragment, end: Option<Key>) -> Key {
-    match end.and_then(|end| predecessor(&end)) {
-        Some(before) => fragment.last.min(before),
-        None => fragment.last,
     }
 }

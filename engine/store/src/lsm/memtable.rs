@@ -58,6 +58,8 @@ impl Version {
 /// All versions of a key, newest first; mostly one.
 pub struct Versions {
     newest: Version,
+    /// A box: a vector in place would make all entries larger for the few that have several versions.
+    #[allow(clippy::box_collection)]
     older: Option<Box<Vec<Version>>>,
 }
 
@@ -71,7 +73,8 @@ impl Versions {
     }
 }
 
-/// What a version counts for in the memtable's size, beside its value's slot: its share of a tree node (measured).
+/// What a version counts for in the memtable's size, beside its value's slot: its share of tree nodes that are
+/// two thirds full.
 const ENTRY_CHARGE: usize = 96;
 const OLDER_CHARGE: usize = 40;
 /// Journal entries between two prunings.
@@ -106,10 +109,6 @@ impl Memtable {
 
     pub fn bytes(&self) -> usize {
         self.point_bytes + self.tombstones.bytes()
-    }
-
-    pub fn keys(&self) -> usize {
-        self.points.len()
     }
 
     /// A lower bound of the epochs in it.

@@ -1,186 +1,212 @@
-//! The merge of a compaction: the newest state of each key, and every older version that a reader may still ask for.
-//!
-//! It works in synchronous stretches over blocks that are in memory; when one is missing it is loaded, and all sources
-//! are sought again at the key that the merge stands at. What was written to the output before a stop is never written
-//! again: a key's entries are added only when all of them are known.
+//! Merges the inputs of a compaction, from new (rank 0) to old, and decides which versions live on.
 
-use std::rc::Rc;
+use vellum_base::{Epoch, Key};
 
-use bytes::Bytes;
-use vellum_base::{Epoch, Key, KeyRange};
-use vellum_format::SegmentMeta;
-
-use super::blocks::{Blocks, Stop};
+use super::LsmError;
 use super::bottom::Bottom;
-use super::cursor::RunCursor;
 use super::output::Output;
-use super::ranges::{Fragment, RangeTombstones, predecessor};
-use super::segment::Segment;
-use super::{LsmError, Shard};
+use super::ranges::predecessor;
+use super::stream::Stream;
 
-/// Keys between two chances to yield and to cut the output.
-const STRETCH: usize = 256;
-/// Blocks read ahead.
-const AHEAD: usize = 16;
+/// A piece of key space with the same range tombstones throughout.
+struct Covering {
+    first: Key,
+    last: Key,
+    /// Rank and epoch, newest first.
+    stamps: Vec<(usize, Epoch)>,
+}
 
-pub struct Merge<'a> {
-    shard: &'a Shard,
-    sources: Vec<Vec<Rc<Segment>>>,
+impl Covering {
+    fn covers(&self, key: &Key) -> bool {
+        self.first <= *key && *key <= self.last
+    }
+
+    /// Stamps that hide an entry of this rank and epoch.
+    fn hiding(&self, rank: usize, epoch: Epoch) -> impl Iterator<Item = Epoch> + '_ {
+        self.stamps.iter().filter(move |(r, e)| *r < rank || (*r == rank && *e > epoch)).map(|(_, e)| *e)
+    }
+}
+
+/// The range tombstone that one input stands at.
+struct Head {
+    stream: Stream,
+    first: Key,
+    last: Key,
+    epochs: Vec<Epoch>,
+    ended: bool,
+}
+
+impl Head {
+    async fn advance(&mut self) -> Result<(), LsmError> {
+        if !self.stream.step()? {
+            self.stream.advance().await?;
+        }
+        self.read()
+    }
+
+    fn read(&mut self) -> Result<(), LsmError> {
+        match self.stream.range(&mut self.epochs)? {
+            Some((first, last)) => (self.first, self.last) = (first, last),
+            None => self.ended = true,
+        }
+        Ok(())
+    }
+}
+
+/// The range tombstones of all inputs, cut so that they do not overlap.
+struct Coverings {
+    heads: Vec<Head>,
+    /// Pieces before this key have been answered.
+    position: Option<Key>,
+}
+
+impl Coverings {
+    async fn open(streams: Vec<Stream>) -> Result<Coverings, LsmError> {
+        let mut heads = Vec::with_capacity(streams.len());
+        for mut stream in streams {
+            stream.advance().await?;
+            let mut head = Head { stream, first: Key::MIN, last: Key::MIN, epochs: Vec::new(), ended: false };
+            head.read()?;
+            heads.push(head);
+        }
+        Ok(Coverings { heads, position: Some(Key::MIN) })
+    }
+
+    async fn next(&mut self) -> Result<Option<Covering>, LsmError> {
+        let Some(position) = self.position else { return Ok(None) };
+        let live = || self.heads.iter().filter(|head| !head.ended);
+        let Some(first) = live().map(|head| head.first.max(position)).min() else { return Ok(None) };
+        let end =
+            live().filter_map(|head| if head.first <= first { Some(head.last) } else { predecessor(&head.first) });
+        let Some(last) = end.min() else { return Ok(None) };
+        let covering = |(_, head): &(usize, &Head)| !head.ended && head.first <= first;
+        let stamps = self.heads.iter().enumerate().filter(covering);
+        let stamps = stamps.flat_map(|(rank, head)| head.epochs.iter().map(move |epoch| (rank, *epoch))).collect();
+        self.position = last.successor();
+        for head in self.heads.iter_mut().filter(|head| !head.ended && head.last <= last) {
+            head.advance().await?;
+        }
+        Ok(Some(Covering { first, last, stamps }))
+    }
+}
+
+pub struct Merge {
+    /// Points of the inputs; their index is their rank.
+    points: Vec<Stream>,
+    coverings: Coverings,
+    covering: Option<Covering>,
     oldest: Epoch,
     bottom: Bottom,
     output: Output,
-    /// All inputs' range tombstones. Epochs that every reader sees are 0 here.
-    ranges: RangeTombstones,
-    /// The first key that is not written.
-    position: Key,
 }
 
-impl<'a> Merge<'a> {
-    pub fn new(shard: &'a Shard, sources: Vec<Vec<Rc<Segment>>>, bottom: Bottom, output: Output) -> Merge<'a> {
-        let oldest = shard.oldest_reader();
-        Merge { shard, sources, oldest, bottom, output, ranges: RangeTombstones::default(), position: Key::MIN }
+impl Merge {
+    pub async fn open(
+        mut points: Vec<Stream>,
+        ranges: Vec<Stream>,
+        oldest: Epoch,
+        bottom: Bottom,
+        output: Output,
+    ) -> Result<Merge, LsmError> {
+        for stream in &mut points {
+            stream.advance().await?;
+        }
+        let mut coverings = Coverings::open(ranges).await?;
+        let covering = coverings.next().await?;
+        Ok(Merge { points, coverings, covering, oldest, bottom, output })
     }
 
-    pub async fn run(mut self) -> Result<Vec<SegmentMeta>, LsmError> {
-        self.collect_ranges().await?;
-        let mut blocks = Blocks::new(&self.shard.cache, &*self.shard.env);
-        'seek: loop {
-            let mut cursors = Vec::with_capacity(self.sources.len());
-            for segments in &self.sources {
-                cursors.push(RunCursor::new(segments, &KeyRange::ALL, AHEAD));
-            }
-            for cursor in &mut cursors {
-                if let Err(stop) = cursor.seek(&self.position, &blocks) {
-                    blocks.load(stop).await?;
-                    continue 'seek;
-                }
-            }
-            loop {
-                let from = self.position;
-                let end = match self.stretch(&mut cursors, &blocks) {
-                    Ok(end) => end,
-                    Err(stop) => {
-                        // What was finished before the stop stays finished.
-                        let done = self.position;
-                        if done > from {
-                            self.write_ranges(&from, Some(done));
-                        }
-                        blocks.load(stop).await?;
-                        continue 'seek;
-                    }
-                };
-                self.write_ranges(&from, end);
-                let Some(_) = end else { return self.output.finish().await };
-                if self.output.is_full() {
-                    self.output.cut().await?;
-                }
+    pub async fn run(mut self) -> Result<Output, LsmError> {
+        while let Some(key) = self.points.iter().filter_map(Stream::key).min().copied() {
+            self.pass_ranges_before(&key).await?;
+            if self.output.is_full() {
+                self.cut_before(&key).await?;
                 vellum_rt::yield_if_needed().await;
             }
+            self.one_key(&key).await?;
         }
-    }
-
-    async fn collect_ranges(&mut self) -> Result<(), LsmError> {
-        let mut blocks = Blocks::new(&self.shard.cache, &*self.shard.env);
-        let newest_rank = self.sources.len() as u32;
-        // Oldest first: a later stamp of the same epoch is the newer one.
-        for (rank, segments) in self.sources.iter().enumerate().rev() {
-            let segments: Vec<_> = segments.iter().filter(|s| s.meta.range_tombstones > 0).cloned().collect();
-            if segments.is_empty() {
-                continue;
+        while let Some(covering) = self.covering.take() {
+            self.emit_range(&covering);
+            if self.output.is_full() {
+                self.output.cut().await?; // after it, never within: keys in it are in this segment already
             }
-            let mut cursor = RunCursor::new(&segments, &KeyRange::ALL, 0);
-            while let Err(stop) = cursor.seek_ranges(&Key::MIN, &blocks) {
-                blocks.load(stop).await?;
-            }
-            loop {
-                let Some((range, epochs)) = cursor.range() else { break };
-                for epoch in epochs.into_iter().rev() {
-                    let epoch = if epoch <= self.oldest { Epoch::NONE } else { epoch };
-                    self.ranges.insert(range, (epoch, newest_rank - rank as u32), self.oldest);
-                }
-                while let Err(stop) = cursor.step_range(&blocks) {
-                    blocks.load(stop).await?;
-                }
-            }
+            self.covering = self.coverings.next().await?;
             vellum_rt::yield_if_needed().await;
         }
+        Ok(self.output)
+    }
+
+    async fn pass_ranges_before(&mut self, key: &Key) -> Result<(), LsmError> {
+        while let Some(covering) = self.covering.take_if(|covering| covering.last < *key) {
+            self.emit_range(&covering);
+            if self.output.is_full() {
+                self.output.cut().await?; // after it, never within: keys in it are in this segment already
+            }
+            self.covering = self.coverings.next().await?;
+        }
         Ok(())
     }
 
-    /// Writes some keys. Answers where it stands, `None` at the end; `position` says the same also when it stops.
-    fn stretch(&mut self, cursors: &mut [RunCursor], blocks: &Blocks<'_>) -> Result<Option<Key>, Stop> {
-        let mut versions: Vec<(Epoch, Option<Bytes>)> = Vec::new();
-        for _ in 0..STRETCH {
-            let Some(key) = cursors.iter().filter_map(RunCursor::key).min() else { return Ok(None) };
-            versions.clear();
-            self.gather(cursors, &key, blocks, &mut versions)?;
-            for (epoch, value) in &versions {
-                self.output.add(&key, *epoch, value.as_deref());
+    /// Ends the segment; a range that reaches over the boundary is cut there.
+    async fn cut_before(&mut self, key: &Key) -> Result<(), LsmError> {
+        if let Some(mut covering) = self.covering.take() {
+            if covering.first < *key
+                && let Some(before) = predecessor(key)
+            {
+                let left = Covering { first: covering.first, last: before, stamps: covering.stamps.clone() };
+                self.emit_range(&left);
+                covering.first = *key;
             }
-            match key.successor() {
-                Some(next) => self.position = next,
-                None => return Ok(None),
-            }
+            self.covering = Some(covering);
         }
-        Ok(Some(self.position))
+        self.output.cut().await
     }
 
-    /// The versions of `key` that stay, newest first; leaves the key behind in all cursors.
-    fn gather(
-        &self,
-        cursors: &mut [RunCursor],
-        key: &Key,
-        blocks: &Blocks<'_>,
-        out: &mut Vec<(Epoch, Option<Bytes>)>,
-    ) -> Result<(), Stop> {
-        // Deleted by a range of a newer source, for every reader; or the newest version that every reader sees was met.
-        let mut over = false;
-        for cursor in cursors.iter_mut() {
-            let deleted = cursor.deleted(key, self.oldest, blocks)?.map(|(epoch, _)| epoch);
-            while cursor.key() == Some(*key) {
-                if let Some((epoch, value)) = cursor.entry()
-                    && !over
-                {
-                    if deleted.is_some_and(|deleted| deleted > epoch) {
-                        over = true;
-                    } else if epoch <= self.oldest {
-                        over = true;
-                        if value.is_some() || !self.bottom.is_below(key, key) {
-                            out.push((Epoch::NONE, value.map(Bytes::copy_from_slice)));
-                        }
-                    } else {
-                        out.push((epoch, value.map(Bytes::copy_from_slice)));
-                    }
+    /// All versions of a key, newest first. `done` once a version is reached that every reader sees.
+    async fn one_key(&mut self, key: &Key) -> Result<(), LsmError> {
+        let mut done = false;
+        for rank in 0..self.points.len() {
+            while self.points[rank].key() == Some(key) {
+                if !done {
+                    done = self.one_version(key, rank);
                 }
-                cursor.step(blocks)?;
+                if !self.points[rank].step()? {
+                    self.points[rank].advance().await?;
+                    vellum_rt::yield_if_needed().await;
+                }
             }
-            over |= deleted.is_some();
         }
         Ok(())
     }
 
-    /// Writes the range tombstones from `from` to before `end`.
-    fn write_ranges(&mut self, from: &Key, end: Option<Key>) {
-        for (first, fragment) in self.ranges.from(from) {
-            if end.is_some_and(|end| first >= end) {
+    fn one_version(&mut self, key: &Key, rank: usize) -> bool {
+        let Some((epoch, value)) = self.points[rank].entry() else { return false };
+        if let Some(covering) = self.covering.as_ref().filter(|covering| covering.covers(key))
+            && covering.hiding(rank, epoch).any(|deleted| deleted <= self.oldest)
+        {
+            return true;
+        }
+        if epoch > self.oldest {
+            self.output.add(key, epoch, value);
+            return false;
+        }
+        if value.is_some() || !self.bottom.is_below(key, key) {
+            self.output.add(key, Epoch::NONE, value);
+        }
+        true
+    }
+
+    fn emit_range(&mut self, covering: &Covering) {
+        let mut epochs = Vec::new();
+        for (_, epoch) in &covering.stamps {
+            if *epoch <= self.oldest {
+                if !self.bottom.is_below(&covering.first, &covering.last) {
+                    epochs.push(Epoch::NONE);
+                }
                 break;
             }
-            let last = match end.and_then(|end| predecessor(&end)) {
-                Some(before) => fragment.last.min(before),
-                None => fragment.last,
-            };
-            let first = first.max(*from);
-            let epochs = staying(fragment, &self.bottom, &first, &last);
-            self.output.add_range(&first, &last, &epochs);
+            epochs.push(*epoch);
         }
+        self.output.add_range(&covering.first, &covering.last, &epochs);
     }
-}
-
-/// Epochs of a fragment that must stay: at the bottom those that every reader sees hide nothing.
-fn staying(fragment: &Fragment, bottom: &Bottom, first: &Key, last: &Key) -> Vec<Epoch> {
-    let mut epochs: Vec<Epoch> = fragment.stamps().map(|stamp| stamp.0).collect();
-    if epochs.last() == Some(&Epoch::NONE) && bottom.is_below(first, last) {
-        epochs.pop();
-    }
-    epochs
 }

@@ -38,6 +38,7 @@ mod scan;
 mod segment;
 mod shard;
 mod state;
+mod stream;
 #[cfg(test)]
 mod tests;
 

@@ -69,23 +69,18 @@ impl Output {
     /// Ends the segment, if one was begun, and starts to write it.
     pub async fn cut(&mut self) -> Result<(), LsmError> {
         let Some(builder) = self.builder.take() else { return Ok(()) };
-        let (mut meta, chunks) = builder.finish();
+        let (meta, chunks) = builder.finish();
         let chunks: Vec<DmaSlice> = chunks.into_iter().map(DmaBuf::freeze).collect();
+        let len_bytes = meta.len_bytes;
+        let index = self.done.len();
+        self.done.push(meta); // at once: what is allocated for it is given back whatever happens
         for copy in 0..self.copies.clamp(1, 2) {
-            let ranges = match self.env.alloc_segment_space(meta.len_bytes).await {
-                Ok(ranges) => ranges,
-                Err(err) => {
-                    if copy > 0 {
-                        self.env.release_segment_space(meta);
-                    }
-                    return Err(err);
-                }
-            };
+            let ranges = self.env.alloc_segment_space(len_bytes).await?;
+            let meta = &mut self.done[index];
             if copy == 0 { meta.ranges = ranges } else { meta.mirror = ranges }
         }
-        self.done.push(meta);
         self.wait().await?;
-        let Some(meta) = self.done.last() else { return Ok(()) };
+        let meta = &self.done[index];
         for ranges in [&meta.ranges, &meta.mirror] {
             start_writes(&self.queue, ranges, &chunks, &mut self.writing);
         }
@@ -95,8 +90,9 @@ impl Output {
     async fn wait(&mut self) -> Result<(), LsmError> {
         // All are waited for, whatever the first says: their space must not be reused under them.
         let mut result = Ok(());
-        for write in self.writing.drain(..) {
+        while let Some(write) = self.writing.last_mut() {
             let outcome = write.await;
+            self.writing.pop();
             result = result.and(outcome);
         }
         Ok(result?)
@@ -115,8 +111,24 @@ impl Output {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        for meta in self.done.drain(..) {
-            self.env.release_segment_space(meta);
+        let (env, done) = (self.env.clone(), std::mem::take(&mut self.done));
+        let writing = std::mem::take(&mut self.writing);
+        let release = move || {
+            for meta in done.into_iter().filter(|meta| !meta.ranges.is_empty()) {
+                env.release_segment_space(meta);
+            }
+        };
+        if writing.is_empty() {
+            release();
+        } else if vellum_rt::has_reactor() {
+            // The device still writes there: the space is free only when it has answered.
+            let task = async move {
+                for write in writing {
+                    let _ = write.await;
+                }
+                release();
+            };
+            vellum_rt::spawn(vellum_rt::Class::Compaction, "abandoned segments", task).detach();
         }
     }
 }

@@ -71,10 +71,6 @@ impl RangeTombstones {
         self.fragments.is_empty()
     }
 
-    pub fn len(&self) -> usize {
-        self.fragments.len()
-    }
-
     pub fn bytes(&self) -> usize {
         self.bytes
     }

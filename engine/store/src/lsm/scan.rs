@@ -95,7 +95,7 @@ impl Scan {
             if !segments.is_empty() {
                 let mut cursor = RunCursor::new(segments, &range, ahead);
                 cursor.seek(&first, blocks)?;
-                sources.push(Source::Run(cursor));
+                sources.push(Source::Run(Box::new(cursor)));
             }
         }
         let mut covered_in_row = 0;
@@ -166,7 +166,7 @@ fn covers(deletion: Stamp, write: Stamp) -> bool {
 
 enum Source<'a> {
     Table(TableCursor<'a>),
-    Run(RunCursor),
+    Run(Box<RunCursor>),
 }
 
 impl Source<'_> {

@@ -50,6 +50,11 @@ impl Run {
 
     fn add(&mut self, segment: Rc<Segment>) {
         let at = self.segments.partition_point(|s| s.meta.first < segment.meta.first);
+        debug_assert!(
+            self.overlapping(&KeyRange { first: segment.meta.first, last: segment.meta.last }).is_empty(),
+            "segment {} overlaps others of its run",
+            segment.meta.id
+        );
         self.segments.insert(at, segment);
     }
 }

@@ -49,18 +49,20 @@ impl OpenBatch {
         }
     }
 
-    /// Replaces items by their parts where `split` gives some.
-    pub fn split_with(&mut self, mut split: impl FnMut(&Key, &Bytes) -> Option<Vec<(Key, Bytes)>>) {
-        let torn: Vec<_> =
-            self.items.iter().filter_map(|(key, value)| Some((*key, split(key, value.as_ref()?)?))).collect();
-        for (key, parts) in torn {
-            if let Some(old) = self.items.remove(&key) {
-                self.bytes -= cost(&old);
-            }
-            for (key, value) in parts {
-                self.set(key, Some(value));
-            }
-        }
+    /// Its operations as they stand, deaths last.
+    pub fn ops_now(&self) -> Vec<ItemOp> {
+        let items = self.items.iter().map(|(key, value)| match value {
+            Some(value) => ItemOp::Put { key: *key, value: value.clone() },
+            None => ItemOp::Delete { key: *key },
+        });
+        items.chain(self.deaths.iter().map(|ino| ItemOp::DeleteInode { ino: *ino })).collect()
+    }
+
+    /// Puts other operations in the place of its own.
+    pub fn replace(&mut self, ops: &[ItemOp]) {
+        let since_ns = self.since_ns;
+        *self = OpenBatch { since_ns, ..OpenBatch::default() };
+        ops.iter().for_each(|op| self.add(op.clone()));
     }
 
     /// The inode's own changes are void, but for the deletions of extents: they are what frees its blocks.

@@ -10,6 +10,9 @@ use super::RangeSet;
 /// Bytes that an item takes besides its value: key, tree node, reference count.
 const ITEM_OVERHEAD: usize = 96;
 
+/// Items, and where the following page begins.
+pub(crate) type Page = (Vec<(Key, Bytes)>, Option<Key>);
+
 /// Answer of the cache.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Known {
@@ -116,7 +119,7 @@ impl GroupCache {
 
     /// Items of `range` as far as they are known, at most `max`; where it stopped, `None` at the range's end.
     /// `None` altogether when the first key is not known.
-    pub fn scan(&self, range: KeyRange, max: usize) -> Option<(Vec<(Key, Bytes)>, Option<Key>)> {
+    pub fn scan(&self, range: KeyRange, max: usize) -> Option<Page> {
         let mut through = self.known.known_through(&range.first);
         if range.first.zone() == Some(Zone::Fs) {
             let inode = KeyRange::of_inode(Ino(range.first.first()));

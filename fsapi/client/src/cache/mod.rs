@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use vellum_base::{BatchNo, Ino, ItemOp, Key, KeyRange, Zone};
 
-pub(crate) use group::{GroupCache, Known};
+pub(crate) use group::{GroupCache, Known, Page};
 pub(crate) use ranges::RangeSet;
 
 #[derive(Default)]
@@ -93,7 +93,7 @@ impl ItemCache {
 
     /// Items of `range` from memory, at most `max`, and where the knowledge or the page ends:
     /// `None` when not even the range's first key is known.
-    pub fn scan(&mut self, group: u64, range: KeyRange, max: usize) -> Option<(Vec<(Key, Bytes)>, Option<Key>)> {
+    pub fn scan(&mut self, group: u64, range: KeyRange, max: usize) -> Option<Page> {
         self.clock += 1;
         let clock = self.clock;
         let cache = self.groups.get_mut(&group)?;

@@ -6,11 +6,13 @@
 //! again, its runs get other places, and nothing else changes: no extent can be mistaken for a new one at an old place.
 //! Reads of provisional addresses are answered from memory.
 //!
-//! A run's memory goes when the batch that first referred to it is durable. Its translation stays as long as a lock
-//! guard of that time lives, because that guard's user may hold the address.
+//! A run's memory goes when the batch that first referred to it is durable. Its translation stays until the last batch
+//! that refers to it is durable too, and as long as a lock guard of that time lives, because that guard's user may hold
+//! the address.
 
 mod read;
 mod runs;
+mod split;
 mod write;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +23,7 @@ use vellum_base::{BatchNo, BlockAddr, BlockRange, DmaSlice, ItemOp, Key, Zone, c
 use vellum_format::{Extent, ItemKind};
 
 pub(crate) use runs::{Piece, Runs};
+use split::Splits;
 pub(crate) use write::written;
 
 use crate::ClientError;
@@ -39,12 +42,23 @@ pub fn block_checksums(data: &[u8]) -> impl Iterator<Item = u32> + '_ {
     data.chunks(vellum_base::BLOCK_SIZE).map(crc32c)
 }
 
-#[derive(Default)]
 pub(crate) struct RetainedData {
     pub runs: RefCell<Runs>,
     /// Bytes asked for by writes that wait for their answer.
     pub writing: Cell<usize>,
+    pub splits: RefCell<Splits>,
     era: RefCell<Rc<Era>>,
+}
+
+impl Default for RetainedData {
+    fn default() -> Self {
+        RetainedData {
+            runs: RefCell::default(),
+            writing: Cell::new(0),
+            splits: RefCell::default(),
+            era: RefCell::new(Rc::new(Era(1))),
+        }
+    }
 }
 
 impl RetainedData {
@@ -54,12 +68,23 @@ impl RetainedData {
 
     /// Batches up to `through` are durable.
     pub fn release(&self, through: BatchNo) {
-        let mut runs = self.runs.borrow_mut();
-        let mut era = self.era.borrow_mut();
-        if runs.release(through, &era) {
-            *era = Rc::default();
+        let dead = self.runs.borrow_mut().release(through);
+        if !dead.is_empty() {
+            self.end_era(dead);
         }
-        runs.bury();
+        self.runs.borrow_mut().bury();
+    }
+
+    /// Guards that are taken from now on know what was true now.
+    pub fn new_era(&self) {
+        self.end_era(Vec::new());
+    }
+
+    /// Every era stands in the queue of the dead, also one without any: its guards protect those of later eras too.
+    fn end_era(&self, dead: Vec<u64>) {
+        let next = Rc::new(Era(self.era.borrow().0 + 1));
+        let ended = std::mem::replace(&mut *self.era.borrow_mut(), next);
+        self.runs.borrow_mut().die(ended, dead);
     }
 
     /// Notes that `batch` refers to the data of a provisional extent.

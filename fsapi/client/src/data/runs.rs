@@ -15,11 +15,11 @@ struct Run {
     place: u64,
     /// `None` when it is durable.
     data: Option<DmaSlice>,
-    /// The first batch that refers to it.
+    /// The first batch that refers to it, and the last.
     batch: Option<BatchNo>,
-    /// The last one: a part of the run may be named again by a later change of the file, and that batch may have to be
-    /// sent again when the data itself is long durable.
-    last_batch: BatchNo,
+    last: BatchNo,
+    /// Places of it in the queues below: it is forgotten with the last.
+    places: u32,
 }
 
 /// Part of a block range.
@@ -40,12 +40,10 @@ pub(crate) struct Runs {
     runs: BTreeMap<u64, Run>,
     next: u64,
     by_batch: BTreeMap<BatchNo, Vec<u64>>,
+    /// Durable runs that a later batch moved: their translations are needed until that batch is durable.
+    by_last: BTreeMap<BatchNo, Vec<u64>>,
     /// Translations of durable runs, oldest first, each with the guards that may still use it.
     dead: VecDeque<(Rc<Era>, Vec<u64>)>,
-    /// Translations of durable runs that a batch still needs, by the last such batch.
-    lingering: BTreeMap<BatchNo, Vec<u64>>,
-    /// Batches up to here are durable.
-    durable: BatchNo,
     retained_bytes: usize,
     referred_bytes: usize,
 }
@@ -56,9 +54,8 @@ impl Default for Runs {
             runs: BTreeMap::new(),
             next: PROVISIONAL,
             by_batch: BTreeMap::new(),
+            by_last: BTreeMap::new(),
             dead: VecDeque::new(),
-            lingering: BTreeMap::new(),
-            durable: BatchNo::default(),
             retained_bytes: 0,
             referred_bytes: 0,
         }
@@ -91,7 +88,8 @@ impl Runs {
                 place: place.start.0,
                 data: Some(slice),
                 batch: None,
-                last_batch: BatchNo::default(),
+                last: BatchNo(0),
+                places: 0,
             };
             self.runs.insert(start, run);
             provisional.push(BlockRange::new(start, place.len_blocks));
@@ -121,15 +119,22 @@ impl Runs {
                 self.cut(at, end);
                 if let Some(run) = self.runs.get_mut(&at) {
                     run.batch = Some(batch);
+                    run.places += 1;
                     self.referred_bytes += run.len_blocks as usize * BLOCK_SIZE;
                     self.by_batch.entry(batch).or_default().push(at);
                 }
             }
-            // Also of the parts that the range was cut into just now.
-            for (_, run) in self.runs.range_mut(run_start..run_end.min(end)) {
-                run.last_batch = run.last_batch.max(batch);
-            }
             at = run_end;
+        }
+        // Runs that begin before `start` or end behind `end` keep their translations a little longer than needed.
+        let first = self.containing(start).map_or(start, |(run_start, _)| run_start);
+        for (start, run) in self.runs.range_mut(first..end) {
+            if run.data.is_none() && run.last < batch {
+                // It is durable already, and perhaps dead, when it is moved: it dies once more after this batch.
+                self.by_last.entry(batch).or_default().push(*start);
+                run.places += 1;
+            }
+            run.last = run.last.max(batch);
         }
     }
 
@@ -145,19 +150,19 @@ impl Runs {
             place: run.place + head,
             data: run.data.as_ref().map(|d| d.slice(head as usize * BLOCK_SIZE..d.len())),
             batch: run.batch,
-            last_batch: run.last_batch,
+            last: run.last,
+            places: run.places,
         };
         run.len_blocks = head as u32;
         run.data = run.data.as_ref().map(|d| d.slice(0..head as usize * BLOCK_SIZE));
         self.runs.insert(block, tail);
     }
 
-    /// Frees the data of durable batches. True when there was any: then a new era of guards begins.
-    pub fn release(&mut self, through: BatchNo, era: &Rc<Era>) -> bool {
-        self.durable = self.durable.max(through);
+    /// Frees the data of durable batches. The runs whose translations only guards may still need.
+    pub fn release(&mut self, through: BatchNo) -> Vec<u64> {
         let later = self.by_batch.split_off(&through.next());
         let durable = std::mem::replace(&mut self.by_batch, later);
-        let mut starts: Vec<u64> = durable.into_values().flatten().collect();
+        let starts: Vec<u64> = durable.into_values().flatten().collect();
         for start in &starts {
             if let Some(run) = self.runs.get_mut(start)
                 && run.data.take().is_some()
@@ -166,25 +171,37 @@ impl Runs {
                 self.referred_bytes -= run.len_blocks as usize * BLOCK_SIZE;
             }
         }
-        let later = self.lingering.split_off(&through.next());
-        let needed_no_more = std::mem::replace(&mut self.lingering, later);
-        starts.extend(needed_no_more.into_values().flatten());
-        let any = !starts.is_empty();
-        if any {
-            self.dead.push_back((era.clone(), starts));
-        }
-        any
+        let later = self.by_last.split_off(&through.next());
+        let moved = std::mem::replace(&mut self.by_last, later).into_values().flatten();
+        let all: Vec<u64> = starts.into_iter().chain(moved).collect();
+        all.into_iter().filter(|start| !self.linger(*start, through)).collect()
     }
 
-    /// Forgets translations that no guard can ask for any more.
+    /// Guards up to `era` may ask for these runs; no batch does.
+    pub fn die(&mut self, era: Rc<Era>, starts: Vec<u64>) {
+        self.dead.push_back((era, starts));
+    }
+
+    /// True when a batch after `through` still refers to the run: then it is looked at again when that is durable.
+    fn linger(&mut self, start: u64, through: BatchNo) -> bool {
+        match self.runs.get(&start) {
+            Some(run) if run.last > through => {
+                self.by_last.entry(run.last).or_default().push(start);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Forgets translations that no guard and no batch can ask for any more.
     pub fn bury(&mut self) {
         while self.dead.front().is_some_and(|(era, _)| Rc::strong_count(era) == 1) {
             for start in self.dead.pop_front().into_iter().flat_map(|(_, starts)| starts) {
-                let last = self.runs.get(&start).map_or(BatchNo::default(), |run| run.last_batch);
-                if last > self.durable {
-                    self.lingering.entry(last).or_default().push(start);
-                } else {
-                    self.runs.remove(&start);
+                if let Some(run) = self.runs.get_mut(&start) {
+                    run.places -= 1;
+                    if run.places == 0 {
+                        self.runs.remove(&start);
+                    }
                 }
             }
         }
@@ -295,10 +312,10 @@ mod tests {
         runs.refer(r.start.0, 3, BatchNo(1));
         runs.refer(r.start.0 + 3, 5, BatchNo(2));
         assert_eq!((runs.retained_bytes(), runs.referred_bytes()), (8 * BLOCK_SIZE, 8 * BLOCK_SIZE));
-        let era: Rc<Era> = Rc::default();
+        let era = Rc::new(Era(1));
         let guard = era.clone();
-        assert!(runs.release(BatchNo(1), &era));
-        drop(era);
+        let dead = runs.release(BatchNo(1));
+        runs.die(era, dead);
         runs.bury();
         let pieces = runs.pieces(BlockRange::new(r.start.0 + 2, 2)).unwrap();
         assert!(matches!(pieces[0], Piece::Device(d) if d == BlockRange::new(102, 1)));
@@ -307,23 +324,6 @@ mod tests {
         runs.bury();
         assert!(runs.pieces(BlockRange::new(r.start.0, 1)).is_err());
         assert_eq!(runs.to_resend().len(), 1);
-    }
-
-    /// An overwrite that splits an extent names what is left of it again, in a later batch; when the engine is lost
-    /// between the two, that batch is sent again and needs the place of data that is durable.
-    #[test]
-    fn a_place_stays_known_as_long_as_a_batch_names_it() {
-        let mut runs = Runs::default();
-        let r = runs.add(data(8), &[BlockRange::new(100, 8)])[0];
-        runs.refer(r.start.0, 8, BatchNo(1));
-        runs.refer(r.start.0 + 4, 2, BatchNo(3));
-        runs.release(BatchNo(1), &Rc::default());
-        runs.bury();
-        assert_eq!((runs.retained_bytes(), runs.place(r.start.0 + 4)), (0, Some(104)));
-        runs.release(BatchNo(3), &Rc::default());
-        runs.bury();
-        assert_eq!(runs.place(r.start.0 + 4), None);
-        assert!(runs.runs.is_empty() && runs.lingering.is_empty());
     }
 
     #[test]
@@ -336,7 +336,36 @@ mod tests {
         runs.moved(r.start.0, &[BlockRange::new(50, 2), BlockRange::new(70, 6)]);
         assert_eq!(runs.parts(r.start.0, 8), vec![2, 6]);
         assert_eq!((runs.place(r.start.0 + 1), runs.place(r.start.0 + 2)), (Some(51), Some(70)));
-        runs.release(BatchNo(1), &Rc::default());
+        runs.release(BatchNo(1));
         assert_eq!(runs.retained_bytes(), 5 * BLOCK_SIZE);
+    }
+
+    #[test]
+    fn a_durable_run_that_a_later_batch_moved_is_translated_until_that_is_durable() {
+        let mut runs = Runs::default();
+        let start = runs.add(data(4), &[BlockRange::new(100, 4)])[0].start.0;
+        runs.refer(start, 4, BatchNo(1));
+        runs.refer(start + 2, 2, BatchNo(3));
+        assert!(runs.release(BatchNo(1)).is_empty());
+        runs.bury();
+        assert_eq!(runs.place(start + 2), Some(102));
+        let dead = runs.release(BatchNo(3));
+        let era = Rc::new(Era(2));
+        let old = era.clone();
+        runs.die(era, dead);
+        // A guard of that time moves it again: it stays for later guards too.
+        runs.refer(start, 2, BatchNo(5));
+        drop(old);
+        runs.bury();
+        assert_eq!(runs.place(start), Some(100));
+        let dead = runs.release(BatchNo(5));
+        let era = Rc::new(Era(3));
+        let later = era.clone();
+        runs.die(era, dead);
+        runs.bury();
+        assert_eq!(runs.place(start), Some(100));
+        drop(later);
+        runs.bury();
+        assert_eq!(runs.place(start), None);
     }
 }

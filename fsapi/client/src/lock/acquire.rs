@@ -1,8 +1,7 @@
 //! Taking locks.
 //!
 //! Locks are used in ascending order: a task waits for one only while it uses none above it, so that no circle of
-//! waiting clients can close. The first missing lock and the missing ones above it go into one message; those above may
-//! be invalidated again before their turn comes, and are then asked for again: each round takes at least one for good.
+//! waiting clients can close. For the same reason each lock is asked for by itself, when its turn has come.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -49,7 +48,7 @@ impl Client {
         sorted.retain(|w| w.mode != LockMode::Null);
         self.lease().await?;
         let mut guard =
-            LockGuard { used: Vec::with_capacity(sorted.len()), table: self.locks.clone(), _era: self.data.era() };
+            LockGuard { used: Vec::with_capacity(sorted.len()), table: self.locks.clone(), era: self.data.era() };
         for at in 0..sorted.len() {
             let want = sorted[at];
             let lock = self.locks.get_or_new(want.name);
@@ -80,7 +79,9 @@ impl Client {
                 return Ok(());
             }
             if lock.requested.get() == LockMode::Null && lock.releases.get() == 0 {
-                self.request_missing(wants);
+                // One lock a request: an answer comes when all of it is granted, so a lock in a request with a lower one
+                // would wait for that, and tasks that need only the higher one with it, while they use others.
+                self.request_missing(&wants[..1]);
             }
             lock.changed
                 .until(|| {
@@ -96,18 +97,28 @@ impl Client {
         }
     }
 
-    /// Sends one request for all of `wants` that are missing and free to be asked for.
+    /// Sends one request for the first of `wants`, and for those behind it that are missing and that nobody has asked for.
+    ///
+    /// The first is asked for although a request in flight may ask for it behind others: that one waits for lower locks
+    /// too, and to wait for those while using one in between could close a circle.
     fn request_missing(self: &Rc<Self>, wants: &[LockWant]) {
         let mut missing = Vec::new();
-        for want in wants {
+        for (at, want) in wants.iter().enumerate() {
             let lock = self.locks.get_or_new(want.name);
-            let asked = lock.requested.get() != LockMode::Null || lock.releases.get() > 0;
-            if !asked && !lock.held.get().covers(want.mode) {
+            let asked = if at == 0 { lock.requested.get() != LockMode::Null } else { lock.asked.get() > 0 };
+            if !asked && lock.releases.get() == 0 && !lock.held.get().covers(want.mode) {
                 // Those in line may want more than we do: one request serves all.
                 let strongest = lock.waiting.borrow().iter().map(|t| t.mode).max();
-                let mode = want.mode.max(strongest.unwrap_or_default());
-                lock.requested.set(mode);
-                missing.push(LockWant { name: want.name, mode });
+                missing.push(LockWant { name: want.name, mode: want.mode.max(strongest.unwrap_or_default()) });
+            } else if at == 0 {
+                return;
+            }
+        }
+        for (at, want) in missing.iter().enumerate() {
+            let lock = self.locks.get_or_new(want.name);
+            lock.asked.set(lock.asked.get() + 1);
+            if at == 0 {
+                lock.requested.set(want.mode);
             }
         }
         if missing.is_empty() {
@@ -166,12 +177,17 @@ impl Client {
                 _ => Err(ClientError::Protocol { request: "Lock" }),
             }
         });
-        for want in wants {
+        for (at, want) in wants.iter().enumerate() {
             let lock = self.locks.get_or_new(want.name);
-            lock.requested.set(LockMode::Null);
+            lock.asked.set(lock.asked.get() - 1);
+            if at == 0 {
+                lock.requested.set(LockMode::Null);
+            }
             match &answer {
                 Ok(Some(grants)) => {
-                    if let Some(grant) = grants.iter().find(|g| g.name == want.name) {
+                    let grant = grants.iter().find(|g| g.name == want.name);
+                    // Of two answers that are noted together the later grant counts.
+                    if let Some(grant) = grant.filter(|g| g.write_seq > lock.write_seq.get()) {
                         lock.held.set(grant.mode);
                         lock.write_seq.set(grant.write_seq);
                         lock.used_at.set(self.locks.tick());

@@ -9,8 +9,8 @@ use super::{Lock, LockTable};
 
 /// What guards of one span of time share: while one of them lives, provisional block addresses that were in use then
 /// can still be translated (see `data`).
-#[derive(Default)]
-pub(crate) struct Era;
+/// Numbered in their order.
+pub(crate) struct Era(pub u64);
 
 pub(crate) struct Used {
     pub lock: Rc<Lock>,
@@ -25,7 +25,7 @@ pub(crate) struct Used {
 pub struct LockGuard {
     pub(crate) used: Vec<Used>,
     pub(crate) table: Rc<LockTable>,
-    pub(crate) _era: Rc<Era>,
+    pub(crate) era: Rc<Era>,
 }
 
 impl LockGuard {

@@ -12,4 +12,5 @@ mod table;
 
 pub(crate) use guard::Era;
 pub use guard::LockGuard;
+pub use table::LockView;
 pub(crate) use table::{Lock, LockTable};

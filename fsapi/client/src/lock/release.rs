@@ -19,7 +19,6 @@ impl Client {
     /// Duplicates are legal, and wait for each other.
     pub(crate) async fn invalidate_lock(self: &Rc<Self>, name: LockName, to: LockMode) {
         count(&self.counters.invalidations, 1);
-        self.take_lock_answers();
         let Some(lock) = self.locks.get(name) else { return };
         // A task of its own: a release that has begun ends, also when the connection drops the handler.
         let (client, done) = (self.clone(), Rc::new((Cell::new(false), WakeList::default())));
@@ -43,23 +42,29 @@ impl Client {
         lock.releasing.set(true);
         lock.ceiling.set(to);
         lock.changed.until(|| (lock.free_for(to) || self.is_dead()).then_some(())).await;
+        self.weaken(lock, to).await;
+        true
+    }
+
+    /// What follows when nobody uses the lock any more in a mode that `to` forbids.
+    async fn weaken(self: &Rc<Self>, lock: &Rc<Lock>, to: LockMode) {
         let hook = self.release_hook.borrow().clone();
         if let Some(hook) = hook
             && !self.is_dead()
         {
             let used = vec![Used { lock: lock.clone(), mode: lock.held.get(), counted: false }];
-            let guard = LockGuard { used, table: self.locks.clone(), _era: self.data.era() };
+            let guard = LockGuard { used, table: self.locks.clone(), era: self.data.era() };
             hook(guard, to).await;
         }
         if let LockName::Group(group) = lock.name {
             // What failed is reported by sync and by every later change; the lock must go all the same.
             let _ = self.sync_group(group).await;
-            if to == LockMode::Null {
+            // A dead client did not wait for its users, who may be fetching; nothing reads its cache any more.
+            if to == LockMode::Null && !self.is_dead() {
                 self.cache.borrow_mut().drop_group(group);
             }
         }
         lock.held.set(to);
-        true
     }
 
     /// Ends one release: only then may the lock be used or asked for again.
@@ -98,13 +103,16 @@ impl Client {
     }
 
     async fn give_back(self: &Rc<Self>, locks: Vec<Rc<Lock>>) {
+        // All are idle now, and all are closed now: to wait for the users of one while another is closed could close a
+        // circle, when a user of the one waits for the other.
         for lock in &locks {
             lock.releases.set(lock.releases.get() + 1);
+            lock.releasing.set(true);
+            lock.ceiling.set(LockMode::Null);
         }
         let mut to = Vec::with_capacity(locks.len());
-        let mut begun = Vec::with_capacity(locks.len());
         for lock in &locks {
-            begun.push(self.release(lock, LockMode::Null).await);
+            self.weaken(lock, LockMode::Null).await;
             to.push(LockWant { name: lock.name, mode: LockMode::Null });
         }
         count(&self.counters.locks_given_back, to.len() as u64);
@@ -115,8 +123,8 @@ impl Client {
             Ok(other) => tracing::warn!(?other, "giving locks back was refused"),
             Err(error) => tracing::debug!(%error, "giving locks back"),
         }
-        for (lock, begun) in locks.iter().zip(begun) {
-            self.release_done(lock, begun);
+        for lock in &locks {
+            self.release_done(lock, true);
         }
     }
 }

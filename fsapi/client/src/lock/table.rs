@@ -25,8 +25,10 @@ pub(crate) struct Lock {
     pub write_seq: Cell<u64>,
     pub readers: Cell<u32>,
     pub writers: Cell<u32>,
-    /// Mode of the request in flight; Null when there is none.
+    /// Mode of the request in flight that asks for this lock first; Null when there is none.
     pub requested: Cell<LockMode>,
+    /// Requests in flight that ask for it, first or behind others.
+    pub asked: Cell<u32>,
     /// Strongest mode that new users may have: lowered by a queued invalidation.
     pub ceiling: Cell<LockMode>,
     /// Releases that wait or run; one runs at a time.
@@ -47,6 +49,7 @@ impl Lock {
             readers: Cell::default(),
             writers: Cell::default(),
             requested: Cell::default(),
+            asked: Cell::default(),
             ceiling: Cell::new(LockMode::Write),
             releases: Cell::default(),
             releasing: Cell::default(),
@@ -82,7 +85,7 @@ impl Lock {
     pub fn is_idle(&self) -> bool {
         self.free_for(LockMode::Null)
             && self.waiting.borrow().is_empty()
-            && self.requested.get() == LockMode::Null
+            && self.asked.get() == 0
             && self.releases.get() == 0
     }
 
@@ -113,6 +116,21 @@ pub(crate) struct PendingRequest {
     pub reply: RefCell<Option<CallFuture>>,
     /// The task that drives it.
     pub driver: RefCell<Option<Waker>>,
+}
+
+/// One lock as this client sees it: for people who ask who waits for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LockView {
+    pub name: LockName,
+    pub held: LockMode,
+    /// Mode that the engine was asked for and has not answered; Null when nothing was asked.
+    pub requested: LockMode,
+    pub readers: u32,
+    pub writers: u32,
+    /// Tasks in line.
+    pub waiting: usize,
+    /// Invalidations, or givings back, that wait or run.
+    pub releases: u32,
 }
 
 #[derive(Default)]
@@ -157,15 +175,35 @@ impl LockTable {
         held
     }
 
+    /// Every lock of the table, ascending.
+    pub fn views(&self) -> Vec<LockView> {
+        let locks = self.locks.borrow();
+        let mut views: Vec<_> = locks
+            .values()
+            .map(|l| LockView {
+                name: l.name,
+                held: l.held.get(),
+                requested: l.requested.get(),
+                readers: l.readers.get(),
+                writers: l.writers.get(),
+                waiting: l.waiting.borrow().len(),
+                releases: l.releases.get(),
+            })
+            .collect();
+        views.sort_by_key(|v| v.name);
+        views
+    }
+
     /// The `count` idle locks that were used longest ago.
     pub fn oldest_idle(&self, count: usize) -> Vec<Rc<Lock>> {
         let locks = self.locks.borrow();
         let mut idle: Vec<_> =
             locks.values().filter(|l| l.held.get() != LockMode::Null && l.is_idle()).cloned().collect();
         if idle.len() > count && count > 0 {
-            idle.select_nth_unstable_by_key(count - 1, |l| l.used_at.get());
+            idle.select_nth_unstable_by_key(count - 1, |l| (l.used_at.get(), l.name));
             idle.truncate(count);
         }
+        idle.sort_unstable_by_key(|l| l.name); // not in the map's order: runs of the simulation repeat themselves
         idle
     }
 }

@@ -114,6 +114,11 @@ impl FakeEngine {
         }
     }
 
+    /// Some client of before a crash has not told yet what it holds: no lock is granted until then.
+    fn is_recovering(&self) -> bool {
+        self.ports.borrow().iter().any(|p| p.recovering.get() && !p.closed.get())
+    }
+
     /// Every durable item, for comparisons.
     pub fn durable_items(&self) -> Vec<(vellum_base::Key, bytes::Bytes)> {
         self.state.borrow().durable_items()
@@ -165,7 +170,9 @@ impl FakePort {
                 // These wait for others; the rest is answered in order.
                 Request::Lock { .. } | Request::Sync { .. } => {
                     let port = self.clone();
-                    if let Request::Lock { wants } = &queued.request {
+                    if let Request::Lock { wants } = &queued.request
+                        && !self.engine.is_recovering()
+                    {
                         self.engine.ask_again(self.rid, wants);
                     }
                     env::spawn("fake waiting request", async move {
@@ -207,6 +214,8 @@ impl FakePort {
             let changed = self.engine.changed.notified();
             if !self.recovering.get() {
                 let done = match request {
+                    // Whoever has not said yet what it holds may hold just this.
+                    Request::Lock { .. } if self.engine.is_recovering() => None,
                     Request::Lock { wants } => {
                         self.engine.ask_again(self.rid, wants);
                         self.engine.poll_lock(self.rid, wants)

@@ -199,7 +199,7 @@ impl State {
             ItemOp::DeleteInode { ino } => *ino,
         };
         let lock = self.locks.get(&vellum_wire::LockName::of(ino));
-        if !lock.is_some_and(|l| l.mode_of(rid) == vellum_wire::LockMode::Write) {
+        if lock.is_none_or(|l| l.mode_of(rid) != vellum_wire::LockMode::Write) {
             return Err(format!("{op:?} without its lock"));
         }
         if let ItemOp::Put { key, value } = op

@@ -126,6 +126,9 @@ impl Buffer {
         let last = self.dirty.is_empty();
         if last {
             self.dirty_since = None;
+        } else if let Some(pending) = &mut self.pending {
+            // The rest is committed later: then the committed content changes once more, and so does its version.
+            pending.data_version += 1;
         }
         self.flying.push_back(Flight { number, pieces: pieces.clone(), attrs, last, landed: None });
         Some((number, pieces))
@@ -158,5 +161,24 @@ impl Buffer {
             self.pending = None;
             self.dirty_since = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The engine moves a file in the data index when its version changes. A large file is committed frame by frame, perhaps
+    /// in several epochs; when all had one version, the index said that the file was done with its first frame.
+    #[test]
+    fn each_flight_commits_a_version_of_its_own() {
+        let mut buffer = Buffer::default();
+        buffer.dirty.write(0, &[7; 3 * BLOCK_SIZE], 1);
+        let time = Timestamp::default();
+        buffer.pending = Some(Pending { size: 3 * BLOCK_SIZE as u64, mtime: time, ctime: time, data_version: 5 });
+        while buffer.take_off(1).is_some() {}
+        let versions: Vec<u64> = buffer.flying.iter().map(|f| f.attrs.data_version).collect();
+        assert_eq!(versions, [5, 6, 7]);
+        assert_eq!(buffer.pending.map(|p| p.data_version), Some(7), "what a reader saw last is what stays");
     }
 }

@@ -87,7 +87,7 @@ impl Vfs {
                 size: new.size,
                 mtime: new.now,
                 ctime: new.now,
-                data_version: inode.data_version,
+                data_version: inode.data_version + 1,
             };
             self.put_inode(guard, ino, &inode)?; // the rest of what changes
             self.buffer_inline(file, &content);
@@ -118,7 +118,7 @@ impl Vfs {
             pending.size = new.size;
             pending.mtime = new.now;
             pending.ctime = new.now;
-            pending.data_version = inode.data_version;
+            pending.data_version = inode.data_version + 1; // its commit is one more change of the committed content
         }
     }
 
@@ -191,7 +191,8 @@ impl Vfs {
             let only_last = first == Some(last) && rewritten;
             first.is_none_or(|first| first >= keep_blocks) || only_last
         };
-        inode.size = if beyond_memory { new.size } else { new.committed.min(new.size) };
+        // A last block that was written anew may hold newer content than the committed size knew of: the size goes with it.
+        inode.size = if beyond_memory || rewritten { new.size } else { new.committed.min(new.size) };
         let mut txn = self.client.begin(guard);
         remap.write(&mut txn);
         txn.put(Inode::key(ino), inode.encode());

@@ -21,6 +21,9 @@ use crate::vfs::Vfs;
 use super::frame::Frame;
 use super::runs::FRAME_BLOCKS;
 
+/// Pause of a drain that finds only files whose write-back is held back.
+const HELD_BACK_DELAY: Duration = Duration::from_millis(1);
+
 #[derive(Default)]
 pub(crate) struct Writeback {
     /// Blocks in memory, dirty or flying.
@@ -115,11 +118,13 @@ impl Vfs {
     }
 
     /// Begins to write back everything dirty of `files`. Inline content is committed on the way; `under` is a guard that
-    /// covers the files, if there is one.
-    pub(crate) async fn write_back(&self, files: &[Rc<File>], under: Option<&LockGuard>) {
+    /// covers the files, if there is one. False when nothing could leave.
+    pub(crate) async fn write_back(&self, files: &[Rc<File>], under: Option<&LockGuard>) -> bool {
+        let mut left = false;
         for file in files {
             if file.buffer.borrow().wants_inline() {
                 self.commit_inline(file, under).await;
+                left |= file.buffer.borrow().pending.is_none();
             }
         }
         // Nothing waits between boarding and launch: who holds the lock that would be waited for may itself wait, under
@@ -129,6 +134,7 @@ impl Vfs {
             loop {
                 let boarded = frame.board(file);
                 self.count_boarded(boarded);
+                left |= boarded > 0;
                 if frame.room_blocks() > 0 {
                     break;
                 }
@@ -138,6 +144,7 @@ impl Vfs {
         if !frame.is_empty() {
             self.launch(frame);
         }
+        left
     }
 
     fn launch(&self, frame: Frame) {
@@ -202,8 +209,11 @@ impl Vfs {
         rt::spawn(Class::Request, "write back by size", async move {
             let goal = vfs.soft_limit() / 2;
             while vfs.writeback.dirty_blocks.get() > goal {
-                if !vfs.write_back_oldest(|_| true, FRAME_BLOCKS).await {
-                    break;
+                match vfs.write_back_oldest(|_| true, FRAME_BLOCKS).await {
+                    None => break,
+                    Some(true) => {}
+                    // All held back by truncations, which need this reactor to come to their end.
+                    Some(false) => rt::sleep(HELD_BACK_DELAY).await,
                 }
             }
             vfs.writeback.drain_runs.set(false);
@@ -211,8 +221,9 @@ impl Vfs {
         .detach();
     }
 
-    /// Takes files from the age queue while `due`, until about `max_blocks` are taken; false when none was due.
-    async fn write_back_oldest(&self, due: impl Fn(Instant) -> bool, max_blocks: usize) -> bool {
+    /// Takes files from the age queue while `due`, until about `max_blocks` are taken. `None` when none was due, else
+    /// whether anything could leave.
+    async fn write_back_oldest(&self, due: impl Fn(Instant) -> bool, max_blocks: usize) -> Option<bool> {
         let mut files = Vec::new();
         let mut blocks = 0;
         while blocks < max_blocks {
@@ -227,7 +238,7 @@ impl Vfs {
                 files.push(file);
             }
         }
-        self.write_back(&files, None).await;
+        let left = self.write_back(&files, None).await;
         for file in &files {
             let mut buffer = file.buffer.borrow_mut();
             let stays = buffer.dirty_since.take().is_some() && !buffer.dirty.is_empty();
@@ -236,7 +247,7 @@ impl Vfs {
                 self.note_dirty(file); // held back, or failed: it comes again
             }
         }
-        !files.is_empty()
+        (!files.is_empty()).then_some(left)
     }
 
     /// The exclusive lock of an inode, for those who have its lease already.

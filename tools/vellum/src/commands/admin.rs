@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use vellum_base::KeyRange;
-use vellum_store::{CheckOptions, MkfsOptions};
+use vellum_store::{CheckOptions, MkfsOptions, StoreError};
 
 use crate::cli::{Check, Dump, Mkfs, What};
 use crate::exit::{Coded, Exit, WithExit};
@@ -67,7 +67,10 @@ pub fn check(args: &Check) -> Result<()> {
     let target = device::open(&args.device, true)?;
     let report = device::with_queue(&target, async |queue| {
         let options = CheckOptions { data: args.data };
-        vellum_store::check(&target, &queue, options).await.exit(Exit::NotClean)
+        vellum_store::check(&target, &queue, options).await.map_err(|error| {
+            let code = if is_damage(&error) { Exit::NotClean } else { Exit::Device };
+            Coded { code, error: error.into() }.into()
+        })
     })?;
     if args.json {
         let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
@@ -99,6 +102,11 @@ pub fn check(args: &Check) -> Result<()> {
         return Err(Coded { code: Exit::NotClean, error }.into());
     }
     Ok(())
+}
+
+/// Damage of a filesystem of ours, as opposed to a device that has none, or one that cannot be read.
+fn is_damage(error: &StoreError) -> bool {
+    matches!(error, StoreError::Block(_) | StoreError::Corrupt { .. } | StoreError::Item { .. } | StoreError::Lsm(_))
 }
 
 pub fn dump(args: &Dump) -> Result<()> {

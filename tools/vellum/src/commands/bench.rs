@@ -1,8 +1,8 @@
 //! bench: runs one suite of `vellum-bench` with the mounts it needs.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use vellum_bench::files::{self, Shape as FilesShape};
@@ -10,6 +10,7 @@ use vellum_bench::recorder::measure;
 use vellum_bench::{Report, items, peers, runtime};
 
 use crate::cli::{Bench, Suite};
+use crate::processes::{self, Mount};
 
 pub fn bench(args: &Bench) -> Result<()> {
     let temporary = tempfile::Builder::new().prefix("vellum-bench").tempdir_in(match &args.dir {
@@ -45,91 +46,11 @@ fn files_shape(quick: bool) -> FilesShape {
     if quick { FilesShape { files_per_thread: 500, stream_bytes: 64 << 20, synced_files: 25, ..full } } else { full }
 }
 
-/// A mount by this very program, with the engine inside; gone when dropped.
-pub struct OwnMount {
-    pub dir: PathBuf,
-    child: Child,
-}
-
-impl OwnMount {
-    pub fn new(endpoint: &str, dir: &Path) -> Result<OwnMount> {
-        std::fs::create_dir_all(dir)?;
-        let child = Command::new(std::env::current_exe()?)
-            .args(["mount", endpoint])
-            .arg(dir)
-            .stdin(Stdio::null())
-            .spawn()
-            .context("cannot start the mount")?;
-        let mut mount = OwnMount { dir: dir.to_owned(), child };
-        let start = Instant::now();
-        while !mount.is_there()? {
-            if let Some(status) = mount.child.try_wait()? {
-                bail!("the mount ended with {status}");
-            }
-            if start.elapsed() > Duration::from_secs(60) {
-                bail!("no mount within a minute");
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(mount)
-    }
-
-    fn is_there(&self) -> Result<bool> {
-        let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-        Ok(table.lines().any(|line| line.split(' ').nth(4) == self.dir.to_str()))
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// SIGKILL, as the quickstart and crash tests want it; the dead mount is detached.
-    pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH)?;
-        Ok(())
-    }
-
-    pub fn unmount(mut self) -> Result<()> {
-        let start = Instant::now();
-        while let Err(error) = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::empty()) {
-            if start.elapsed() > Duration::from_secs(10) {
-                return Err(error).context("unmounting");
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let status = self.child.wait()?;
-        if !status.success() {
-            bail!("the mount ended with {status}");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for OwnMount {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH);
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
 /// Makes an image and mounts it.
-fn fresh_mount(dir: &Path, bytes: u64) -> Result<OwnMount> {
+fn fresh_mount(dir: &Path, bytes: u64) -> Result<Mount> {
     let image = dir.join("vellum.img");
-    let made = Command::new(std::env::current_exe()?)
-        .arg("mkfs")
-        .arg(&image)
-        .args(["--size", &bytes.to_string()])
-        .stdout(Stdio::null())
-        .status()?;
-    if !made.success() {
-        bail!("mkfs ended with {made}");
-    }
-    OwnMount::new(&format!("file:{}", image.display()), &dir.join("vellum"))
+    processes::mkfs(&image, bytes)?;
+    Mount::new(&format!("file:{}", image.display()), &dir.join("vellum"))
 }
 
 fn mounts(dir: &Path, quick: bool) -> Result<Report> {
@@ -175,8 +96,11 @@ fn timed(system: &str, source: &Path, to: &Path, census: vellum_bench::tree::Cen
     let mut row = measure("cp -r, sync", system, 1, |_, r| {
         let start = Instant::now();
         copy(source, &to.join("copy"))?;
+        // The kernel passes syncfs(2) on to no FUSE filesystem but virtiofs; there fsync of a directory syncs all.
         let dir = std::fs::File::open(to)?;
+        dir.sync_all()?;
         rustix::fs::syncfs(&dir)?;
+        dir.sync_all()?; // Linux does not pass syncfs(2) on to FUSE; there an fsync of a directory does it
         r.record(start.elapsed(), census.bytes);
         Ok(())
     })?;

@@ -67,7 +67,15 @@ async fn serve(args: &Mount, address: Address, endpoint: &Endpoint, mut signals:
     let mut options =
         MountOptions { fsname: args.endpoint.clone(), read_only: args.read_only, ..MountOptions::default() };
     options.allow_other |= args.allow_other;
-    let handle = mount_vfs(vfs.clone(), &args.dir, Some(endpoint.to_string()), &options).exit(Exit::Mount)?;
+    let handle = match mount_vfs(vfs.clone(), &args.dir, Some(endpoint.to_string()), &options).exit(Exit::Mount) {
+        Ok(handle) => handle,
+        Err(refused) => {
+            // An engine waits for a client that only falls silent.
+            let _ = vfs.shutdown().await;
+            let _ = client.farewell().await;
+            return Err(refused);
+        }
+    };
     tracing::info!("mounted {} at {}", args.endpoint, args.dir.display());
     let unmounter = handle.unmounter();
     let signal_handle = signals.handle();
@@ -108,6 +116,7 @@ fn daemon(args: &Mount) -> Result<()> {
     while start.elapsed() < DAEMON_WAIT {
         if let Some(status) = child.try_wait()? {
             let code = match status.code() {
+                Some(2) => Exit::Usage,
                 Some(4) => Exit::Device,
                 Some(5) => Exit::Endpoint,
                 Some(6) => Exit::Mount,

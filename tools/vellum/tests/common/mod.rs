@@ -34,6 +34,19 @@ pub fn vellum_ok(args: &[&str]) -> String {
     String::from_utf8(out.stdout).expect("output is UTF-8")
 }
 
+/// Runs the binary and expects this exit code, a message with each of `says`, and no panic; returns stderr.
+pub fn vellum_fails(args: &[&str], code: i32, says: &[&str]) -> String {
+    let out = vellum(args);
+    let (stdout, stderr) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    let all = format!("vellum {args:?} ended with {}\nstdout: {stdout}\nstderr: {stderr}", out.status);
+    assert_eq!(out.status.code(), Some(code), "{all}");
+    assert!(!stderr.contains("panicked"), "{all}");
+    for text in says {
+        assert!(stderr.contains(text) || stdout.contains(text), "{text:?} is not said: {all}");
+    }
+    stderr.into_owned()
+}
+
 /// Polls until `ready`; panics with `what` after the limit.
 pub fn wait_until(what: &str, limit: Duration, mut ready: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -62,6 +75,15 @@ impl Lab {
         lab
     }
 
+    /// Where everything started here writes its stderr.
+    pub fn log(&self) -> PathBuf {
+        self.dir.path().join("stderr.log")
+    }
+
+    fn stderr(&self) -> Stdio {
+        std::fs::OpenOptions::new().create(true).append(true).open(self.log()).expect("a log").into()
+    }
+
     pub fn image(&self) -> PathBuf {
         self.dir.path().join("vellum.img")
     }
@@ -80,6 +102,7 @@ impl Lab {
         let child = Command::new(VELLUM)
             .args(["serve", &self.image_str(), "--listen", &self.endpoint()])
             .stdin(Stdio::null())
+            .stderr(self.stderr())
             .spawn()
             .expect("serve starts");
         self.server = Some(child);
@@ -113,8 +136,9 @@ impl Lab {
         std::fs::create_dir_all(&at).expect("a mount point");
         let own = self.endpoint();
         let child = Command::new(VELLUM)
-            .args(["mount", endpoint.unwrap_or(&own), at.to_str().expect("UTF-8")])
+            .args(["-v", "mount", endpoint.unwrap_or(&own), at.to_str().expect("UTF-8")])
             .stdin(Stdio::null())
+            .stderr(self.stderr())
             .spawn()
             .expect("mount starts");
         self.mounts.push((at.clone(), child));
@@ -140,6 +164,16 @@ impl Lab {
         });
         let status = wait_for(&mut child, Duration::from_secs(30)).expect("the gateway ends after the unmount");
         assert!(status.success(), "the gateway ended with {status}");
+    }
+
+    /// SIGTERM to a gateway; it must unmount and end by itself with success.
+    pub fn stop_mount(&mut self, at: &Path) {
+        let index = self.mounts.iter().position(|(dir, _)| dir == at).expect("a mount");
+        let (dir, mut child) = self.mounts.swap_remove(index);
+        terminate(&child);
+        let status = wait_for(&mut child, Duration::from_secs(30)).expect("the gateway ends on SIGTERM");
+        assert!(status.success(), "the gateway ended with {status}");
+        assert!(!is_mounted(&dir), "the gateway left its mount");
     }
 
     /// The device must verify clean; nobody may serve it.
@@ -174,6 +208,13 @@ impl Drop for Lab {
         if let Some(child) = &mut self.server {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let told: Vec<&str> = log.lines().filter(|line| !line.contains(" INFO ")).collect();
+        if std::thread::panicking() {
+            told.iter().for_each(|line| eprintln!("{line}"));
+        } else {
+            assert!(!log.contains("panicked"), "something panicked: {log}");
         }
     }
 }

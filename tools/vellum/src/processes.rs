@@ -1,0 +1,152 @@
+//! This very program started again: engines and mounts that a benchmark or the quickstart can kill. All end with their
+//! owner, by pid.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::mount::{UnmountFlags, unmount};
+
+const START_WITHIN: Duration = Duration::from_secs(60);
+
+fn own(args: &[&str]) -> Result<Command> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
+    Ok(command)
+}
+
+fn wait_for(what: &str, child: &mut Child, mut ready: impl FnMut() -> Result<bool>) -> Result<Duration> {
+    let start = Instant::now();
+    while !ready()? {
+        if let Some(status) = child.try_wait()? {
+            bail!("{what} ended with {status}");
+        }
+        if start.elapsed() > START_WITHIN {
+            bail!("{what} did not come up within {START_WITHIN:?}");
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    Ok(start.elapsed())
+}
+
+pub fn mkfs(image: &Path, bytes: u64) -> Result<()> {
+    let status = own(&["mkfs", &image.display().to_string(), "--size", &bytes.to_string()])?.status()?;
+    if !status.success() {
+        bail!("mkfs ended with {status}");
+    }
+    Ok(())
+}
+
+/// `vellum serve` on a unix socket.
+pub struct Engine {
+    child: Child,
+    /// From the start of the process to the first accepted connection.
+    pub start_time: Duration,
+}
+
+impl Engine {
+    pub fn start(image: &Path, socket: &Path) -> Result<Engine> {
+        let listen = format!("unix:{}", socket.display());
+        let mut child = own(&["serve", &image.display().to_string(), "--listen", &listen])?
+            .spawn()
+            .context("starting the engine")?;
+        let start_time =
+            wait_for("the engine", &mut child, || Ok(std::os::unix::net::UnixStream::connect(socket).is_ok()))?;
+        Ok(Engine { child, start_time })
+    }
+
+    /// SIGKILL.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// SIGTERM: it must end by itself, well.
+    pub fn stop(mut self) -> Result<()> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("the engine ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// `vellum mount`.
+pub struct Mount {
+    pub dir: PathBuf,
+    child: Child,
+}
+
+impl Mount {
+    pub fn new(endpoint: &str, dir: &Path) -> Result<Mount> {
+        std::fs::create_dir_all(dir)?;
+        let dir = dir.canonicalize()?;
+        let mut child =
+            own(&["mount", endpoint, &dir.display().to_string()])?.spawn().context("starting the gateway")?;
+        wait_for("the gateway", &mut child, || Ok(is_mounted(&dir)))?;
+        Ok(Mount { dir, child })
+    }
+
+    /// SIGKILL; the dead mount is taken out of the tree.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(unmount(&self.dir, UnmountFlags::DETACH)?)
+    }
+
+    pub fn unmount(mut self) -> Result<()> {
+        let start = Instant::now();
+        while let Err(error) = unmount(&self.dir, UnmountFlags::empty()) {
+            if start.elapsed() > Duration::from_secs(10) {
+                return Err(error).context("unmounting");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let status = self.child.wait()?;
+        if !status.success() {
+            bail!("the gateway ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = unmount(&self.dir, UnmountFlags::DETACH);
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn is_mounted(dir: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().any(|line| line.split(' ').nth(4) == dir.to_str())
+}
+
+/// What keeps this process from mounting, if anything.
+pub fn cannot_mount() -> Option<String> {
+    if !Path::new("/dev/fuse").exists() {
+        return Some("/dev/fuse is not there".into());
+    }
+    let helper = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("fusermount3").exists()));
+    if !rustix::process::geteuid().is_root() && !helper {
+        return Some("this user is not root and fusermount3 is not installed".into());
+    }
+    None
+}
