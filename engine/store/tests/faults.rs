@@ -129,7 +129,7 @@ fn a_full_device_refuses_data_and_can_be_emptied() {
             let store = &stores[0];
             let mut client = Client::open(store, RID).await;
             let mut first_round = 0;
-            for round in 0..3 {
+            for round in 0..10 {
                 let mut files = Vec::new();
                 loop {
                     let n = files.len() as u64;
@@ -160,8 +160,9 @@ fn a_full_device_refuses_data_and_can_be_emptied() {
                 if round == 0 {
                     first_round = files.len();
                 }
-                // Allocating on one and freeing on the other for ever keeps what there is [A2].
-                assert!(files.len() * 20 >= first_round * 19, "round {round}: {} files of {first_round}", files.len());
+                // Allocating on one and freeing on the other for ever keeps what there is [A2], but for the segments'
+                // share, which is taken when the first of them are written.
+                assert!(files.len() * 10 >= first_round * 9, "round {round}: {} files of {first_round}", files.len());
                 for (target, keys) in files {
                     let extents = keys.iter().filter(|k| **k != vellum_format::Inode::key(target));
                     let mut ops: Vec<ItemOp> = extents.map(|key| ItemOp::Delete { key: *key }).collect();

@@ -241,6 +241,7 @@ pub struct StatFs {
     pub free_blocks: u64,
     /// Without the reserve that keeps deletion working.
     pub available_blocks: u64,
+    /// Inodes in use; 0 while the engine does not count them.
     pub inodes: u64,
 }
 
