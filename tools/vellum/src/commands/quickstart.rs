@@ -211,27 +211,37 @@ fn sync(dir: &Path) -> Result<()> {
     std::fs::File::open(dir)?.sync_all().context("fsync of the root directory")
 }
 
+/// Another user of the engine, on a thread of its own: this one may be running the library's reactor.
+fn aside<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.map_err(|_| anyhow::anyhow!("asking the engine panicked"))?
+}
+
 fn committed(lab: &Lab) -> Result<u64> {
-    with_client(&lab.target(), async |client| Ok(archive::committed_seq(&client).0))
+    let target = lab.target();
+    aside(|| with_client(&target, async |client| Ok(archive::committed_seq(&client).0)))
 }
 
 /// What changed after the sequence `after`, with paths.
 fn walk(lab: &Lab, after: u64, outcome: &mut Outcome) -> Result<()> {
     let start = Instant::now();
-    outcome.changed = with_client(&lab.target(), async |client| {
-        let mut walk = archive::Walk::new(client.clone(), IndexKind::MetaSeq, (after + 1, Ino::NONE), u64::MAX);
-        let mut changed = Vec::new();
-        loop {
-            let entries = walk.page().await?;
-            if entries.is_empty() {
-                return Ok(changed);
+    let target = lab.target();
+    outcome.changed = aside(|| {
+        with_client(&target, async |client| {
+            let mut walk = archive::Walk::new(client.clone(), IndexKind::MetaSeq, (after + 1, Ino::NONE), u64::MAX);
+            let mut changed = Vec::new();
+            loop {
+                let entries = walk.page().await?;
+                if entries.is_empty() {
+                    return Ok(changed);
+                }
+                for (seq, ino) in entries {
+                    let paths = archive::ino_paths(&client, ino).await?;
+                    let path = paths.first().map_or("(no name)".into(), |p| String::from_utf8_lossy(p).into_owned());
+                    changed.push((seq, ino.0, path));
+                }
             }
-            for (seq, ino) in entries {
-                let paths = archive::ino_paths(&client, ino).await?;
-                let path = paths.first().map_or("(no name)".into(), |p| String::from_utf8_lossy(p).into_owned());
-                changed.push((seq, ino.0, path));
-            }
-        }
+        })
     })?;
     outcome.walk_time = start.elapsed();
     let found = outcome.changed.iter().filter(|(_, _, path)| path.contains("/file-")).count();
