@@ -1,6 +1,7 @@
 //! This very program started again: engines and mounts that a benchmark or the quickstart can kill. All end with their
 //! owner, by pid.
 
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -41,18 +42,25 @@ pub fn mkfs(image: &Path, bytes: u64) -> Result<()> {
 /// `vellum serve` on a unix socket.
 pub struct Engine {
     child: Child,
-    /// From the start of the process to the first accepted connection.
+    /// From the start of the process until it says that it serves.
     pub start_time: Duration,
 }
 
 impl Engine {
     pub fn start(image: &Path, socket: &Path) -> Result<Engine> {
         let listen = format!("unix:{}", socket.display());
-        let mut child = own(&["serve", &image.display().to_string(), "--listen", &listen])?
-            .spawn()
-            .context("starting the engine")?;
-        let start_time =
-            wait_for("the engine", &mut child, || Ok(std::os::unix::net::UnixStream::connect(socket).is_ok()))?;
+        let mut command = own(&["serve", &image.display().to_string(), "--listen", &listen])?;
+        let start = Instant::now();
+        let mut child = command.stdout(Stdio::piped()).spawn().context("starting the engine")?;
+        // Its own word, not a connection: a killed engine's socket accepts until the kernel has torn down its ring.
+        let mut line = String::new();
+        if let Some(out) = child.stdout.take() {
+            std::io::BufReader::new(out).read_line(&mut line)?;
+        }
+        let start_time = start.elapsed();
+        if !line.starts_with("serving") {
+            bail!("the engine ended with {}", child.wait()?);
+        }
         Ok(Engine { child, start_time })
     }
 
