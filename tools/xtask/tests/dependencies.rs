@@ -13,7 +13,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vellum-format", &["vellum-base"]),
     ("vellum-wire", &["vellum-base"]),
     ("vellum-proto", &["vellum-base", "vellum-wire"]),
-    ("vellum-link", &["vellum-base", "vellum-wire", "vellum-proto", "vellum-rt"]),
+    ("vellum-keys", &[]),
+    ("vellum-link", &["vellum-base", "vellum-wire", "vellum-proto", "vellum-rt", "vellum-keys"]),
     ("vellum-store", &["vellum-base", "vellum-format", "vellum-nvme", "vellum-rt"]),
     (
         "vellum-server",
@@ -25,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "vellum-store",
             "vellum-wire",
             "vellum-proto",
+            "vellum-keys",
             "vellum-link",
         ],
     ),
