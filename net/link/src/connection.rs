@@ -93,6 +93,8 @@ struct Core {
     /// Set when the first greeting was answered, or never will be.
     opened: Event,
     closed: RefCell<Option<LinkError>>,
+    /// Why the last socket ended.
+    last_error: RefCell<Option<String>>,
     socket_number: Cell<u64>,
     attempts: Cell<u64>,
 }
@@ -131,13 +133,18 @@ impl Connection {
             durable: Notify::new(),
             opened: Event::new(),
             closed: RefCell::new(None),
+            last_error: RefCell::new(None),
             socket_number: Cell::new(0),
             attempts: Cell::new(0),
         });
         let timer_task = spawn(Class::Request, "link timers", run_timers(core.clone()));
         let connection = Rc::new(Connection { core: core.clone(), timer_task });
         match open_within {
-            Some(limit) => timeout(limit, core.opened.wait()).await.map_err(|_| LinkError::TimedOut)?,
+            Some(limit) => timeout(limit, core.opened.wait()).await.map_err(|_| {
+                let last = core.last_error.borrow();
+                tracing::warn!(rid = %core.rid, error = last.as_deref().unwrap_or("no answer"), "the last attempt to connect");
+                LinkError::TimedOut
+            })?,
             None => core.opened.wait().await,
         }
         let closed = core.closed.borrow().clone();
@@ -425,6 +432,7 @@ async fn dial_endpoint(endpoint: &Endpoint, options: &ConnectOptions) -> Result<
 async fn run_socket(core: Rc<Core>, number: u64) {
     if let Err(error) = carry(&core, number).await {
         tracing::debug!(rid = %core.rid, %error, "socket ended");
+        *core.last_error.borrow_mut() = Some(error.to_string());
         if error.is_about_trust() && core.socket_number.get() == number {
             if !core.opened.is_set() {
                 core.close(LinkError::NotTrusted(error.to_string()));

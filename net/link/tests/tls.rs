@@ -108,9 +108,8 @@ fn tls_carries_calls_and_data() {
             let reply = conn.call(Request::WriteData, Some(buf.freeze())).await.unwrap();
             assert_eq!(reply.body, Response::Written { ranges: vec![BlockRange::new(1, sum)] }, "{len}");
         }
-        let reads: Vec<_> = (0..8)
-            .map(|_| conn.call(Request::ReadData { ranges: vec![BlockRange::new(3, 256)] }, None))
-            .collect();
+        let reads: Vec<_> =
+            (0..8).map(|_| conn.call(Request::ReadData { ranges: vec![BlockRange::new(3, 256)] }, None)).collect();
         for read in reads {
             let data = read.await.unwrap().payload.unwrap();
             assert!(data.len() == 1 << 20 && data.iter().all(|b| *b == 9) && data.is_block_aligned());
@@ -169,8 +168,13 @@ fn a_client_believes_nodes_alone_and_each_at_its_address() {
         assert!(server.peers.borrow().is_empty());
         // An engine without keys speaks no TLS.
         let (_server, _acceptor, addr) = serve(None, Timers::DEFAULT);
-        let error = connect(addr, Some(ours.client())).await.err().unwrap();
-        assert!(matches!(error, LinkError::NotTrusted(_) | LinkError::TimedOut), "{error}");
+        let options = ConnectOptions {
+            keys: Some(ours.client()),
+            open_within: Some(Duration::from_millis(300)),
+            ..ConnectOptions::default()
+        };
+        let error = Connection::open(Address::Net(Endpoint::Tcp(addr)), identity, options).await.err().unwrap();
+        assert_eq!(error, LinkError::TimedOut);
     });
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vellum_rt::net::Endpoint;
+use vellum_server::NodeOptions;
 
 use crate::cli::Serve;
 use crate::engine;
@@ -15,7 +16,8 @@ pub fn serve(args: &Serve) -> Result<()> {
     if listen.is_empty() {
         listen.push(Endpoint::Unix(engine::own_socket()?));
     }
-    let node = engine::start(&args.device, args.engine.options(listen))?;
+    let options = NodeOptions { keys: args.keys.load()?, ..args.engine.options(listen) };
+    let node = engine::start(&args.device, options)?;
     for endpoint in &node.up().endpoints {
         println!("serving {} at {endpoint}: {}", args.device, engine::describe(&node));
     }
