@@ -36,6 +36,6 @@ pub use items::ScanPage;
 pub use lock::{LockGuard, LockView};
 pub use options::{ClientOptions, MAX_TXN_OPS};
 pub use stats::ClientStats;
-pub use txn::Txn;
+pub use txn::{Seen, Txn};
 pub use vellum_link::{Address, ConnectOptions};
 pub use vellum_wire::{LockMode, LockName, StatFs};
