@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use vellum_base::{Epoch, ReactorId, Rid};
+use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_format::{ClientIdentity, Origin, Principal};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
 use vellum_proto::LockTable;
@@ -16,6 +16,7 @@ use vellum_rt::{Class, spawn};
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::client::Client;
+use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
@@ -69,7 +70,11 @@ impl Reactor {
             (*rid, identity.ok())
         };
         let known: Vec<_> = known.iter().map(read).collect();
-        let recovering = !known.is_empty();
+        probe::tell(|| {
+            let rids = known.iter().map(|(rid, _)| *rid).collect();
+            Fact::Expects { term: backend.term(), rids }
+        });
+        let recovering = !known.is_empty() && !mutant::active(Mutant::ForgetKnownClients);
         let table = LockTable::new(backend.term(), usize::from(me.0), mesh.reactors(), recovering);
         let table = Rc::new(RefCell::new(table));
         authority.connect(&table);

@@ -84,7 +84,7 @@ pub struct EngineArgs {
     pub cache: Option<u64>,
 }
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub struct KeyArgs {
     /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
     #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
