@@ -96,6 +96,13 @@ impl<T> Trackers<T> {
         }
     }
 
+    /// Slots of the operations that are running.
+    pub fn running(&self) -> impl Iterator<Item = u32> + '_ {
+        let running =
+            |(slot, entry): (usize, &Slot<T>)| matches!(entry.state, State::Running { .. }).then_some(slot as u32);
+        self.slots.iter().enumerate().filter_map(running)
+    }
+
     /// The device has answered. Call `take_wakers` after.
     pub fn finish(&mut self, slot: u32, outcome: impl FnOnce(T) -> IoDone) {
         let Some(entry) = self.slots.get_mut(slot as usize) else { return };
