@@ -41,6 +41,9 @@ pub(crate) struct Trackers<T> {
 }
 
 impl<T> Trackers<T> {
+    /// What one operation touches here: its slot, and its place in the free list.
+    pub const BYTES_PER_OPERATION: usize = size_of::<Slot<T>>() + 2 * size_of::<u32>();
+
     pub fn new(depth: u32) -> Self {
         let depth = (depth as usize).clamp(1, MAX_TRACKERS);
         let mut trackers = Trackers {

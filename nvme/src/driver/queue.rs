@@ -170,6 +170,17 @@ impl<T: Transport> NvmeQueue<T> {
         self.inner.borrow().doorbells
     }
 
+    /// Cache lines that one read of up to two pages touches in the driver, by the sizes of what it touches: entry and
+    /// completion, the command's slot and id, and the tracker. Not counted: lines that every command shares.
+    pub fn cache_lines_per_read() -> f64 {
+        let bytes = size_of::<Submission>()
+            + size_of::<Completion>()
+            + size_of::<Slot>()
+            + 2 * size_of::<u16>()
+            + Trackers::<Command>::BYTES_PER_OPERATION;
+        bytes as f64 / 64.0
+    }
+
     pub fn controller(&self) -> &Arc<Controller<T>> {
         &self.shared.controller
     }
