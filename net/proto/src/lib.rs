@@ -4,12 +4,14 @@
 //! - [`Channel`]: requests and responses in both directions, numbered, acknowledged, resent: each delivered once.
 //! - [`ClientSession`] and [`ServerSession`]: a channel's life over one socket after another.
 //! - [`LockTable`]: the engine's side of the locks.
+//! - [`Quorum`]: who leads.
 
 pub mod backoff;
 pub mod channel;
 pub mod client;
 pub mod grant_order;
 pub mod locks;
+pub mod quorum;
 pub mod server;
 pub mod time;
 pub mod timers;
@@ -19,6 +21,7 @@ pub use channel::{Channel, Inbound, Token, Violation};
 pub use client::{ClientEvent, ClientSession, Closed};
 pub use grant_order::GrantOrder;
 pub use locks::{LockError, LockOutput, LockTable};
+pub use quorum::{Quorum, QuorumConfig, QuorumError, QuorumOutput, QuorumStatus, QuorumTimers};
 pub use server::{ServerEvent, ServerSession};
 pub use time::Time;
 pub use timers::Timers;
