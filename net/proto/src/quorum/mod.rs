@@ -255,6 +255,11 @@ impl Quorum {
         self.settle(now);
     }
 
+    /// From now on elections are for terms beyond this: what the engine found in use.
+    pub fn raise_floor(&mut self, term: Term) {
+        self.config.floor = self.config.floor.max(term);
+    }
+
     /// Gives up a leadership and lets others go first: the engine failed, or an operator wishes it. The member stays.
     pub fn resign(&mut self, now: Time, why: &str) {
         self.error = Some(why.to_string());

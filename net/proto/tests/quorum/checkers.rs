@@ -8,6 +8,7 @@ use vellum_proto::Time;
 use vellum_wire::{QuorumKind, QuorumMessage};
 
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)]
 pub enum Fact {
     Started {
         slot: Slot,
@@ -41,6 +42,9 @@ pub enum Fact {
         slot: Slot,
         term: Term,
         blocks: Vec<SlotState>,
+    },
+    Serves {
+        term: Term,
     },
     EngineWrote {
         rid: Rid,
@@ -106,13 +110,18 @@ impl Checkers {
                 self.q2_terms_never_go_back(before, block)?;
                 self.q3_one_writer(*rid, block)?;
                 self.note_block(now, block);
-                self.q8_fence_says_the_truth(block)?;
+                self.q8_fence_says_the_truth(before, block)?;
             }
             Fact::Lead { rid, slot, term, blocks } => {
                 self.q4_elect_is_durable(*slot, *rid, *term, blocks)?;
                 self.q1_nobody_else_leads(*term)?;
-                self.led.insert(*term, now);
                 self.leads += 1;
+            }
+            Fact::Serves { term } => {
+                if let Some(newer) = self.led.keys().next_back().filter(|newest| *newest >= term) {
+                    return Err(format!("Q1: term {term} is served after term {newer}"));
+                }
+                self.led.insert(*term, now);
             }
             Fact::EngineWrote { rid, term } => {
                 self.q5_no_write_after_stop(*rid, *term)?;
@@ -127,10 +136,12 @@ impl Checkers {
         Ok(())
     }
 
-    /// Which other ELECT that is on the device is neither stopped nor really fenced.
+    /// Which older ELECT, durable before that of `term`, is neither stopped nor really fenced. One that became durable
+    /// later finds the newer one when it reads the blocks.
     fn alive_before(&self, term: Term) -> Option<Term> {
+        let ours = self.elected.get(&term).map_or(Time(u64::MAX), |e| e.1);
         let over = |t: &Term, rid: &Rid| self.stopped.contains(t) || self.fenced.contains(rid);
-        self.elected.iter().find(|(t, (rid, _))| **t < term && !over(t, rid)).map(|(t, _)| *t)
+        self.elected.iter().find(|(t, (rid, at))| **t < term && *at <= ours && !over(t, rid)).map(|(t, _)| *t)
     }
 
     fn q1_nobody_else_leads(&self, term: Term) -> Result<(), String> {
@@ -195,8 +206,9 @@ impl Checkers {
         }
     }
 
-    fn q8_fence_says_the_truth(&self, block: &SlotBlock) -> Result<(), String> {
-        let Some(fence) = block.get(EventKind::Fence) else { return Ok(()) };
+    fn q8_fence_says_the_truth(&self, before: &SlotState, block: &SlotBlock) -> Result<(), String> {
+        let known = before.block().and_then(|b| b.get(EventKind::Fence)).map(|e| e.term);
+        let Some(fence) = block.get(EventKind::Fence).filter(|e| Some(e.term) != known) else { return Ok(()) };
         match self.alive_before(fence.term) {
             Some(other) => Err(format!("Q8: FENCE of {} though the leader of {other} lives", fence.term)),
             None => Ok(()),

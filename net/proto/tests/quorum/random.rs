@@ -78,6 +78,7 @@ fn trouble(w: &mut World) {
 }
 
 fn peace(w: &mut World) {
+    w.peace = true;
     w.cuts.clear();
     w.unreadable.clear();
     (w.loss, w.doubled, w.delay.1) = (0, 0, ms(2));

@@ -55,7 +55,6 @@ pub struct Node {
     rounds: Vec<(u64, Time)>,
     pub confirmed: u64,
     pub failed: Option<String>,
-    pub left: bool,
     /// The engine does not come up.
     pub engine_fails: bool,
     /// How long the engine's orderly stop takes.
@@ -65,10 +64,13 @@ pub struct Node {
 #[derive(Clone, Copy, PartialEq)]
 pub struct Engine {
     pub term: Term,
+    /// It has opened the device.
+    pub serves: bool,
     pub stopping: bool,
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)]
 enum Event {
     Deliver { to: usize, bytes: Vec<u8> },
     Timer { node: usize, timer: u64 },
@@ -79,7 +81,7 @@ enum Event {
     EngineTick { node: usize, rid: Rid, term: Term },
     EngineLanded { rid: Rid, term: Term },
     EngineStopped { node: usize, rid: Rid, term: Term },
-    EngineFailed { node: usize, rid: Rid },
+    EngineOpens { node: usize, rid: Rid, term: Term },
     Start { node: usize },
     Wake { node: usize },
 }
@@ -95,7 +97,7 @@ impl Event {
             | Event::FenceDone { node, .. }
             | Event::EngineTick { node, .. }
             | Event::EngineStopped { node, .. }
-            | Event::EngineFailed { node, .. } => Some(*node),
+            | Event::EngineOpens { node, .. } => Some(*node),
             Event::Landed { .. } | Event::EngineLanded { .. } | Event::Start { .. } | Event::Wake { .. } => None,
         }
     }
@@ -149,6 +151,10 @@ pub struct World {
     pub checkers: Checkers,
     pub trace: Vec<String>,
     pub seed: u64,
+    /// What the shared structures say.
+    manifest_term: Term,
+    /// Who leaves comes back.
+    pub peace: bool,
 }
 
 type SlotBlockBytes = [u8; 4096];
@@ -177,6 +183,8 @@ impl World {
             checkers: Checkers::new(slots),
             trace: Vec::new(),
             seed,
+            manifest_term: Term::NONE,
+            peace: false,
         };
         for slot in 0..slots {
             world.add_node(Slot(slot as u8));
@@ -203,7 +211,6 @@ impl World {
             rounds: Vec::new(),
             confirmed: 0,
             failed: None,
-            left: false,
             engine_fails: false,
             engine_stops_in: ms(5),
         });
@@ -265,8 +272,7 @@ impl World {
         match Quorum::new(config, &blocks, self.now) {
             Ok(machine) => {
                 let n = &mut self.nodes[node];
-                (n.rid, n.machine, n.engine, n.paused, n.left, n.failed) =
-                    (rid, Some(machine), None, false, false, None);
+                (n.rid, n.machine, n.engine, n.paused, n.failed) = (rid, Some(machine), None, false, None);
                 n.rounds.clear();
                 n.held.clear();
                 self.check(Fact::Started { slot, rid });
@@ -348,11 +354,6 @@ impl World {
 
     pub fn block(&self, slot: Slot) -> SlotState {
         SlotState::decode(&self.device[slot.index()], slot, &FSID)
-    }
-
-    /// Damages what the device holds of a slot.
-    pub fn scribble(&mut self, slot: Slot) {
-        self.device[slot.index()][600] ^= 1;
     }
 
     fn read(&self, node: usize) -> Box<[SlotState; Slot::COUNT]> {
@@ -449,9 +450,7 @@ impl World {
                 self.check(Fact::EngineStopped { term });
                 self.input(node, |m, now| m.handle_stopped(now));
             }
-            Event::EngineFailed { node, rid } if is(self, node, rid) => {
-                self.input(node, |m, now| m.resign(now, "the engine does not start"));
-            }
+            Event::EngineOpens { node, rid, term } if is(self, node, rid) => self.engine_opens(node, term),
             Event::Start { node } => self.start(node),
             Event::Wake { node } => self.wake(node),
             _ => {}
@@ -473,21 +472,40 @@ impl World {
         }
     }
 
+    /// The engine finds the newest term that was served in its manifest, and refuses to go back (a predecessor's block
+    /// that could not be read may have hidden a newer one).
+    fn engine_opens(&mut self, node: usize, term: Term) {
+        if self.nodes[node].engine != Some(Engine { term, serves: false, stopping: false }) {
+            return;
+        }
+        let newest = self.manifest_term;
+        if self.nodes[node].engine_fails || term <= newest {
+            return self.input(node, |m, now| {
+                m.raise_floor(newest);
+                m.resign(now, "the engine does not start");
+            });
+        }
+        self.manifest_term = term;
+        self.nodes[node].engine = Some(Engine { term, serves: true, stopping: false });
+        self.check(Fact::Serves { term });
+        self.engine_tick(node, term);
+    }
+
     fn engine_tick(&mut self, node: usize, term: Term) {
-        let Some(engine) = self.nodes[node].engine.filter(|e| e.term == term) else { return };
+        if self.nodes[node].engine != Some(Engine { term, serves: true, stopping: false }) {
+            return;
+        }
         let rid = self.nodes[node].rid;
         let takes = self.between((Duration::from_micros(100), ms(3)));
         let landed = self.land(node, takes);
         self.at(landed, Event::EngineLanded { rid, term });
-        if !engine.stopping {
-            let mut round = 0;
-            self.input(node, |m, now| round = m.begin_round(now));
-            let begun = self.now;
-            self.nodes[node].rounds.push((round, begun));
-            self.drain_rounds(node);
-            let next = self.between((ms(5), ms(40)));
-            self.at(self.now + next, Event::EngineTick { node, rid, term });
-        }
+        let mut round = 0;
+        self.input(node, |m, now| round = m.begin_round(now));
+        let begun = self.now;
+        self.nodes[node].rounds.push((round, begun));
+        self.drain_rounds(node);
+        let next = self.between((ms(5), ms(40)));
+        self.at(self.now + next, Event::EngineTick { node, rid, term });
     }
 
     /// When a write of `node` that takes so long lands.
@@ -561,12 +579,8 @@ impl World {
                 let blocks = Slot::all().map(|slot| self.block(slot)).collect();
                 self.check(Fact::Lead { rid, slot, term, blocks });
                 assert!(self.nodes[node].engine.is_none(), "one engine at a time");
-                self.nodes[node].engine = Some(Engine { term, stopping: false });
-                let event = match self.nodes[node].engine_fails {
-                    true => Event::EngineFailed { node, rid },
-                    false => Event::EngineTick { node, rid, term },
-                };
-                self.at(self.now + ms(3), event);
+                self.nodes[node].engine = Some(Engine { term, serves: false, stopping: false });
+                self.at(self.now + ms(3), Event::EngineOpens { node, rid, term });
             }
             QuorumOutput::StopLeading { term, why } => {
                 self.say(format!("node {node} stops leading term {term}: {why}"));
@@ -576,8 +590,10 @@ impl World {
                 // Its last writes are awaited before it has stopped.
                 let stops = self.now + self.nodes[node].engine_stops_in;
                 let takes = self.nodes[node].engine_stops_in;
-                let landed = self.land(node, takes);
-                self.at(landed, Event::EngineLanded { rid, term });
+                if self.nodes[node].engine.is_some_and(|e| e.serves) {
+                    let landed = self.land(node, takes);
+                    self.at(landed, Event::EngineLanded { rid, term });
+                }
                 let drained = self.landing.get(&rid).copied().unwrap_or(stops);
                 self.at(stops.max(drained), Event::EngineStopped { node, rid, term });
             }
@@ -587,8 +603,10 @@ impl World {
             }
             QuorumOutput::Stopped => {
                 self.say(format!("node {node} has left"));
-                self.nodes[node].left = true;
                 self.kill(node);
+                if self.peace {
+                    self.start_in(node, ms(300));
+                }
             }
             QuorumOutput::Failed { why } => {
                 self.say(format!("node {node} fails: {why}"));
