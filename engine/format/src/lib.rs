@@ -12,6 +12,7 @@ pub mod identity;
 pub mod item;
 pub mod log;
 pub mod manifest;
+pub mod quorum;
 pub mod seal;
 pub mod segment;
 pub mod superblock;
@@ -26,6 +27,7 @@ pub use item::{
 };
 pub use log::{PartBuilder, PartPlace, Record};
 pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};
+pub use quorum::{ProcessIdentity, SlotBlock, SlotEvent, SlotState};
 pub use seal::{PartRef, Seal};
 pub use segment::{Place, SegmentError, SegmentMeta};
 pub use superblock::Superblock;

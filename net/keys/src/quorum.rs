@@ -1,16 +1,24 @@
 //! The secret that the members of one quorum share: HMAC-SHA256 over their datagrams.
 //!
-//! A tag proves that a member of this installation wrote these bytes, not when. That is enough: a datagram names its
-//! filesystem, sender and term, and the quorum's rules make a repeated one harmless. A repeated vote or heartbeat of an
-//! older term is ignored; a repeated vote of this term is counted once per sender; a repeated heartbeat of this term says
-//! what was true when it was sent, and an answer to it names its round, so that an old answer confirms no new round. What
-//! replay can do is to prolong a follower's patience with a leader of the current term that has just died, for as long as
-//! an attacker who sits between the members goes on; who can do that can as well drop their datagrams.
+//! A tag proves that a member of this installation wrote these bytes, not when. That is enough, because the quorum's rules
+//! make a datagram that is sent again harmless: its fsid, sender, receiver, term and round are under the tag, terms are
+//! never used twice, and
+//! - a vote or pre-vote counts once per sender and term (attempt); of another term it is ignored;
+//! - a heartbeat whose round is not greater than the last one proves no life, so a recorded one does not keep a dead
+//!   leader's followers waiting;
+//! - an answer confirms the round that it names and no later one;
+//! - a resignation was said by the leader of that very term, which has resigned.
+//!
+//! Who sits between members can drop datagrams, which the quorum is built for.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use ring::hmac;
+use vellum_wire::quorum::{DatagramAuth, MAX_TAG, NoAuth};
 
+use crate::bundle::Keys;
 use crate::error::KeysError;
 use crate::files;
 
@@ -61,6 +69,35 @@ impl QuorumKey {
     }
 }
 
+const _: () = assert!(TAG_LEN <= MAX_TAG);
+
+impl DatagramAuth for QuorumKey {
+    fn seal(&self, datagram: &mut Vec<u8>) {
+        let tag = self.tag(datagram);
+        datagram.extend_from_slice(&tag);
+    }
+
+    fn open<'a>(&self, datagram: &'a [u8]) -> Option<&'a [u8]> {
+        let (covered, tag) = datagram.split_at_checked(datagram.len().checked_sub(TAG_LEN)?)?;
+        self.verifies(covered, tag).then_some(covered)
+    }
+}
+
+/// How the members of a quorum at `addresses` know each other's datagrams: with a node's keys by their tag, without on
+/// loopback alone.
+pub fn quorum_auth(
+    keys: Option<&Keys>,
+    addresses: &[SocketAddr],
+) -> Result<Arc<dyn DatagramAuth + Send + Sync>, KeysError> {
+    match keys {
+        Some(keys) => Ok(keys.quorum()?),
+        None => match addresses.iter().find(|address| !address.ip().is_loopback()) {
+            None => Ok(Arc::new(NoAuth)),
+            Some(address) => Err(KeysError::QuorumNeedsKeys { address: *address }),
+        },
+    }
+}
+
 impl std::fmt::Debug for QuorumKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("QuorumKey")
@@ -84,6 +121,44 @@ mod tests {
         }
         for len in 0..TAG_LEN {
             assert!(!ours.verifies(b"vote", &tag[..len]), "a tag cut to {len} bytes");
+        }
+    }
+
+    #[test]
+    fn datagrams_are_sealed_and_opened() {
+        use vellum_base::{Fsid, Rid, Slot, Term};
+        use vellum_wire::quorum::{QuorumDatagram, QuorumKind, QuorumMessage};
+        let message = QuorumMessage {
+            kind: QuorumKind::Heartbeat,
+            term: Term::of_round(3, Slot(1)),
+            round: 9,
+            rid: Rid(4),
+            granted: false,
+            written_ago_us: 7,
+        };
+        let datagram = QuorumDatagram { fsid: Fsid([3; 16]), from: Slot(1), to: Slot(0), message };
+        let (ours, theirs) = (QuorumKey::new(&[1; 32]), QuorumKey::new(&[2; 32]));
+        let bytes = datagram.encode(&ours);
+        assert_eq!(QuorumDatagram::decode(&bytes, &ours), Ok(datagram));
+        assert!(QuorumDatagram::decode(&bytes, &theirs).is_err());
+        assert!(QuorumDatagram::decode(&datagram.encode(&NoAuth), &ours).is_err(), "without a tag");
+        for len in 0..bytes.len() {
+            assert!(QuorumDatagram::decode(&bytes[..len], &ours).is_err());
+        }
+        for bit in 0..8 * bytes.len() {
+            let mut other = bytes.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(QuorumDatagram::decode(&other, &ours).is_err());
+        }
+    }
+
+    #[test]
+    fn a_quorum_beyond_loopback_needs_keys() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        assert!(quorum_auth(None, &[at("127.0.0.1:1"), at("[::1]:2")]).is_ok());
+        for beyond in ["10.0.0.1:1", "0.0.0.0:1", "[2001:db8::1]:1"] {
+            let error = quorum_auth(None, &[at("127.0.0.1:1"), at(beyond)]).err().unwrap();
+            assert!(matches!(error, KeysError::QuorumNeedsKeys { .. }), "{error}");
         }
     }
 
