@@ -13,12 +13,8 @@ use vellum_format::block::{self, BLOCK_HEADER, fsid_tag};
 use vellum_format::item::{self, IndexKind, ItemKind, xattr};
 use vellum_format::segment::{self, entry, filter};
 use vellum_format::{
-<<<<<<< HEAD
-    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Record, log, manifest, name_hash, seal,
-=======
-    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Record, log, manifest, name_hash, quorum, seal,
->>>>>>> main
-    superblock as sb, system,
+    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Record, log, manifest, name_hash, quorum,
+    seal, superblock as sb, system,
 };
 
 #[test]

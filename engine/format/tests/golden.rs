@@ -17,11 +17,9 @@ use vellum_format::log::{records as read_records, verify_part};
 use vellum_format::segment::entry::{Entries, get_index_value, get_range_value};
 use vellum_format::segment::{BlockKind, block, filter};
 use vellum_format::system::{LastBatch, decode_counter};
-<<<<<<< HEAD
-use vellum_format::{Bitmap, ClientIdentity, Dirent, Extent, Inode, ManifestRecord, Seal, SegmentMeta, Superblock};
-=======
-use vellum_format::{Bitmap, Dirent, Extent, Inode, ManifestRecord, Seal, SegmentMeta, SlotBlock, Superblock};
->>>>>>> main
+use vellum_format::{
+    Bitmap, ClientIdentity, Dirent, Extent, Inode, ManifestRecord, Seal, SegmentMeta, SlotBlock, Superblock,
+};
 
 const LINE: usize = 32;
 

@@ -69,8 +69,8 @@ impl Keys {
             Role::Node => Some(Arc::new(server_config(roots, certificate, key()?)?)),
         };
         let quorum = match subject.role {
-            Role::Node if at(QUORUM_KEY).exists() => Some(Arc::new(QuorumKey::load(&at(QUORUM_KEY))?)),
-            _ => None,
+            Role::Node => Some(Arc::new(QuorumKey::load(&at(QUORUM_KEY))?)),
+            Role::Client => None,
         };
         Ok(Keys { dir: dir.to_owned(), subject, validity, client: Arc::new(client), server, quorum })
     }
@@ -90,14 +90,16 @@ impl Keys {
 
     /// For sockets that we accept; an error for keys of a client.
     pub fn server(&self) -> Result<Arc<ServerConfig>, KeysError> {
-        self.server
-            .clone()
-            .ok_or_else(|| KeysError::NotANode { path: self.dir.clone(), found: self.subject.role.as_str().to_owned() })
+        self.server.clone().ok_or_else(|| self.not_a_node())
     }
 
-    /// What the members of the quorum share; none in a client's bundle.
-    pub fn quorum(&self) -> Option<Arc<QuorumKey>> {
-        self.quorum.clone()
+    /// What the members of the quorum share; an error for keys of a client.
+    pub fn quorum(&self) -> Result<Arc<QuorumKey>, KeysError> {
+        self.quorum.clone().ok_or_else(|| self.not_a_node())
+    }
+
+    fn not_a_node(&self) -> KeysError {
+        KeysError::NotANode { path: self.dir.clone(), found: self.subject.role.as_str().to_owned() }
     }
 }
 

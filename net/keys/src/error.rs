@@ -1,5 +1,6 @@
 //! What can be wrong with keys.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -26,6 +27,8 @@ pub enum KeysError {
     Subject { what: String },
     #[error("{} holds a {found}'s keys; a node's are needed", path.display())]
     NotANode { path: PathBuf, found: String },
+    #[error("the quorum reaches beyond loopback ({address}): its members need a node's keys (vellum keys, --keys)")]
+    QuorumNeedsKeys { address: SocketAddr },
     #[error("making a certificate: {0}")]
     Issue(String),
     #[error("TLS: {0}")]

@@ -22,5 +22,5 @@ pub use authority::{Authority, Issued, Wish};
 pub use bundle::{ALPN, Keys, peer_subject};
 pub use der::{Validity, validity};
 pub use error::KeysError;
-pub use quorum::{QuorumKey, TAG_LEN};
+pub use quorum::{QuorumKey, TAG_LEN, quorum_auth};
 pub use subject::{Name, Role, Subject};

@@ -45,9 +45,9 @@ fn bundles_hold_what_their_role_needs_and_no_more() {
 
     let keys = Keys::load(&node).unwrap();
     assert_eq!(keys.subject().to_string(), "vellum:node/a");
-    assert!(keys.server().is_ok() && keys.quorum().is_some());
+    assert!(keys.server().is_ok() && keys.quorum().is_ok());
     let keys = Keys::load(&client).unwrap();
-    assert!(keys.subject().read_only && keys.quorum().is_none());
+    assert!(keys.subject().read_only && keys.quorum().is_err());
     assert!(matches!(keys.server(), Err(KeysError::NotANode { .. })), "a client serves nobody");
 
     let listed: Vec<String> = authority.list().unwrap().iter().map(|issued| issued.subject.to_string()).collect();

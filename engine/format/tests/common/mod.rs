@@ -20,15 +20,9 @@ use vellum_format::segment::{BlockKind, filter};
 use vellum_format::superblock::{FORMAT_VERSION, Features, MAX_SLOTS};
 use vellum_format::system::LastBatch;
 use vellum_format::{
-<<<<<<< HEAD
     Bitmap, ChunkUse, ClientIdentity, Dirent, Extent, ExtentHeader, FileKind, Inode, LogMeta, ManifestEdit, Origin,
-    PartBuilder, PartPlace, PartRef, Place, Principal, ProcessId, Record, RecordBody, Run, Seal, SegmentMeta,
-    Superblock, Timestamp,
-=======
-    Bitmap, ChunkUse, Dirent, Extent, ExtentHeader, FileKind, Inode, LogMeta, ManifestEdit, PartBuilder, PartPlace,
-    PartRef, Place, ProcessIdentity, Record, RecordBody, Run, Seal, SegmentMeta, SlotBlock, SlotEvent, Superblock,
-    Timestamp,
->>>>>>> main
+    PartBuilder, PartPlace, PartRef, Place, Principal, ProcessId, ProcessIdentity, Record, RecordBody, Run, Seal,
+    SegmentMeta, SlotBlock, SlotEvent, Superblock, Timestamp,
 };
 
 pub const FSID: Fsid = Fsid([0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 8, 9, 10, 11, 12, 13, 14, 15]);
