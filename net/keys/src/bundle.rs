@@ -149,6 +149,11 @@ pub fn peer_subject(certificates: Option<&[CertificateDer<'_>]>) -> Result<Subje
     subject_of(certificates.and_then(<[_]>::first).ok_or_else(none)?)
 }
 
+/// Whom a DER certificate says it is for; it may be anybody's.
+pub fn certificate_subject(der: &[u8]) -> Result<Subject, KeysError> {
+    subject_of(&CertificateDer::from(der))
+}
+
 pub(crate) fn subject_of(certificate: &CertificateDer<'_>) -> Result<Subject, KeysError> {
     let refused = |what: &str| KeysError::Subject { what: what.to_owned() };
     let certificate = EndEntityCert::try_from(certificate).map_err(|e| refused(&e.to_string()))?;

@@ -19,7 +19,7 @@ mod quorum;
 mod subject;
 
 pub use authority::{Authority, Issued, Wish};
-pub use bundle::{ALPN, Keys, peer_subject};
+pub use bundle::{ALPN, Keys, certificate_subject, peer_subject};
 pub use der::{Validity, validity};
 pub use error::KeysError;
 pub use quorum::{QuorumKey, TAG_LEN, quorum_auth};

@@ -27,6 +27,12 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Fuzzes every decoder (or the named targets), for so many seconds each.
+    Fuzz {
+        targets: Vec<String>,
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -59,6 +65,12 @@ fn run(task: Task) -> Result<()> {
             let mut cmd = Command::new("cargo");
             cmd.args(["nextest", "run", "-p", "vellum-sim", "--no-capture"]).env(name, value);
             checked(cmd)
+        }
+        Task::Fuzz { targets, seconds } => {
+            let seconds = seconds.to_string();
+            let mut all = vec!["run", "--release", "--quiet", "-p", "vellum-fuzz", "--", "--seconds", &seconds];
+            all.extend(targets.iter().map(String::as_str));
+            cargo(&all)
         }
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
