@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use server::{Answer, Server};
@@ -296,6 +297,8 @@ fn a_peer_that_does_not_read_is_closed() {
             let session = server.sessions.borrow()[&Rid(7)].clone();
             // A raw peer can't be had within TLS here, so the reader is another thread's reactor that blocks.
             drop(conn);
+            let over = Arc::new(AtomicBool::new(false));
+            let until = over.clone();
             let stuck = std::thread::spawn(move || {
                 block_on(async {
                     let conn = connect_as(addr, tls.then(|| ours.client()), 8).await;
@@ -303,7 +306,9 @@ fn a_peer_that_does_not_read_is_closed() {
                         .map(|_| conn.call(Request::ReadData { ranges: vec![BlockRange::new(3, 256)] }, None))
                         .collect();
                     sleep(Duration::from_millis(1)).await; // they are sent
-                    std::thread::sleep(Duration::from_secs(3));
+                    while !until.load(Ordering::Acquire) {
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
                     drop(reads);
                 });
             });
@@ -316,7 +321,8 @@ fn a_peer_that_does_not_read_is_closed() {
                     sleep(Duration::from_millis(10)).await;
                 }
             };
-            timeout(Duration::from_millis(2800), closed).await.expect("closed while it still slept");
+            timeout(Duration::from_secs(20), closed).await.expect("closed while it still slept");
+            over.store(true, Ordering::Release);
             assert!(!session.has_ended());
             stuck.join().unwrap();
         });
