@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{ReactorId, ShardId};
+use vellum_base::{ReactorId, ShardId, probe};
 use vellum_rt::{Class, Instant, now, sleep, spawn};
 
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::lsm::{Cancel, CompactionJob, LocalFuture, LsmError, Outcome, Pick, Plan, Shard};
 use crate::mesh::Request;
 use crate::status::CompactionStatus;
@@ -231,6 +232,14 @@ impl Store {
     }
 
     async fn compact_one(self: &Rc<Self>, shard: &Rc<Shard>, pick: Pick) -> Result<End, StoreError> {
+        let (term, id, inputs) = (self.term, shard.id(), pick.input_ids());
+        probe::tell(|| Fact::Compacts { term, shard: id, inputs: inputs.clone() });
+        let ended = self.compact_picked(shard, pick).await;
+        probe::tell(|| Fact::Compacted { term, shard: id, inputs });
+        ended
+    }
+
+    async fn compact_picked(self: &Rc<Self>, shard: &Rc<Shard>, pick: Pick) -> Result<End, StoreError> {
         let pick = match pick.into_move() {
             Ok(edit) => return self.commit_edit(shard, edit).await.map(|()| End::Installed),
             Err(pick) => pick,
@@ -279,6 +288,10 @@ impl Store {
         match helped {
             Helped::Done { helper, outcome } => match plan.verify(outcome).await {
                 Ok(verified) => {
+                    // It has flushed what it wrote; we do not depend on that.
+                    if self.queue.geometry().volatile_write_cache {
+                        self.queue.flush().await?;
+                    }
                     self.commit_edit(shard, plan.into_edit(verified)).await?;
                     add(&self.compactions.done_elsewhere, 1);
                     Ok(End::Installed)
@@ -360,7 +373,10 @@ impl Store {
             while !shard.is_merged() {
                 self.check_writable()?;
                 match shard.pick_everything() {
-                    Some(pick) => drop(self.compact_one(shard, pick).await?),
+                    Some(pick) => match self.compact_one(shard, pick).await? {
+                        End::Installed => {}
+                        End::Nothing => sleep(Duration::from_millis(1)).await,
+                    },
                     None => sleep(Duration::from_millis(5)).await, // a part of it is being merged
                 }
             }

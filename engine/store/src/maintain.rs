@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use vellum_base::Epoch;
+use vellum_base::{Epoch, Mutant, mutant};
 use vellum_format::ManifestEdit;
 
 use crate::error::StoreError;
@@ -47,7 +47,8 @@ impl Store {
 
     /// Freezes what is full and what holds anything at or before `through`.
     fn freeze(&self, through: Epoch) {
-        let closed = self.epochs.borrow().closed();
+        let open = mutant::active(Mutant::FreezeOpenEpoch);
+        let closed = if open { self.epochs.borrow().open() } else { self.epochs.borrow().closed() };
         for shard in &self.shards {
             if shard.wants_freeze() || shard.unflushed_from().is_some_and(|from| from <= through) {
                 shard.freeze(closed);
@@ -66,13 +67,10 @@ impl Store {
         Ok(worked)
     }
 
-    /// Makes a shard's edit durable, then visible.
+    /// Makes a shard's edit durable, then visible. Its segments are on the medium: the manifest must not name what is still
+    /// in a volatile cache.
     pub(crate) async fn commit_edit(self: &Rc<Self>, shard: &Rc<Shard>, edit: Edit) -> Result<(), StoreError> {
         let id = shard.id();
-        // The manifest must not name on the medium what is still in a volatile cache.
-        if !edit.added.is_empty() && self.queue.geometry().volatile_write_cache {
-            self.queue.flush().await?;
-        }
         // Removals first: a segment that moves to another level is in both lists.
         let mut edits: Vec<ManifestEdit> =
             edit.removed.iter().map(|segment| ManifestEdit::SegmentRemove { shard: id, segment: *segment }).collect();
@@ -128,6 +126,9 @@ impl Store {
         };
         if !worth {
             return Ok(false);
+        }
+        if let Some(log) = self.log.borrow_mut().as_mut().filter(|_| mutant::active(Mutant::TrimBeforeManifest)) {
+            log.set_floor(floor);
         }
         self.edit_manifest(vec![ManifestEdit::LogFloor { log: id, place: floor }]).await?;
         if let Some(log) = self.log.borrow_mut().as_mut() {

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use vellum_base::KeyRange;
+use vellum_base::{KeyRange, Mutant, mutant};
 
 use super::Shard;
 use super::plan::Pick;
@@ -18,7 +18,7 @@ const DEBT_FREE: f32 = 2.0;
 const DEBT_FULL: f32 = 8.0;
 
 fn any_busy(segments: &[Rc<Segment>]) -> bool {
-    segments.iter().any(|segment| segment.is_busy())
+    !mutant::active(Mutant::CompactBusyInputs) && segments.iter().any(|segment| segment.is_busy())
 }
 
 fn bytes(segments: &[Rc<Segment>]) -> u64 {
@@ -49,6 +49,9 @@ impl Shard {
             return Some(Pick::new(vec![vec![segment]], 1, true));
         }
         let mut sources: Vec<_> = state.runs.iter().map(|run| run.segments.clone()).collect();
+        if mutant::active(Mutant::CompactSomeRuns) {
+            sources.truncate(sources.len().div_ceil(2));
+        }
         let range = bounds(sources.iter().flatten())?;
         let below = overlapping(state, 1, &range);
         if any_busy(&below) {

@@ -18,7 +18,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use vellum_base::{BLOCK_SIZE, BlockRange, Epoch, KeyRange};
+use vellum_base::{BLOCK_SIZE, BlockRange, Epoch, KeyRange, SegmentId};
 use vellum_format::segment::BlockKind;
 use vellum_format::{Place, SegmentMeta};
 
@@ -60,6 +60,10 @@ impl Pick {
 
     pub fn input_bytes(&self) -> u64 {
         self.inputs().map(|segment| segment.meta.len_bytes).sum()
+    }
+
+    pub fn input_ids(&self) -> Vec<SegmentId> {
+        self.inputs().map(|segment| segment.meta.id).collect()
     }
 
     /// The edit of a pick without work: its segment stands in another level. The inputs stay taken until it is installed or
