@@ -419,7 +419,8 @@ async fn dial_endpoint(endpoint: &Endpoint, options: &ConnectOptions) -> Result<
     match (endpoint, &options.keys) {
         (Endpoint::Tcp(addr), Some(keys)) => {
             let stream = Stream::connect(endpoint).await?;
-            Ok(Socket::Tls(TlsSocket(TlsStream::connect(stream, addr.ip(), keys.client()).await?)))
+            let stream = TlsStream::connect(stream, addr.ip(), keys.client()).await?;
+            Ok(Socket::Tls(TlsSocket(Rc::new(stream))))
         }
         (Endpoint::Tcp(addr), None) if !addr.ip().is_loopback() && !options.insecure_network => {
             Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
