@@ -161,7 +161,8 @@ impl Quorum {
         answered.sort_unstable_by(|a, b| b.cmp(a));
         let needed = if mutant::active(Mutant::ConfirmUnanswered) { 0 } else { self.majority - 1 };
         let confirmed = answered.get(needed).copied().unwrap_or(0).min(self.asked_round);
-        if confirmed > self.confirmed_round {
+        // What an earlier engine of ours waited for is over with its term.
+        if confirmed > self.confirmed_round && confirmed >= leadership.first_round {
             self.confirmed_round = confirmed;
             self.push(super::QuorumOutput::RoundConfirmed { round: confirmed });
         }

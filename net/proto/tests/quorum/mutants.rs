@@ -83,7 +83,7 @@ fn leaders_that_do_not_listen() {
 
 #[test]
 fn rounds_that_nobody_answered() {
-    found_by_a_story(Mutant::ConfirmUnanswered, stories::a_deposed_leaders_rounds_are_not_confirmed);
+    found_by_a_story(Mutant::ConfirmUnanswered, stories::rounds_that_no_majority_answered_are_not_confirmed);
 }
 
 #[test]
