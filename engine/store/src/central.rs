@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, ReactorId};
+use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, Mutant, ReactorId, mutant, probe};
 use vellum_format::{ChunkUse, ManifestEdit, SegmentMeta};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Mutex, Notify};
@@ -14,6 +14,7 @@ use vellum_rt::{Class, Instant, now, spawn, timeout};
 use crate::env::{LocalSpace, holds_all};
 use crate::epoch::{Command, Coordinator, Ring};
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::gate::Gate;
 use crate::lsm::LocalFuture;
 use crate::manifest::{Manifest, use_chunks};
@@ -198,7 +199,8 @@ impl Store {
                 let flush = self.queue.flush();
                 let store = self.clone();
                 let task = async move {
-                    match flush.await {
+                    let flushed = if mutant::active(Mutant::SkipFlush) { Ok(()) } else { flush.await };
+                    match flushed {
                         Ok(()) => store.central_step(Coordinator::flushed),
                         Err(e) => store.fail(format!("flush: {e}")),
                     }
@@ -218,6 +220,7 @@ impl Store {
             }
             Command::Durable(epoch) => {
                 let Some(central) = &self.central else { return };
+                probe::tell(|| Fact::Durable { term: self.term, epoch });
                 let oldest = central.oldest_readers.borrow().iter().min().copied().unwrap_or_default();
                 for other in self.mesh.others() {
                     self.mesh.post(other, Message::Durable { epoch, oldest_reader: oldest });

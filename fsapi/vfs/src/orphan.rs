@@ -16,7 +16,7 @@ use vellum_rt::{self as rt, Class, Instant};
 
 use crate::data::commit::Remap;
 use crate::data::truncate::DELETE_STEP;
-use crate::error::{Result, VfsError};
+use crate::error::{Result, VfsError, restarted};
 use crate::vfs::Vfs;
 
 /// Scans for which an orphan must have been silent.
@@ -100,7 +100,7 @@ impl Vfs {
                 let ino = Ino(key.first());
                 if self.is_forsaken(ino, value).await? {
                     self.orphans.silent_since.borrow_mut().remove(&ino);
-                    self.reap(ino).await?;
+                    restarted(async || self.reap(ino).await).await?;
                 }
             }
             match page.next {
@@ -134,7 +134,7 @@ impl Vfs {
     pub(crate) fn reap_later(&self, ino: Ino) {
         let Some(vfs) = self.rc() else { return };
         rt::spawn(Class::Request, "reap", async move {
-            if let Err(error) = vfs.reap(ino).await {
+            if let Err(error) = restarted(async || vfs.reap(ino).await).await {
                 tracing::debug!(%ino, %error, "an orphan stays for the cleaner");
             }
         })

@@ -8,6 +8,7 @@
 pub mod backoff;
 pub mod channel;
 pub mod client;
+pub mod fact;
 pub mod grant_order;
 pub mod locks;
 pub mod server;

@@ -42,7 +42,7 @@ impl EngineArgs {
 }
 
 pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
-    let target = device::open(spec, false)?;
+    let target = device::open_alone(spec)?;
     let listens = options.listen.clone();
     remove_stale_sockets(&listens);
     let pinned = options.cores.iter().any(Option::is_some);

@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, Term};
+use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, Mutant, Term, mutant};
 use vellum_format::{PartRef, Seal};
 use vellum_rt::Instant;
 
@@ -169,7 +169,7 @@ impl Coordinator {
         let volatile_cache = self.volatile_cache;
         if let Some(s) = self.sealing(epoch) {
             s.ready += 1;
-            s.data |= data && volatile_cache;
+            s.data |= data && volatile_cache && !mutant::active(Mutant::SkipDataFlush);
             s.written += usize::from(part.is_none());
             s.parts.extend(part);
         }
@@ -359,7 +359,8 @@ impl Coordinator {
         // What only waits to be confirmed holds nobody up.
         let demanded = self.wanted >= self.open && self.in_flight.iter().all(|s| s.epoch <= self.flushed);
         let timed = self.dirty_since.is_some_and(|t| now >= t + EPOCH_TIMER);
-        let confirm = self.in_flight.is_empty() && self.dirty_since.is_none() && self.confirm_at.is_some_and(|t| now >= t);
+        let confirm =
+            self.in_flight.is_empty() && self.dirty_since.is_none() && self.confirm_at.is_some_and(|t| now >= t);
         if !demanded && !timed && !confirm {
             return None;
         }

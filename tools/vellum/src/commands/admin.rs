@@ -18,7 +18,7 @@ const DUMP_LIMIT: usize = 1_000_000;
 
 pub fn mkfs(args: &Mkfs) -> Result<()> {
     prepare_file(&args.device, args.size).exit(Exit::Device)?;
-    let target = device::open(&args.device, false)?;
+    let target = device::open_alone(&args.device)?;
     let options = MkfsOptions { size: args.size, force: args.force, ..MkfsOptions::default() };
     let sb = device::with_queue(&target, async |queue| {
         vellum_store::mkfs(&target, &queue, options).await.exit(Exit::Device)
@@ -64,7 +64,7 @@ fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
 }
 
 pub fn check(args: &Check) -> Result<()> {
-    let target = device::open(&args.device, true)?;
+    let target = device::open_still(&args.device)?;
     let report = device::with_queue(&target, async |queue| {
         let options = CheckOptions { data: args.data };
         vellum_store::check(&target, &queue, options).await.map_err(|error| {
@@ -110,7 +110,10 @@ fn is_damage(error: &StoreError) -> bool {
 }
 
 pub fn dump(args: &Dump) -> Result<()> {
-    let target = device::open(&args.device, true)?;
+    let target = match args.what {
+        What::Superblock => device::observe(&args.device)?,
+        _ => device::open_still(&args.device)?,
+    };
     let dump = device::with_queue(&target, async |queue| {
         use vellum_store::dump;
         match args.what {
