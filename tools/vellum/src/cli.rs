@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::size;
+use crate::slots::{self, SlotAddress};
 
 #[derive(Parser)]
 #[command(name = "vellum", version, about = "A filesystem engine for archives", max_term_width = 110)]
@@ -53,6 +54,10 @@ pub struct Mkfs {
     /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
     #[arg(long, value_parser = size::parse)]
     pub size: Option<u64>,
+    /// A quorum member of a cluster: N (0 to 14) and the address at which it listens for members and clients. Give it once
+    /// for each member.
+    #[arg(long = "slot", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub slots: Vec<SlotAddress>,
     /// Overwrite what is there, also another filesystem.
     #[arg(long)]
     pub force: bool,
