@@ -3,13 +3,15 @@
 //! A closed valve refuses every new operation on every queue, from any thread. What was submitted before goes on; when
 //! [`Valve::in_flight`] is 0 after [`Valve::close`], the last operation has ended and no other will come.
 //!
+//! A queue that is dropped with operations in flight is kept, for its thread, until they have ended ([`Valve::reap`]).
+//!
 //! Invariant: an operation is counted before the valve is looked at, and the valve is closed before the count is read,
 //! so that no operation slips between the two.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll};
 
@@ -42,8 +44,24 @@ impl Valve {
         self.state.closed.load(SeqCst)
     }
 
-    /// Operations of all queues that the device has not answered. A queue that was dropped with some stays counted: what
-    /// became of them is not known.
+    /// Takes the completions of queues that were dropped on this thread before their operations had ended. To be called
+    /// until nothing is in flight.
+    pub fn reap(&self) {
+        ORPHANS.with(|orphans| {
+            orphans.borrow_mut().retain(|orphan| {
+                let Some(state) = orphan.state.upgrade() else { return false };
+                if Arc::ptr_eq(&state, &self.state) {
+                    let before = orphan.queue.in_flight();
+                    orphan.queue.process_completions();
+                    let now = orphan.queue.in_flight();
+                    state.in_flight.fetch_sub(before - now, SeqCst);
+                }
+                orphan.queue.in_flight() > 0
+            });
+        });
+    }
+
+    /// Operations of all queues that the device has not answered.
     pub fn in_flight(&self) -> usize {
         self.state.in_flight.load(SeqCst)
     }
@@ -71,6 +89,16 @@ impl Device for Valve {
     fn slot_has_io(&self, slot: u8) -> Result<Option<bool>, DeviceError> {
         self.device.slot_has_io(slot)
     }
+}
+
+/// A queue without an owner, with operations in flight.
+struct Orphan {
+    queue: Rc<dyn Queue>,
+    state: Weak<State>,
+}
+
+thread_local! {
+    static ORPHANS: RefCell<Vec<Orphan>> = const { RefCell::new(Vec::new()) };
 }
 
 struct ValveQueue {
@@ -133,7 +161,16 @@ impl Queue for ValveQueue {
 
 impl Drop for ValveQueue {
     fn drop(&mut self) {
+        self.count();
         self.state.queues.fetch_sub(1, SeqCst);
+        if self.counted.get() > 0 {
+            let orphan = Orphan { queue: self.queue.clone(), state: Arc::downgrade(&self.state) };
+            ORPHANS.with(|orphans| {
+                let mut orphans = orphans.borrow_mut();
+                orphans.retain(|orphan| orphan.state.strong_count() > 0); // of valves that nobody waits for
+                orphans.push(orphan);
+            });
+        }
     }
 }
 
@@ -165,6 +202,24 @@ mod tests {
         assert_eq!(block, [0; 4096]);
         drop((a, b));
         assert_eq!(valve.queues(), 0);
+    }
+
+    #[test]
+    fn what_a_dropped_queue_had_in_flight_is_waited_for() {
+        let memory = MemoryDevice::new(1 << 20);
+        let valve = Valve::new(Arc::new(memory.clone()));
+        let q = valve.open_queue(4).unwrap();
+        drop(q.write(0, DmaBuf::copy_from(&[7; 4096], true).freeze(), false));
+        drop(q);
+        assert_eq!((valve.in_flight(), valve.queues()), (1, 0));
+        valve.close();
+        Valve::new(Arc::new(memory.clone())).reap();
+        assert_eq!(valve.in_flight(), 1, "another's");
+        valve.reap();
+        assert_eq!(valve.in_flight(), 0);
+        let mut block = [0; 4096];
+        memory.snapshot().read(0, &mut block);
+        assert_eq!(block, [7; 4096]);
     }
 
     #[test]

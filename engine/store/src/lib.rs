@@ -47,7 +47,7 @@ pub use gate::{Deposed, Gate, GateFuture};
 pub use layout::MIN_BYTES;
 pub use lsm::ScanPage;
 pub use mkfs::mkfs;
-pub use open::{Opened, ReactorSeed, RecoveryReport, open};
+pub use open::{Opened, ReactorSeed, RecoveryReport, newest_term, open};
 pub use options::{MkfsOptions, OpenOptions};
 pub use query::WalkPage;
 pub use status::{ReactorStatus, StatFs, StoreStatus};
