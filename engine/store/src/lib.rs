@@ -11,6 +11,7 @@
 
 mod admission;
 mod central;
+mod change_slots;
 mod check;
 mod clients;
 mod data;
@@ -38,6 +39,7 @@ mod status;
 mod store;
 mod superblock;
 
+pub use change_slots::{SlotChange, change_slots};
 pub use check::{CheckOptions, CheckReport, Problem, check};
 pub use clients::RidState;
 pub use data::MAX_WRITE_BYTES;

@@ -59,9 +59,9 @@ impl Job {
 struct Running {
     term: Term,
     valve: Arc<Valve>,
-    /// Dropped with `kill`, the engine ends at once.
     stop: StopHandle,
-    kill: Vec<Sender<()>>,
+    /// Dropped, the jobs end at once.
+    _kill: Vec<Sender<()>>,
 }
 
 enum State {
@@ -70,7 +70,7 @@ enum State {
     /// It has to end, in order or not.
     Ends(Running),
     /// Ending at once: only its jobs are waited for.
-    Gone { term: Term },
+    Gone,
 }
 
 pub(super) struct Engine {
@@ -95,7 +95,7 @@ impl Engine {
         let state = match state {
             State::Runs(running) | State::Ends(running) => {
                 running.valve.close();
-                State::Gone { term: running.term }
+                State::Gone
             }
             other => other,
         };
@@ -136,7 +136,7 @@ impl Agent {
             }
             kills.push(kill);
         }
-        *self.engine.state.borrow_mut() = State::Runs(Running { term, valve, stop, kill: kills });
+        *self.engine.state.borrow_mut() = State::Runs(Running { term, valve, stop, _kill: kills });
         spawn(Class::Request, "leadership", self.clone().watch(term, told)).detach();
         spawn(Class::Request, "leadership's end", self.clone().until_ended(term, all_ended)).detach();
     }

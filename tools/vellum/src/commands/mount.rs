@@ -33,7 +33,7 @@ pub fn mount(args: &Mount) -> Result<()> {
         Target::Embedded(spec) => {
             let socket = Endpoint::Unix(engine::own_socket()?);
             let node = engine::start(spec, args.engine.options(vec![socket.clone()]))?;
-            tracing::info!("{}", engine::describe(&node));
+            tracing::info!("{}", engine::describe(node.up()));
             let address = Address::InProcess(node.dialer());
             (Some((node, socket.clone())), address, socket.to_string())
         }
