@@ -141,7 +141,9 @@ impl Backend for StoreBackend {
         let may_be_succeeded = self.may_be_succeeded;
         Box::pin(async move {
             match committed.await {
-                Err(CommitError::Store(error)) if may_be_succeeded && is_the_end(&error) => std::future::pending().await,
+                Err(CommitError::Store(error)) if may_be_succeeded && is_the_end(&error) => {
+                    std::future::pending().await
+                }
                 done => done.map_err(wire_commit),
             }
         })
@@ -193,6 +195,7 @@ impl Backend for StoreBackend {
                 "segments": status.segments,
                 "seals_used": status.seals_used,
                 "seals_bound": status.seals_bound,
+                "withheld_blocks": status.withheld_blocks,
                 "space": {
                     "block_bytes": status.space.block_bytes,
                     "total_blocks": status.space.total_blocks,
@@ -234,6 +237,22 @@ fn reactor(r: &ReactorStatus) -> Value {
         "memtable_bound_bytes": r.memtable_bound_bytes,
         "frozen_tables": r.frozen_tables,
         "pressure": r.pressure,
+        "compaction_debt": r.compaction_debt,
+        "write_bound_bytes_per_s": r.write_bound_bytes_per_s,
+        "slowed_batches": r.slowed_batches,
+        "slowed_ms": r.slowed.as_millis() as u64,
+        "compactions": {
+            "running": r.compactions.running,
+            "running_bound": r.compactions.running_bound,
+            "handed_over": r.compactions.handed_over,
+            "done": r.compactions.done,
+            "done_elsewhere": r.compactions.done_elsewhere,
+            "failed": r.compactions.failed,
+            "lost": r.compactions.lost,
+            "withheld_blocks": r.compactions.withheld_blocks,
+            "resting_shards": r.compactions.resting_shards,
+            "last_error": r.compactions.last_error,
+        },
         "log_used_bytes": r.log_used_bytes,
         "log_bound_bytes": r.log_bound_bytes,
         "open_part_bytes": r.open_part_bytes,
