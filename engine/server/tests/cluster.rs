@@ -32,8 +32,11 @@ fn address(slot: usize) -> std::net::SocketAddr {
 /// Slots to be killed, by order of a fencer; the world does it between two steps.
 #[derive(Default, Debug)]
 struct Fences {
-    wanted: Vec<Slot>,
+    wanted: Vec<FenceOrder>,
+    /// Slots whose member was killed by a fencer and not started again.
     done: Vec<Slot>,
+    /// Slots whose earlier runs are fenced.
+    earlier: Vec<Slot>,
 }
 
 #[derive(Clone, Default, Debug)]
@@ -42,10 +45,15 @@ struct SimFencer(Arc<Mutex<Fences>>);
 impl Fencer for SimFencer {
     fn fence(&self, order: FenceOrder) -> FenceFuture {
         let fences = self.0.clone();
-        fences.lock().unwrap().wanted.push(order.slot());
+        fences.lock().unwrap().wanted.push(order);
         Box::pin(async move {
             loop {
-                if fences.lock().unwrap().done.contains(&order.slot()) {
+                let done = {
+                    let fences = fences.lock().unwrap();
+                    let of_kind = if order.by == order.slot() { &fences.earlier } else { &fences.done };
+                    of_kind.contains(&order.slot())
+                };
+                if done {
                     return Ok(());
                 }
                 vellum_rt::sleep(Duration::from_millis(1)).await;
@@ -57,6 +65,7 @@ impl Fencer for SimFencer {
 struct Run {
     node: NodeId,
     process: ProcessId,
+    earlier: Vec<ProcessId>,
     stop: Option<MemberStop>,
     steps: Arc<Mutex<Vec<MemberProgress>>>,
     alive: bool,
@@ -88,13 +97,13 @@ impl Cluster {
         });
         made.expect("mkfs ends").unwrap();
         world.kill_node(node);
-        let mut cluster =
-            Cluster { world, device, fencer: SimFencer::default(), members: Vec::new(), processes: 1 };
+        let mut cluster = Cluster { world, device, fencer: SimFencer::default(), members: Vec::new(), processes: 1 };
         for slot in 0..slots {
             let node = cluster.world.add_node();
             cluster.members.push(Run {
                 node,
                 process: ProcessId(0),
+                earlier: Vec::new(),
                 stop: None,
                 steps: Arc::default(),
                 alive: false,
@@ -109,7 +118,8 @@ impl Cluster {
         let process = ProcessId(self.processes);
         let timers = Timers::DEFAULT;
         let store = OpenOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20, ..OpenOptions::default() };
-        let node = NodeOptions { insecure_network: true, cores: vec![None; 2], timers, store, ..NodeOptions::default() };
+        let node =
+            NodeOptions { insecure_network: true, cores: vec![None; 2], timers, store, ..NodeOptions::default() };
         let mut options = MemberOptions::new(Slot(slot as u8), node);
         options.fencer = Arc::new(self.fencer.clone());
         let run = &mut self.members[slot];
@@ -117,8 +127,12 @@ impl Cluster {
         let steps = run.steps.clone();
         let device = self.device.opened_by(process).as_device();
         let (member, stop) = Member::new(device, options, move |step| steps.lock().unwrap().push(step)).unwrap();
+        run.earlier.push(run.process);
         (run.process, run.stop, run.alive) = (process, Some(stop), true);
-        self.fencer.0.lock().unwrap().done.retain(|done| done.index() != slot);
+        let mut fences = self.fencer.0.lock().unwrap();
+        fences.done.retain(|done| done.index() != slot);
+        fences.earlier.retain(|earlier| earlier.index() != slot);
+        drop(fences);
         for index in 0..3 {
             let on = self.world.add_reactor(run.node);
             self.world.spawn(on, Class::Request, "member", member.clone().run(index)).detach();
@@ -142,8 +156,16 @@ impl Cluster {
                 return false;
             }
             self.world.run_for(Duration::from_millis(1));
-            let wanted: Vec<Slot> = std::mem::take(&mut self.fencer.0.lock().unwrap().wanted);
-            for slot in wanted {
+            let wanted = std::mem::take(&mut self.fencer.0.lock().unwrap().wanted);
+            for order in wanted {
+                let slot = order.slot();
+                for process in &self.members[slot.index()].earlier {
+                    self.device.fence(*process);
+                }
+                if order.by == slot {
+                    self.fencer.0.lock().unwrap().earlier.push(slot);
+                    continue;
+                }
                 self.kill(slot.index());
                 self.device.fence(self.members[slot.index()].process);
                 self.fencer.0.lock().unwrap().done.push(slot);
@@ -158,8 +180,9 @@ impl Cluster {
 
     /// Who said last that it leads, and has not taken it back.
     fn leader(&self) -> Option<usize> {
-        (0..self.members.len())
-            .find(|slot| self.members[*slot].alive && matches!(self.steps(*slot).last(), Some(MemberProgress::Leading(_))))
+        (0..self.members.len()).find(|slot| {
+            self.members[*slot].alive && matches!(self.steps(*slot).last(), Some(MemberProgress::Leading(_)))
+        })
     }
 
     fn wait_leader(&mut self, within: Duration) -> usize {

@@ -26,7 +26,11 @@ fn who_must_not_be_a_member_is_told_why() {
     // The leader answers at any of the endpoints, and knows its peers.
     let text = vellum_ok(&["quorum", "status", &lab.endpoints(), "--json"]);
     let status: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!((status["role"].as_str(), status["peers"].as_array().map(Vec::len)), (Some("leading"), Some(2)), "{text}");
+    assert_eq!(
+        (status["role"].as_str(), status["peers"].as_array().map(Vec::len)),
+        (Some("leading"), Some(2)),
+        "{text}"
+    );
     let shown = vellum_ok(&["quorum", "status", &lab.endpoints()]);
     assert!(shown.contains("is leading") && shown.contains("longest gap"), "{shown}");
     // The device names its members to who only has that.
@@ -62,7 +66,11 @@ fn slots_are_checked_at_mkfs_and_changed_while_nobody_runs() {
     ] {
         let out = mkfs(slots);
         assert_eq!(out.status.code(), Some(2), "{slots:?}");
-        assert!(String::from_utf8_lossy(&out.stderr).contains(says), "{slots:?}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            String::from_utf8_lossy(&out.stderr).contains(says),
+            "{slots:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
     }
     assert!(mkfs(&["1=127.0.0.1:7400"]).status.success());
     let changed = vellum_ok(&["quorum", "change", &image, "--set", "2=127.0.0.1:7401", "--set", "1=127.0.0.1:7402"]);
