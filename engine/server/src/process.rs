@@ -46,6 +46,20 @@ pub(crate) fn running(pid: u32) -> Option<ProcessId> {
     Some(ProcessId { boot, namespace, pid, start: stat(pid)?.start })
 }
 
+/// Of this host, until it boots again.
+pub(crate) fn boot_id() -> Option<[u8; 16]> {
+    our_view().map(|(boot, _)| boot)
+}
+
+pub(crate) fn is_this_boot(boot_id: &[u8; 16]) -> bool {
+    our_view().is_some_and(|(boot, _)| boot == *boot_id)
+}
+
+/// When the process of this number began, in ticks after boot; none when there is none to be seen.
+pub(crate) fn start_of(pid: u32) -> Option<u64> {
+    stat(pid).map(|stat| stat.start)
+}
+
 pub(crate) fn is_same_view(one: &ProcessId, other: &ProcessId) -> bool {
     (one.boot, one.namespace) == (other.boot, other.namespace)
 }

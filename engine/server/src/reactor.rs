@@ -193,7 +193,7 @@ impl Reactor {
                 self.table.borrow_mut().recovered();
                 self.drive_table();
             }
-            Message::Adopt { tx, rx, identity, access } => self.adopt(tx, rx, (identity, access)),
+            Message::Adopt { tx, rx, who } => self.adopt(tx, rx, *who),
             Message::Granted { rid, request, grant } => self.granted(rid, request, grant),
             Message::LockFailed { rid, request, message } => self.lock_failed(rid, request, message),
             Message::Invalidate { rid, name, mode } => self.invalidate(rid, name, mode),

@@ -24,6 +24,7 @@ use vellum_wire::{Frame, Greeted, MAX_CONTROL, MAX_PAYLOAD, Request, Response};
 
 use crate::LocalBoxFuture;
 use crate::calls::{Calls, Observer, PendingCall, Reply};
+use crate::dial::{Rotation, dial_any};
 use crate::error::{LinkError, SocketError};
 use crate::in_process::InProcessDialer;
 use crate::socket::{Socket, TlsSocket};
@@ -33,7 +34,21 @@ use crate::tls::TlsStream;
 #[derive(Clone, Debug)]
 pub enum Address {
     Net(Endpoint),
+    /// The members of a cluster: one of them leads, and another one may at any time.
+    AnyOf(Vec<Endpoint>),
     InProcess(InProcessDialer),
+}
+
+impl From<Vec<Endpoint>> for Address {
+    fn from(mut endpoints: Vec<Endpoint>) -> Address {
+        match (endpoints.len(), endpoints.pop()) {
+            (1, Some(one)) => Address::Net(one),
+            (_, last) => {
+                endpoints.extend(last);
+                Address::AnyOf(endpoints)
+            }
+        }
+    }
 }
 
 /// Who the client is. `fsid` none: whatever is served.
@@ -78,6 +93,7 @@ const MAX_CALLS: usize = 65_536;
 
 struct Core {
     address: Address,
+    rotation: Rotation,
     rid: Rid,
     options: ConnectOptions,
     session: RefCell<ClientSession>,
@@ -120,6 +136,7 @@ impl Connection {
         let open_within = options.open_within;
         let core = Rc::new(Core {
             address,
+            rotation: Rotation::default(),
             rid: identity.rid,
             options,
             session: RefCell::new(session),
@@ -320,6 +337,7 @@ impl Core {
                 ClientEvent::Disconnect => self.drop_socket(),
                 ClientEvent::Up { greeted, new_term, first } => {
                     tracing::debug!(rid = %self.rid, term = %greeted.term, new_term, "up");
+                    self.rotation.greeted();
                     self.opened.set();
                     if new_term && !first {
                         self.recover(greeted);
@@ -410,22 +428,36 @@ async fn run_timers(core: Rc<Core>) {
 
 async fn dial(core: &Core) -> Result<Socket, SocketError> {
     match &core.address {
-        Address::Net(endpoint) => dial_endpoint(endpoint, &core.options).await,
+        Address::AnyOf(endpoints) => {
+            endpoints.iter().try_for_each(|endpoint| check_reach(endpoint, &core.options))?;
+            let (endpoint, stream) = dial_any(endpoints, &core.rotation).await?;
+            secure(endpoint, stream, &core.options).await
+        }
+        Address::Net(endpoint) => {
+            check_reach(endpoint, &core.options)?;
+            secure(endpoint, Stream::connect(endpoint).await?, &core.options).await
+        }
         Address::InProcess(dialer) => dialer.dial(core.rid).await,
     }
 }
 
-async fn dial_endpoint(endpoint: &Endpoint, options: &ConnectOptions) -> Result<Socket, SocketError> {
+/// Plain TCP goes no further than loopback.
+fn check_reach(endpoint: &Endpoint, options: &ConnectOptions) -> Result<(), SocketError> {
+    match endpoint {
+        Endpoint::Tcp(addr) if options.keys.is_none() && !addr.ip().is_loopback() && !options.insecure_network => {
+            Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn secure(endpoint: &Endpoint, stream: Stream, options: &ConnectOptions) -> Result<Socket, SocketError> {
     match (endpoint, &options.keys) {
         (Endpoint::Tcp(addr), Some(keys)) => {
-            let stream = Stream::connect(endpoint).await?;
             let stream = TlsStream::connect(stream, addr.ip(), keys.client()).await?;
             Ok(Socket::Tls(TlsSocket(Rc::new(stream))))
         }
-        (Endpoint::Tcp(addr), None) if !addr.ip().is_loopback() && !options.insecure_network => {
-            Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
-        }
-        _ => Ok(Socket::Stream(Stream::connect(endpoint).await?)),
+        _ => Ok(Socket::Stream(stream)),
     }
 }
 

@@ -12,6 +12,7 @@ mod accept;
 mod calls;
 mod carrier;
 mod connection;
+mod dial;
 mod error;
 mod in_process;
 mod session;

@@ -11,6 +11,7 @@ mod library;
 mod processes;
 mod session;
 mod size;
+mod slots;
 
 use std::process::ExitCode;
 

@@ -6,6 +6,7 @@ mod keys;
 mod mount;
 mod query;
 mod quickstart;
+mod quorum;
 mod serve;
 
 use anyhow::Result;
@@ -23,6 +24,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Walk(args) => query::walk(&args),
         Command::Stat(args) => query::stat(&args),
         Command::InoPath(args) => query::ino_path(&args),
+        Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
         Command::Bench(args) => bench::bench(&args),
