@@ -26,6 +26,7 @@ mod ops;
 pub mod testing;
 mod tracker;
 pub mod uring;
+mod valve;
 
 pub use device::{Device, Geometry, IoDone, IoOp, Queue};
 pub use error::DeviceError;
@@ -33,3 +34,4 @@ pub use image::Image;
 pub use open::{OpenMode, open};
 pub use ops::{IoFuture, OpFuture, ReadFuture};
 pub use tracker::{MAX_TRACKERS, Ticket};
+pub use valve::Valve;

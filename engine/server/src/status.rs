@@ -24,6 +24,10 @@ impl Reactor {
             Ok(status) => status,
             Err(error) => json!({ "error": error.message }),
         };
+        let quorum = match &self.options.quorum {
+            Some(agent) => agent.status().await,
+            None => None,
+        };
         let (limits, timers) = (&self.options.limits, &self.options.timers);
         json!({
             "fsid": self.backend.fsid().to_string(),
@@ -47,6 +51,7 @@ impl Reactor {
             },
             "reactors": reactors,
             "store": store,
+            "quorum": quorum,
         })
     }
 

@@ -4,6 +4,7 @@
 //! - [`Channel`]: requests and responses in both directions, numbered, acknowledged, resent: each delivered once.
 //! - [`ClientSession`] and [`ServerSession`]: a channel's life over one socket after another.
 //! - [`LockTable`]: the engine's side of the locks.
+//! - [`Quorum`]: who leads.
 
 pub mod backoff;
 pub mod channel;
@@ -11,6 +12,7 @@ pub mod client;
 pub mod fact;
 pub mod grant_order;
 pub mod locks;
+pub mod quorum;
 pub mod server;
 pub mod time;
 pub mod timers;
@@ -20,6 +22,7 @@ pub use channel::{Channel, Inbound, Token, Violation};
 pub use client::{ClientEvent, ClientSession, Closed};
 pub use grant_order::GrantOrder;
 pub use locks::{LockError, LockOutput, LockTable};
+pub use quorum::{Quorum, QuorumConfig, QuorumError, QuorumOutput, QuorumStatus, QuorumTimers};
 pub use server::{ServerEvent, ServerSession};
 pub use time::Time;
 pub use timers::Timers;

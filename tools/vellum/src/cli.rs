@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::size;
+use crate::slots::{self, SlotAddress};
 
 #[derive(Parser)]
 #[command(name = "vellum", version, about = "A filesystem engine for archives", max_term_width = 110)]
@@ -30,6 +31,9 @@ pub enum Command {
     Stat(Stat),
     /// Show every path of an inode, from its link backrefs.
     InoPath(InoPath),
+    /// Look at, or change, the members of a cluster.
+    #[command(subcommand)]
+    Quorum(Quorum),
     /// Show total, used and available space.
     Df(On),
     /// Show what the engine is doing, and the bounds it keeps.
@@ -53,6 +57,10 @@ pub struct Mkfs {
     /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
     #[arg(long, value_parser = size::parse)]
     pub size: Option<u64>,
+    /// A quorum member of a cluster: N (0 to 14) and the address at which it listens for members and clients. Give it once
+    /// for each member.
+    #[arg(long = "slot", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub slots: Vec<SlotAddress>,
     /// Overwrite what is there, also another filesystem.
     #[arg(long)]
     pub force: bool,
@@ -84,9 +92,20 @@ pub struct EngineArgs {
 #[derive(Args)]
 pub struct Serve {
     pub device: String,
-    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default: unix:/run/vellum/FSID.sock.
+    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default without --slot:
+    /// unix:/run/vellum/PID.sock. With --slot: besides the slot's own address, while this member leads.
     #[arg(long)]
     pub listen: Vec<String>,
+    /// Be the member of the device's cluster in this slot: vote, and serve whenever this member leads.
+    #[arg(long, value_name = "N", value_parser = slots::parse_number)]
+    pub slot: Option<u8>,
+    /// How earlier leaders are fenced: host (kills processes of this host) or script:PATH. May be given several times:
+    /// they are asked in turn until one succeeds.
+    #[arg(long, requires = "slot", default_value = "host", value_name = "host|script:PATH")]
+    pub fence: Vec<String>,
+    /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
+    #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
+    pub heartbeat_timeout: u64,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -153,6 +172,37 @@ pub struct InoPath {
 pub struct On {
     /// unix:PATH, tcp:ADDR:PORT, file:DEVICE, or a directory of a mount.
     pub on: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Quorum {
+    /// Show slots, terms, the leader, and how late heartbeats were: of a device's blocks (also while it is served), or
+    /// as the leader sees it.
+    Status {
+        /// A device, unix:PATH, tcp:ADDR:PORT (several after commas), or a directory of a mount.
+        on: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change the slots of a device whose members are all stopped.
+    Change(QuorumChange),
+}
+
+#[derive(Args)]
+pub struct QuorumChange {
+    pub device: String,
+    /// Add a member, or give the one in that slot another address.
+    #[arg(long = "set", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub set: Vec<SlotAddress>,
+    /// Take a member out.
+    #[arg(long = "remove", value_name = "N", value_parser = slots::parse_number)]
+    pub remove: Vec<u8>,
+    /// Members whose last leadership has no orderly end on the device are known to be dead or powered off: mark it as
+    /// over. Wrong, it lets two leaders write.
+    #[arg(long)]
+    pub confirm_dead: bool,
     #[arg(long)]
     pub json: bool,
 }

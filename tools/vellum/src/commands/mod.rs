@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod mount;
 mod query;
+mod quorum;
 mod quickstart;
 mod serve;
 
@@ -22,6 +23,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Walk(args) => query::walk(&args),
         Command::Stat(args) => query::stat(&args),
         Command::InoPath(args) => query::ino_path(&args),
+        Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
         Command::Bench(args) => bench::bench(&args),
