@@ -22,8 +22,8 @@ use vellum_wire::WireError;
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
-use crate::first::{First, first_of};
 use crate::fact::Fact;
+use crate::first::{First, first_of};
 use crate::mesh::{MeshEnds, mesh};
 use crate::options::NodeOptions;
 use crate::reactor::{Reactor, ReactorParts};

@@ -141,7 +141,9 @@ impl Backend for StoreBackend {
         let may_be_succeeded = self.may_be_succeeded;
         Box::pin(async move {
             match committed.await {
-                Err(CommitError::Store(error)) if may_be_succeeded && is_the_end(&error) => std::future::pending().await,
+                Err(CommitError::Store(error)) if may_be_succeeded && is_the_end(&error) => {
+                    std::future::pending().await
+                }
                 done => done.map_err(wire_commit),
             }
         })

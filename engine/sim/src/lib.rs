@@ -2,13 +2,14 @@
 //! one thread and virtual time, from one seed.
 //!
 //! - [`plan`]: what a run consists of, drawn from its seed; [`fault`]: what goes wrong; [`mod@run`]: a plan carried out;
-//! - [`cluster`]: the nodes' lives; [`work`]: what clients do;
+//! - [`cluster`]: the nodes' lives; [`fencer`]: who ends those of others; [`work`]: what clients do;
 //! - [`check`]: the invariants, one file per family; [`story`]: what happened, in sentences;
 //! - [`shrink`]: a failing run made smaller; [`mutants`]: deliberate bugs, to prove that the checkers bite.
 
 pub mod check;
 pub mod cluster;
 pub mod fault;
+pub mod fencer;
 pub mod mutants;
 pub mod plan;
 pub mod run;

@@ -41,8 +41,20 @@ pub struct Plan {
     pub pause_one_in: u64,
     pub faults: Vec<Timed>,
     pub calm_at: Duration,
+    pub fencing: Fencing,
     /// The nodes are stopped in the end, instead of losing their power.
     pub ends_cleanly: bool,
+}
+
+/// How orders to fence are carried out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Fencing {
+    /// How long it takes, at most.
+    pub takes: Duration,
+    /// One order in so many fails; 0 is none.
+    pub fails_one_in: u64,
+    /// The target is only cut off from the device, as by a reservation, and killed later.
+    pub cuts_off: bool,
 }
 
 /// Which runs are drawn.
@@ -86,6 +98,11 @@ impl Plan {
             pause_one_in: 1 + prng.below(50),
             faults,
             calm_at: last_end + Duration::from_millis(prng.below(1000)),
+            fencing: Fencing {
+                takes: Duration::from_millis(1 + prng.below(300)),
+                fails_one_in: [0, 0, 2, 5][prng.below(4) as usize],
+                cuts_off: prng.one_in(2),
+            },
             ends_cleanly: prng.one_in(2),
         }
     }

@@ -13,12 +13,14 @@ use vellum_proto::Timers;
 use vellum_rt::Class;
 use vellum_rt::sim::{NodeId, SimConfig, World};
 use vellum_server::NodeOptions;
+use vellum_server::cluster::FenceError;
 
 use crate::check::inspect::inspect;
 use crate::check::linear::Verdict;
 use crate::check::{self, Checks, Violation};
-use crate::cluster::{Cluster, address};
+use crate::cluster::{Cluster, address, faster};
 use crate::fault::{Fault, Machine};
+use crate::fencer::Order;
 use crate::plan::{Plan, Work};
 use crate::work::agent::Agent;
 use crate::work::gateway::{self, Own};
@@ -67,11 +69,17 @@ impl fmt::Display for Outcome {
 }
 
 /// What is due at a time of the run.
-#[derive(Clone, Debug)]
 enum Due {
     Begin(usize),
     End(usize),
+    /// An order to fence is carried out.
+    Fence(Order),
+    /// A node that was fenced is started again.
+    Restart(usize),
 }
+
+/// A fenced node is started again after at most so long.
+const RESTART: u64 = 500;
 
 struct Run {
     plan: Plan,
@@ -86,6 +94,8 @@ struct Run {
     failed: Rc<Cell<bool>>,
     power: bool,
     told: Vec<String>,
+    agenda: BTreeMap<(Duration, u64), Due>,
+    next_due: u64,
     started: Duration,
     linear: Option<Verdict>,
 }
@@ -98,7 +108,10 @@ pub fn run(plan: Plan) -> Outcome {
     let _listening = check::listen(&checks);
     let timers = Timers::DEFAULT.faster(10);
     let options = NodeOptions { timers, store: plan.store.clone(), ..NodeOptions::default() };
-    let cluster = Cluster::new(&mut world, plan.nodes, DEVICE_BYTES, options);
+    let cluster = Cluster::new(&mut world, plan.nodes, DEVICE_BYTES, options, faster(10));
+    if plan.nodes > 1 {
+        checks.borrow_mut().quorum.watch(cluster.slots);
+    }
     let started = since_start(&world);
     let shared = Shared::new(checks.clone(), address(plan.nodes), timers, plan.groups, plan.pause_one_in);
     let failed = checks.borrow().failed();
@@ -113,6 +126,8 @@ pub fn run(plan: Plan) -> Outcome {
         failed,
         power: true,
         told: Vec::new(),
+        agenda: BTreeMap::new(),
+        next_due: 0,
         started,
         linear: None,
         plan,
@@ -136,7 +151,7 @@ impl Run {
             self.clients.push((machine, Own::default()));
             self.start_client(n);
         }
-        self.agent.clients.set(self.clients.len() as u64);
+        self.agent.clients.set(self.clients.len());
         let (machine, agent) = (self.world.add_node(), self.agent.clone().live(self.shared.clone()));
         let on = self.world.add_reactor(machine);
         self.world.spawn(on, Class::Request, "agent", agent).detach();
@@ -166,6 +181,7 @@ impl Run {
             let reactors = 1 + self.prng.below(3) as usize;
             self.say(format!("node {node} starts with {reactors} reactors"));
             self.cluster.start(&mut self.world, node, reactors);
+            self.shared.checks.borrow_mut().quorum.started(self.cluster.process(node), node);
         }
     }
 
@@ -177,13 +193,74 @@ impl Run {
         self.shared.checks.borrow_mut().out.violate(invariant, what);
     }
 
-    /// Runs until a time of the run; false when something was violated.
-    fn run_until(&mut self, at: Duration) -> bool {
-        let now = since_start(&self.world) - self.started;
-        let failed = self.failed.clone();
-        self.world.run_until(|| failed.get(), at.saturating_sub(now));
-        self.look_at_nodes();
+    /// Of the run.
+    fn now(&self) -> Duration {
+        since_start(&self.world) - self.started
+    }
+
+    fn put_down(&mut self, at: Duration, due: Due) {
+        self.next_due += 1;
+        self.agenda.insert((at, self.next_due), due);
+    }
+
+    /// Carries out what is due until a time of the run, or until `done`; false when something was violated.
+    fn run_until(&mut self, at: Duration, done: impl Fn() -> bool) -> bool {
+        while !self.failed.get() && !done() {
+            while self.agenda.first_key_value().is_some_and(|((due, _), _)| *due <= self.now()) {
+                if let Some((_, due)) = self.agenda.pop_first() {
+                    self.carry_out(due);
+                }
+            }
+            if self.now() >= at {
+                break;
+            }
+            let next = self.agenda.first_key_value().map_or(at, |((next, _), _)| (*next).min(at));
+            let (failed, orders) = (self.failed.clone(), self.cluster.orders.clone());
+            let left = next.saturating_sub(self.now());
+            self.world.run_until(|| failed.get() || orders.are_there() || done(), left);
+            self.take_orders();
+            self.look_at_nodes();
+        }
         !self.failed.get()
+    }
+
+    fn take_orders(&mut self) {
+        for order in self.cluster.orders.take() {
+            let takes = self.plan.fencing.takes.as_micros() as u64;
+            let at = self.now() + Duration::from_micros(self.prng.below(takes.max(1)));
+            self.say(format!(
+                "slot {} orders for term {}: fence {}",
+                order.order.by, order.order.for_term, order.order
+            ));
+            self.put_down(at, Due::Fence(order));
+        }
+    }
+
+    fn fence(&mut self, order: Order) {
+        let fencing = self.plan.fencing;
+        if fencing.fails_one_in > 0 && self.prng.one_in(fencing.fails_one_in) {
+            self.say(format!("the fence of {} fails", order.order));
+            return order.answer(Err(FenceError::Failed("the hook says no".into())));
+        }
+        let node = usize::from(order.order.slot().0);
+        let targets = {
+            let quorum = &self.shared.checks.borrow().quorum;
+            match order.order.rid() {
+                Some(rid) => quorum.process_of(rid).into_iter().collect(),
+                None => quorum.processes_of(node),
+            }
+        };
+        let running = self.cluster.runs(node) && targets.contains(&self.cluster.process(node));
+        if running && !fencing.cuts_off {
+            self.cluster.kill(&mut self.world, node);
+        }
+        targets.into_iter().for_each(|process| self.cluster.device.fence(process));
+        if running {
+            // Whoever was cut off goes on without its device for a while.
+            let at = self.now() + Duration::from_millis(1 + self.prng.below(RESTART));
+            self.put_down(at, Due::Restart(node));
+        }
+        order.answer(Ok(()));
     }
 
     fn look_at_nodes(&mut self) {
@@ -199,37 +276,38 @@ impl Run {
 
     /// Faults begin, overlap and end. False when something was violated.
     fn safety(&mut self) -> bool {
-        let mut agenda: BTreeMap<(Duration, usize), Due> = BTreeMap::new();
-        for (i, timed) in self.plan.faults.iter().enumerate() {
-            agenda.insert((timed.at, 2 * i), Due::Begin(i));
-            agenda.insert((timed.end(), 2 * i + 1), Due::End(i));
-        }
-        while let Some(((at, _), due)) = agenda.pop_first() {
-            if at >= self.plan.calm_at {
-                break; // all that is left ends together
-            }
-            if !self.run_until(at) {
-                return false;
-            }
-            match due {
-                Due::Begin(i) => {
-                    let fault = self.plan.faults[i].fault.clone();
-                    let words = fault.to_string();
-                    self.told.push(format!("fault {i} at {:.3}: {words}", at.as_secs_f64()));
-                    self.say(words);
-                    self.begin_fault(&fault);
-                }
-                Due::End(i) => {
-                    let fault = self.plan.faults[i].fault.clone();
-                    self.end_fault(&fault);
-                }
-            }
-            if self.failed.get() {
-                return false;
-            }
+        for (i, timed) in self.plan.faults.clone().iter().enumerate() {
+            self.put_down(timed.at, Due::Begin(i));
+            self.put_down(timed.end(), Due::End(i));
         }
         let calm_at = self.plan.calm_at;
-        self.run_until(calm_at)
+        let calm = self.run_until(calm_at, || false);
+        // All that is left ends together.
+        self.agenda.retain(|_, due| matches!(due, Due::Fence(_) | Due::Restart(_)));
+        calm
+    }
+
+    fn carry_out(&mut self, due: Due) {
+        match due {
+            Due::Begin(i) => {
+                let fault = self.plan.faults[i].fault.clone();
+                let words = fault.to_string();
+                self.told.push(format!("fault {i} at {:.3}: {words}", self.now().as_secs_f64()));
+                self.say(words);
+                self.begin_fault(&fault);
+            }
+            Due::End(i) => {
+                let fault = self.plan.faults[i].fault.clone();
+                self.end_fault(&fault);
+            }
+            Due::Fence(order) => self.fence(order),
+            Due::Restart(node) => {
+                if self.cluster.runs(node) {
+                    self.cluster.kill(&mut self.world, node);
+                }
+                self.start_node(node);
+            }
+        }
     }
 
     fn on(&self, machine: Machine) -> NodeId {
@@ -345,13 +423,15 @@ impl Run {
     /// Everything is off, and the device holds what a crash may leave.
     fn lose_power(&mut self) {
         self.power = false;
+        self.agenda.retain(|_, due| !matches!(due, Due::Fence(_)));
+        self.shared.checks.borrow_mut().quorum.power_lost();
         let image = self.cluster.power_off(&mut self.world);
         self.inspect(&image);
         self.shared.device_failed.set(false);
     }
 
     fn inspect(&mut self, image: &Image) {
-        let what = format!("after the power loss at {:.3}", (since_start(&self.world) - self.started).as_secs_f64());
+        let what = format!("after the power loss at {:.3}", self.now().as_secs_f64());
         let found = inspect(image, &self.plan.store, self.prng.next_u64());
         let mut history = self.shared.history.borrow_mut();
         match found {
@@ -387,15 +467,18 @@ impl Run {
         told_to_stop.into_iter().for_each(|node| self.cluster.kill(&mut self.world, node));
         self.start_nodes();
         self.shared.stop.set(true);
-        let (agent, failed) = (self.agent.clone(), self.failed.clone());
-        let ended = self.world.run_until(|| agent.finished.get() || failed.get(), LIVENESS);
-        self.look_at_nodes();
-        if self.failed.get() {
+        let agent = self.agent.clone();
+        let until = self.now() + LIVENESS;
+        if !self.run_until(until, || agent.finished.get()) {
             return;
         }
-        if !ended {
-            let (done, of) = (self.shared.finished.get(), self.clients.len());
-            self.violate("live", format!("{done} of {of} clients have ended {LIVENESS:?} after the faults"));
+        if !self.agent.finished.get() {
+            let left = self.shared.unfinished(self.clients.len());
+            let what = match left.is_empty() {
+                true => "the agent has not ended".into(),
+                false => format!("the clients {left:?} have not ended"),
+            };
+            self.violate("live", format!("{what} {LIVENESS:?} after the faults"));
             return;
         }
         self.last_look();
@@ -406,7 +489,8 @@ impl Run {
             for node in 0..self.cluster.len() {
                 self.cluster.stop(node);
                 let stopped = self.cluster.watch_stopped(node);
-                if !self.world.run_until(stopped, LIVENESS) {
+                let until = self.now() + LIVENESS;
+                if !self.run_until(until, &stopped) || !stopped() {
                     return self.violate("live", format!("node {node} does not stop"));
                 }
             }

@@ -375,7 +375,8 @@ fn a_client_of_several_endpoints_finds_the_one_that_leads() {
         second.term.set(2);
         let acceptor = first.listen("tcp:127.0.0.1:0");
         let later = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let endpoints = format!("tcp:{dead} tcp:{} {} tcp:{later}", silent.local_addr().unwrap(), acceptor.local_endpoint());
+        let endpoints =
+            format!("tcp:{dead} tcp:{} {} tcp:{later}", silent.local_addr().unwrap(), acceptor.local_endpoint());
         let endpoints: Vec<_> = endpoints.split(' ').map(|text| text.parse().unwrap()).collect();
         let conn = connect(Address::from(endpoints), 18, first.timers).await;
         conn.call(Request::Sync { through: BatchNo(1) }, None).await.unwrap();

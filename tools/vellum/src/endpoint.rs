@@ -77,9 +77,8 @@ impl Target {
 /// Where the members of the device's cluster listen; none when it has no slots (or cannot be read: whoever opens it
 /// says why).
 fn members_of(device: &str) -> Vec<Endpoint> {
-    let found = device::observe(device).and_then(|target| {
-        device::with_queue(&target, async |queue| Ok(vellum_store::read_superblock(&queue).await?))
-    });
+    let found = device::observe(device)
+        .and_then(|target| device::with_queue(&target, async |queue| Ok(vellum_store::read_superblock(&queue).await?)));
     let slots = found.map(|sb| sb.slots).unwrap_or_default();
     let text = |slot: &Vec<u8>| std::str::from_utf8(slot).ok()?.parse().ok().map(Endpoint::Tcp);
     slots.iter().filter_map(text).collect()
@@ -103,10 +102,14 @@ mod tests {
     #[test]
     fn targets_are_read_and_nonsense_is_refused() {
         assert_eq!(Target::parse("file:/x.img").unwrap(), Target::Embedded("/x.img".into()));
-        assert!(matches!(&Target::parse("unix:/run/x").unwrap(), Target::Served(e) if matches!(e[..], [Endpoint::Unix(_)])));
+        assert!(
+            matches!(&Target::parse("unix:/run/x").unwrap(), Target::Served(e) if matches!(e[..], [Endpoint::Unix(_)]))
+        );
         let cluster = "tcp:127.0.0.1:7,tcp:127.0.0.2:7,unix:/run/x";
         let target = Target::parse(cluster).unwrap();
-        assert!(matches!(&target, Target::Served(e) if matches!(e[..], [Endpoint::Tcp(_), Endpoint::Tcp(_), Endpoint::Unix(_)])));
+        assert!(
+            matches!(&target, Target::Served(e) if matches!(e[..], [Endpoint::Tcp(_), Endpoint::Tcp(_), Endpoint::Unix(_)]))
+        );
         assert_eq!(target.to_string(), cluster);
         for bad in ["", "http://x", "tcp:nowhere", "/some/dir", "tcp:127.0.0.1:7,", "tcp:127.0.0.1:7 tcp:127.0.0.1:8"] {
             let error = Target::parse(bad).unwrap_err();

@@ -71,7 +71,8 @@ fn refuse_cluster(spec: &str, target: &std::sync::Arc<dyn vellum_nvme::Device>) 
     let superblock = device::with_queue(target, async |queue| Ok(vellum_store::read_superblock(&queue).await?));
     // What is wrong with a superblock is said by whoever opens it.
     if superblock.is_ok_and(|sb| sb.slots.iter().any(|slot| !slot.is_empty())) {
-        let error = anyhow::anyhow!("{spec} belongs to a cluster: serve it with --slot N, and mount its members' endpoints");
+        let error =
+            anyhow::anyhow!("{spec} belongs to a cluster: serve it with --slot N, and mount its members' endpoints");
         return Err(error).exit(Exit::Usage);
     }
     Ok(())

@@ -65,7 +65,17 @@ mod tests {
         assert_eq!((table[1].as_str(), table[14].as_str()), ("192.0.2.1:7400", "[2001:db8::1]:7400"));
         assert_eq!(table.iter().filter(|text| !text.is_empty()).count(), 2);
         assert!(to_table(&[]).unwrap().is_empty());
-        for bad in ["", "1", "=1.2.3.4:5", "15=1.2.3.4:5", "-1=1.2.3.4:5", "1=host:5", "1=1.2.3.4", "1=0.0.0.0:5", "1=1.2.3.4:0"] {
+        for bad in [
+            "",
+            "1",
+            "=1.2.3.4:5",
+            "15=1.2.3.4:5",
+            "-1=1.2.3.4:5",
+            "1=host:5",
+            "1=1.2.3.4",
+            "1=0.0.0.0:5",
+            "1=1.2.3.4:0",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         let other = |slot, addr| SlotAddress { slot, addr };

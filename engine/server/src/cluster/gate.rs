@@ -11,8 +11,12 @@ pub(super) const QUESTIONS: usize = 256;
 
 pub(super) enum Question {
     /// Answered when a heartbeat round that is begun now was answered by a majority in this term.
-    Leads { answer: Sender<Result<(), Deposed>> },
-    Status { answer: Sender<Value> },
+    Leads {
+        answer: Sender<Result<(), Deposed>>,
+    },
+    Status {
+        answer: Sender<Value>,
+    },
 }
 
 /// A way to the agent from any reactor of the process.

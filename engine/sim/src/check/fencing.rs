@@ -23,6 +23,10 @@ impl Fencing {
     }
 
     pub fn server(&mut self, fact: &ServerFact, out: &mut Out) {
+        if let ServerFact::Expects { rids, .. } = fact {
+            let gone = self.given_up.iter().filter(|(rid, _)| !rids.contains(rid));
+            self.reclaimed.extend(gone.map(|(rid, term)| (*rid, *term)));
+        }
         if let ServerFact::Reclaims { term, rid } = fact {
             let (name, dead) = (out.name(*rid), self.dead.contains(rid));
             out.story.say(format!("term {term} reclaims {name}{}", if dead { ", which is dead" } else { "" }));

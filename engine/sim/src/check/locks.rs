@@ -55,7 +55,12 @@ impl Locks {
 
     pub fn server(&mut self, fact: &ServerFact) {
         match fact {
-            ServerFact::Expects { term, rids } => drop(self.expected.insert(*term, rids.iter().copied().collect())),
+            ServerFact::Expects { term, rids } => {
+                self.expected.insert(*term, rids.iter().copied().collect());
+                // Who has no record any more was reclaimed, though nobody lived to say so.
+                let holders: BTreeSet<Rid> = self.views.values().flat_map(|holders| holders.keys().copied()).collect();
+                holders.difference(&rids.iter().copied().collect()).for_each(|rid| self.void(*rid));
+            }
             ServerFact::Returned { term, rid } => {
                 self.expected.entry(*term).or_default().remove(rid);
             }

@@ -125,6 +125,7 @@ impl Checks {
             self.recovery.server(fact, out);
             self.fencing.server(fact, out);
             self.leaving.server(fact, out);
+            self.quorum.server(fact, out);
         } else if let Some(fact) = fact.downcast_ref::<vellum_store::Fact>() {
             self.durability.store(fact, out);
             self.sessions.store(fact, out);

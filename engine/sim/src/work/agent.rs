@@ -23,7 +23,7 @@ pub struct Agent {
     /// It was told that there are no others up to here.
     through: Cell<u64>,
     /// Clients to wait for before the last walk.
-    pub clients: Cell<u64>,
+    pub clients: Cell<usize>,
     pub finished: Cell<bool>,
 }
 
@@ -47,7 +47,7 @@ impl Agent {
         let options = ClientOptions { rid: Some(rid), spare_groups: 0, ..ClientOptions::default() };
         let client = Client::connect(shared.address(), None, link, options).await?;
         loop {
-            let is_last = shared.stop.get() && shared.finished.get() == self.clients.get();
+            let is_last = shared.stop.get() && shared.unfinished(self.clients.get()).is_empty();
             self.walk(&client).await?;
             if is_last {
                 return client.farewell().await;

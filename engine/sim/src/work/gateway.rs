@@ -52,7 +52,7 @@ pub async fn live(shared: Rc<Shared>, index: usize, own: Own) {
         }
         sleep(REPLACE).await;
     }
-    shared.finished.set(shared.finished.get() + 1);
+    shared.finish(index);
 }
 
 async fn one_life(shared: &Rc<Shared>, index: usize, own: &Own) -> Result<(), End> {

@@ -23,7 +23,7 @@ pub async fn live(shared: Rc<Shared>, machine: usize) {
         shared.end_life(machine); // its connection was dropped without a word
         sleep(REPLACE).await;
     }
-    shared.finished.set(shared.finished.get() + 1);
+    shared.finish(machine);
 }
 
 async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), LinkError> {

@@ -64,7 +64,7 @@ pub async fn live(shared: Rc<Shared>, index: usize) {
         }
         sleep(REPLACE).await;
     }
-    shared.finished.set(shared.finished.get() + 1);
+    shared.finish(index);
 }
 
 async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {

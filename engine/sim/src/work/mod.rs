@@ -13,7 +13,7 @@ pub mod mount;
 pub mod names;
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -44,7 +44,8 @@ pub struct Shared {
     pub device_failures: Cell<u64>,
     /// No new work.
     pub stop: Cell<bool>,
-    pub finished: Cell<u64>,
+    /// Machines whose work has ended.
+    finished: RefCell<BTreeSet<usize>>,
     pub timers: Timers,
     /// Rounds that end with a pause: one in so many.
     pub pause_one_in: u64,
@@ -70,7 +71,7 @@ impl Shared {
             device_failed: Cell::new(false),
             device_failures: Cell::new(0),
             stop: Cell::new(false),
-            finished: Cell::new(0),
+            finished: RefCell::default(),
             timers,
             pause_one_in: pause,
             address,
@@ -93,6 +94,16 @@ impl Shared {
         story.call(rid, name.clone());
         story.say(format!("{name} begins, as rid {rid}"));
         (rid, name)
+    }
+
+    /// The machine's work has ended.
+    pub fn finish(&self, machine: usize) {
+        self.finished.borrow_mut().insert(machine);
+    }
+
+    /// Of `machines`, those that still work.
+    pub fn unfinished(&self, machines: usize) -> Vec<usize> {
+        (0..machines).filter(|machine| !self.finished.borrow().contains(machine)).collect()
     }
 
     /// The machine's process was killed.

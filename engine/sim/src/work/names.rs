@@ -45,7 +45,7 @@ pub async fn live(shared: Rc<Shared>, machine: usize) {
         }
         sleep(REPLACE).await;
     }
-    shared.finished.set(shared.finished.get() + 1);
+    shared.finish(machine);
 }
 
 async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), End> {

@@ -4,8 +4,8 @@ mod admin;
 mod bench;
 mod mount;
 mod query;
-mod quorum;
 mod quickstart;
+mod quorum;
 mod serve;
 
 use anyhow::Result;

@@ -90,7 +90,12 @@ fn show(value: &Value) {
             );
         }
         for target in value["fencing"].as_array().into_iter().flatten() {
-            println!("  fencing slot {}, term {}: {}", text(&target["slot"]), text(&target["term"]), text(&target["reason"]));
+            println!(
+                "  fencing slot {}, term {}: {}",
+                text(&target["slot"]),
+                text(&target["term"]),
+                text(&target["reason"])
+            );
         }
         return show_blocks(&value["blocks"]);
     }
@@ -140,15 +145,15 @@ fn change(args: &QuorumChange) -> Result<()> {
         let blocks = read_blocks(&queue, &members).await;
         let open: Vec<_> = blocks.iter().filter_map(|state| state.block()?.unstopped()).collect();
         if !open.is_empty() && !args.confirm_dead {
-            let terms: Vec<String> = open.iter().map(|e| format!("slot {} in term {}", e.term.slot(), e.term)).collect();
+            let terms: Vec<String> =
+                open.iter().map(|e| format!("slot {} in term {}", e.term.slot(), e.term)).collect();
             bail!(
                 "{} led and did not stop in order: it may run on another host. Start the members, so that it is fenced, and \
                  stop them; or make sure that it is dead and give --confirm-dead",
                 terms.join(", ")
             );
         }
-        let mut table: Vec<String> =
-            sb.slots.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
+        let mut table: Vec<String> = sb.slots.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
         table.resize(vellum_format::superblock::MAX_SLOTS, String::new());
         for (place, new) in table.iter_mut().zip(&set).filter(|(_, new)| !new.is_empty()) {
             place.clone_from(new);

@@ -92,7 +92,9 @@ fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals)
     let mut leaving: Option<Instant> = None;
     let ended = loop {
         match node.next(LOOK) {
-            Some(MemberProgress::Following { term }) => println!("slot {slot} of {}: follows, term {term}", args.device),
+            Some(MemberProgress::Following { term }) => {
+                println!("slot {slot} of {}: follows, term {term}", args.device)
+            }
             Some(MemberProgress::Leading(up)) => {
                 println!("slot {slot} of {}: leads, {}", args.device, engine::describe(&up));
                 up.endpoints.iter().for_each(|endpoint| println!("serving {} at {endpoint}", args.device));
