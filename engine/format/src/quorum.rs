@@ -133,6 +133,7 @@ pub struct SlotBlock {
 
 /// What a reader makes of a slot's block.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are fifteen of them, and nearly all are written")]
 pub enum SlotState {
     /// No member was ever started here.
     Empty,

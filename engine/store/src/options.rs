@@ -43,6 +43,9 @@ pub struct OpenOptions {
     pub queue_depth: u32,
     /// Asked before an epoch is acknowledged; none where nobody else could lead.
     pub gate: Option<Arc<dyn Gate>>,
+    /// Other processes may still be writing outputs of compactions that an earlier leader handed to them: what no segment
+    /// holds of the segments' chunks stays out of use until [`crate::Store::release_withheld`].
+    pub withhold: bool,
 }
 
 impl Default for OpenOptions {
@@ -56,6 +59,7 @@ impl Default for OpenOptions {
             term: None,
             queue_depth: 256,
             gate: None,
+            withhold: false,
         }
     }
 }

@@ -91,10 +91,12 @@ impl Quorum {
         self.counters.elections += 1;
         let proposed = self.term.max(self.config.floor).next_for(self.config.slot);
         self.leader = None;
-        self.role = Role::PreCandidate { proposed, attempt: self.counters.elections };
+        // Random, so that no answer to an earlier run of ours is taken for one to this.
+        let attempt = self.prng.next_u64();
+        self.role = Role::PreCandidate { proposed, attempt };
         self.deadline = now + self.election_span();
         self.peers.iter_mut().flatten().for_each(super::Peer::ask);
-        self.send_all(now, QuorumKind::PreVote, proposed, self.counters.elections);
+        self.send_all(now, QuorumKind::PreVote, proposed, attempt);
         self.count_pre_votes(now);
     }
 

@@ -255,6 +255,11 @@ impl Quorum {
         self.settle(now);
     }
 
+    /// From now on elections are for terms beyond this: what the engine found in use.
+    pub fn raise_floor(&mut self, term: Term) {
+        self.config.floor = self.config.floor.max(term);
+    }
+
     /// Gives up a leadership and lets others go first: the engine failed, or an operator wishes it. The member stays.
     pub fn resign(&mut self, now: Time, why: &str) {
         self.error = Some(why.to_string());
@@ -375,12 +380,9 @@ impl Quorum {
 
     fn timeout(&mut self, now: Time) {
         match &self.role {
-            Role::Over { .. } | Role::Starting { .. } => {}
+            Role::Over { .. } | Role::Starting { .. } => return,
             Role::Leader(_) => self.leader_timeout(now),
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => self.election_timeout(now),
-        }
-        if matches!(self.role, Role::Over { .. }) {
-            return;
         }
         // A write that says nothing new shows that the device still takes them; a read, that our block is still ours.
         let probe = self.config.timers.probe();
@@ -397,8 +399,8 @@ impl Quorum {
     /// When [`Self::handle_timeout`] is due.
     pub fn next_timeout(&self) -> Option<Time> {
         let role = match &self.role {
-            Role::Over { .. } => return self.own.retry_at(),
-            Role::Starting { .. } => None,
+            Role::Over { end: None } => return None,
+            Role::Over { .. } | Role::Starting { .. } => return self.own.retry_at(),
             Role::Leader(leadership) => Some(self.leader_due(leadership)),
             Role::Candidate { asked: Some(asked), .. } => {
                 Some(self.deadline.min(*asked + self.config.timers.heartbeat))

@@ -7,6 +7,7 @@ use vellum_format::{ProcessIdentity, SlotBlock};
 use vellum_wire::QuorumMessage;
 
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a queue of a few")]
 pub enum QuorumOutput {
     /// Send to that slot's address; losing it is allowed.
     Send { to: Slot, message: QuorumMessage },

@@ -1,0 +1,1 @@
+//! Deliberate bugs, each found by a random run: the checkers bite.
