@@ -10,11 +10,12 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use vellum_base::{ReactorId, Rid};
+use vellum_format::ClientIdentity;
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
 use vellum_wire::{Frame, LockGrant, LockMode, LockName, LockWant};
 
-use crate::identity::Identity;
+use crate::identity::Access;
 
 const RING: usize = 1024;
 
@@ -40,7 +41,8 @@ pub(crate) enum Message {
     Adopt {
         tx: channel::Sender<Frame>,
         rx: channel::Receiver<Frame>,
-        identity: Identity,
+        identity: ClientIdentity,
+        access: Access,
     },
     Granted {
         rid: Rid,

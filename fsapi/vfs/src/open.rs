@@ -50,7 +50,7 @@ impl Vfs {
             if file.opens.get() == 0 {
                 self.reap_later(handle.ino);
             }
-        } else if handle.was_read.get() && self.options.atime == AtimePolicy::Relative {
+        } else if handle.was_read.get() && self.options.atime == AtimePolicy::Relative && !self.client.is_read_only() {
             self.update_atime(&handle).await;
         }
         self.files.forget_if_idle(&file);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
 
 /// The version of frames and messages. Peers that differ don't talk (N7).
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// Most locks in one `Lock`, `Unlock` or `Reassert`.
 pub const MAX_WANTS: usize = 4096;
@@ -45,6 +45,8 @@ pub struct Greeted {
     /// Requests that may be unanswered at a time, and bytes of data frames among them.
     pub max_requests: u32,
     pub max_data_bytes: u32,
+    /// The certificate allows nothing that changes: such requests get `NotPermitted`.
+    pub read_only: bool,
 }
 
 /// Why a greeting is not accepted.
