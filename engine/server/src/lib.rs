@@ -18,6 +18,7 @@ mod backend;
 mod client;
 mod commits;
 pub mod dispatch;
+mod file_service;
 mod identity;
 mod lock_service;
 mod mesh;

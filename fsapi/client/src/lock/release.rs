@@ -64,6 +64,7 @@ impl Client {
                 self.cache.borrow_mut().drop_group(group);
             }
         }
+        self.report_opens(lock.name, to).await;
         lock.held.set(to);
     }
 
