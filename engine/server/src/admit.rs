@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use vellum_base::{BatchNo, Rid, Term};
+use vellum_base::{BatchNo, Mutant, Rid, Term, mutant, probe};
 use vellum_link::{Peer, Session, Socket, Stranger, bridge, refuse};
 use vellum_proto::server::judge;
 use vellum_rt::channel;
@@ -10,6 +10,7 @@ use vellum_rt::{Class, spawn};
 use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal};
 
 use crate::client::{Client, Phase};
+use crate::fact::Fact;
 use crate::identity::Identity;
 use crate::mesh::Message;
 use crate::reactor::Reactor;
@@ -61,6 +62,7 @@ impl Reactor {
             }
         };
         let greeted = self.greeted(&client);
+        probe::tell(|| Fact::Greeted { term: greeted.term, rid });
         client.session.set_durable(greeted.durable, false);
         let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
         if let Err((refusal, writer, guard)) = client.session.attach(reader, writer, guard, (&greeting, ack), greeted) {
@@ -87,7 +89,7 @@ impl Reactor {
             Some(bound) if bound.admits(&identity) => {}
             Some(_) => return Err(Refusal::Fenced),
             // N6: it had a term, and has no record any more.
-            None if greeting.term != Term(0) => return Err(Refusal::Fenced),
+            None if greeting.term != Term(0) && !mutant::active(Mutant::AdmitFenced) => return Err(Refusal::Fenced),
             None => {}
         }
         let limit = (self.options.limits.clients as usize).div_ceil(self.mesh.reactors());

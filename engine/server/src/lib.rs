@@ -18,6 +18,7 @@ mod backend;
 mod client;
 mod commits;
 pub mod dispatch;
+mod fact;
 mod file_service;
 mod identity;
 mod lock_service;
@@ -35,6 +36,7 @@ mod store_backend;
 
 pub use authority::TableAuthority;
 pub use backend::{Backend, BackendFuture, Scanned, Walked};
+pub use fact::Fact;
 pub use mesh::{MeshEnds, mesh};
 pub use node::Node;
 pub use options::{Limits, NodeOptions};

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use thiserror::Error;
-use vellum_base::{Fsid, Rid, Term};
+use vellum_base::{Fsid, Rid, Term, probe};
 use vellum_link::{InProcessDialer, InProcessListener, in_process};
 use vellum_nvme::Device;
 use vellum_rt::channel::{Receiver, Sender, bounded};
@@ -22,6 +22,7 @@ use vellum_wire::WireError;
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
+use crate::fact::Fact;
 use crate::mesh::{MeshEnds, mesh};
 use crate::options::NodeOptions;
 use crate::reactor::{Reactor, ReactorParts};
@@ -228,6 +229,7 @@ impl Plan {
         }
         let (fsid, term) = (backend.fsid(), backend.term());
         tracing::info!(%fsid, %term, "serving");
+        probe::tell(|| Fact::Serving { term });
         (self.progress)(Progress::Up(Up { fsid, term, report, endpoints }));
         let stopped = match leader.stop.recv().await {
             Some(()) => reactor.shutdown().await.map_err(NodeError::from),

@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use bytes::Bytes;
-use vellum_base::{Epoch, ReactorId, Rid};
+use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Peer, Stranger};
 use vellum_proto::{FileLockTable, LockTable, OpenTable, WaitGraph};
 use vellum_rt::net::Endpoint;
@@ -15,6 +15,7 @@ use vellum_rt::{Class, spawn};
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::client::Client;
+use crate::fact::Fact;
 use crate::identity::Identity;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::options::NodeOptions;
@@ -68,7 +69,11 @@ impl Reactor {
         let (mesh, mut inbox) = Mesh::new(ends);
         let me = mesh.me;
         let known: Vec<_> = known.iter().map(|(rid, identity)| (*rid, Identity::decode(identity))).collect();
-        let recovering = !known.is_empty();
+        probe::tell(|| {
+            let rids = known.iter().map(|(rid, _)| *rid).collect();
+            Fact::Expects { term: backend.term(), rids }
+        });
+        let recovering = !known.is_empty() && !mutant::active(Mutant::ForgetKnownClients);
         let table = LockTable::new(backend.term(), usize::from(me.0), mesh.reactors(), recovering);
         let table = Rc::new(RefCell::new(table));
         authority.connect(&table);

@@ -6,12 +6,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{BatchNo, Rid};
+use vellum_base::{BatchNo, Mutant, Rid, mutant, probe};
 use vellum_link::Responder;
 use vellum_rt::{Class, sleep, spawn};
 use vellum_wire::Response;
 
 use crate::client::{Client, Phase};
+use crate::fact::Fact;
 use crate::identity::Origin;
 use crate::mesh::{Absent, Ask, Message};
 use crate::reactor::{COORDINATOR, Reactor};
@@ -31,6 +32,7 @@ impl Reactor {
             return;
         }
         tracing::warn!(%rid, "the client did not come back: it is reclaimed");
+        probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
             reactor.settle(&client).await;
@@ -77,6 +79,7 @@ impl Reactor {
             return; // being reclaimed already
         }
         tracing::warn!(%rid, ?why, "the client of an earlier term did not return: it is reclaimed");
+        probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
             reactor.release(rid).await;
@@ -87,6 +90,7 @@ impl Reactor {
     }
 
     pub(crate) fn farewell(self: &Rc<Self>, client: &Rc<Client>, responder: Responder) {
+        probe::tell(|| Fact::Farewell { term: self.backend.term(), rid: client.rid });
         let before = client.phase.replace(Phase::Leaving);
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "farewell", async move {
@@ -113,6 +117,9 @@ impl Reactor {
     /// All batches of the client are applied and durable: whoever takes its locks next must not see what a crash undoes.
     /// (Found by the simulation, seed 157706961.)
     async fn settle(&self, client: &Client) {
+        if mutant::active(Mutant::ReleaseBeforeSettled) {
+            return;
+        }
         client.commits.settled(BatchNo(u64::MAX)).await;
         if let Some(epoch) = client.epoch_of(client.applied.get())
             && let Err(error) = self.backend.wait_durable(epoch).await

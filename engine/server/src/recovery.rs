@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use vellum_base::Rid;
+use vellum_base::{Rid, probe};
 use vellum_rt::{Class, Instant, now, sleep, spawn};
 
 use crate::client::{Client, Phase};
+use crate::fact::Fact;
 use crate::identity::{Identity, Origin};
 use crate::mesh::{Absent, Ask, Message};
 use crate::reactor::{COORDINATOR, Reactor};
@@ -89,6 +90,7 @@ impl Reactor {
 
     /// At the coordinator: one less to wait for. Told once per client, or more often.
     pub(crate) fn returned(self: &Rc<Self>, rid: Rid) {
+        probe::tell(|| Fact::Returned { term: self.backend.term(), rid });
         let complete = match self.recovery.borrow_mut().as_mut() {
             Some(recovery) => {
                 recovery.missing.remove(&rid);
@@ -98,6 +100,7 @@ impl Reactor {
         };
         if let Some(took) = complete {
             *self.recovery.borrow_mut() = None;
+            probe::tell(|| Fact::RecoveryComplete { term: self.backend.term() });
             tracing::info!(?took, "all clients are back or reclaimed: locks are granted");
             for reactor in self.mesh.all() {
                 self.send(reactor, Message::Recovered);

@@ -4,7 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, ReactorId};
+use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, Mutant, ReactorId, mutant, probe};
 use vellum_format::{ChunkUse, ManifestEdit, SegmentMeta};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Mutex, Notify};
@@ -13,6 +13,7 @@ use vellum_rt::{Class, Instant, now, spawn, timeout};
 use crate::env::{LocalSpace, holds_all};
 use crate::epoch::{Command, Coordinator, Ring};
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::lsm::LocalFuture;
 use crate::manifest::{Manifest, use_chunks};
 use crate::mesh::Message;
@@ -192,7 +193,8 @@ impl Store {
                 let flush = self.queue.flush();
                 let store = self.clone();
                 let task = async move {
-                    match flush.await {
+                    let flushed = if mutant::active(Mutant::SkipFlush) { Ok(()) } else { flush.await };
+                    match flushed {
                         Ok(()) => {
                             let durable = store.central.as_ref().and_then(|c| c.machine.borrow_mut().flushed());
                             if let Some(command) = durable {
@@ -207,6 +209,7 @@ impl Store {
             }
             Command::Durable(epoch) => {
                 let Some(central) = &self.central else { return };
+                probe::tell(|| Fact::Durable { term: self.term, epoch });
                 let oldest = central.oldest_readers.borrow().iter().min().copied().unwrap_or_default();
                 for other in self.mesh.others() {
                     self.mesh.post(other, Message::Durable { epoch, oldest_reader: oldest });

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use vellum_base::{BatchNo, Bucket, Epoch, Ino, Rid};
+use vellum_base::{BatchNo, Bucket, Epoch, Ino, Mutant, Rid, mutant, probe};
 use vellum_format::Record;
 use vellum_format::system::{self, LastBatch};
 use vellum_rt::local::Mutex;
 
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::mesh::{Answer, Request};
 use crate::store::Store;
 
@@ -37,7 +38,10 @@ impl Store {
         let found = self.get_here(&[client, batch], NEWEST).await?;
         if !matches!(found.first(), Some(Some(_))) {
             let epoch = self.commit_own(&[Record::Put { key: client, value: identity }]).await?;
-            self.wait_durable(epoch).await?;
+            if !mutant::active(Mutant::RecordBeforeDurable) {
+                self.wait_durable(epoch).await?;
+                probe::tell(|| Fact::RecordMade { term: self.term, rid });
+            }
         }
         match found.get(1) {
             Some(Some(value)) => {
@@ -58,7 +62,9 @@ impl Store {
         let records = [Record::Delete { key: system::batch_key(rid) }, Record::Delete { key: system::client_key(rid) }];
         let epoch = self.commit_own(&records).await?;
         self.home.forget(rid);
-        self.wait_durable(epoch).await
+        self.wait_durable(epoch).await?;
+        probe::tell(|| Fact::RecordGone { term: self.term, rid });
+        Ok(())
     }
 
     /// All clients that have a record, with their identities.
@@ -100,7 +106,9 @@ impl Store {
             _ => self.more_groups(bucket).await?,
         };
         self.groups.borrow_mut().insert(bucket, (next + 1, end));
-        Ok((u64::from(bucket.0) << (56 - Ino::SLOT_BITS)) | next)
+        let group = (u64::from(bucket.0) << (56 - Ino::SLOT_BITS)) | next;
+        probe::tell(|| Fact::GroupGiven { term: self.term, group });
+        Ok(group)
     }
 
     async fn more_groups(self: &Rc<Self>, bucket: Bucket) -> Result<(u64, u64), StoreError> {
@@ -111,7 +119,9 @@ impl Store {
         };
         let end = taken + GROUPS_AHEAD;
         let epoch = self.commit_own(&[Record::Put { key, value: system::encode_counter(end) }]).await?;
-        self.wait_durable(epoch).await?;
+        if !mutant::active(Mutant::GroupsBeforeDurable) {
+            self.wait_durable(epoch).await?;
+        }
         Ok((taken, end))
     }
 }

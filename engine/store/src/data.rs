@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use vellum_base::{BLOCK_SIZE, BlockRange, Bucket, ChunkIndex, DmaBuf, DmaSlice, ReactorId, Rid};
+use vellum_base::{BLOCK_SIZE, BlockRange, Bucket, ChunkIndex, DmaBuf, DmaSlice, ReactorId, Rid, probe};
 use vellum_format::{Bitmap, ChunkUse};
 use vellum_rt::{Class, spawn};
 
 use crate::env::COORDINATOR;
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::lsm::ScanPage;
 use crate::mesh::{Answer, Request};
 use crate::store::Store;
@@ -108,6 +109,9 @@ impl Store {
             let taken = self.space.borrow_mut().take(rid, blocks);
             let low = self.space.borrow().free_blocks() < LOW_CHUNKS * u64::from(self.superblock.chunk_blocks);
             if let Some(ranges) = taken {
+                for r in &ranges {
+                    probe::tell(|| Fact::Taken { term: self.term, start: r.start.0, len: r.len_blocks.into() });
+                }
                 if low && !self.refilling.get() {
                     let store = self.clone();
                     // Ahead of need; that there is none is found when it is needed.

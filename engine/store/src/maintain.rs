@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
-use vellum_base::Epoch;
+use vellum_base::{Epoch, Mutant, mutant, probe};
 use vellum_format::ManifestEdit;
 use vellum_rt::{Class, spawn};
 
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::lsm::{Edit, Shard};
 use crate::store::Store;
 
@@ -48,7 +49,8 @@ impl Store {
 
     /// Freezes what is full and what holds anything at or before `through`.
     fn freeze(&self, through: Epoch) {
-        let closed = self.epochs.borrow().closed();
+        let open = mutant::active(Mutant::FreezeOpenEpoch);
+        let closed = if open { self.epochs.borrow().open() } else { self.epochs.borrow().closed() };
         for shard in &self.shards {
             if shard.wants_freeze() || shard.unflushed_from().is_some_and(|from| from <= through) {
                 shard.freeze(closed);
@@ -71,7 +73,8 @@ impl Store {
     async fn commit_edit(self: &Rc<Self>, shard: &Rc<Shard>, edit: Edit) -> Result<(), StoreError> {
         let id = shard.id();
         // The manifest must not name on the medium what is still in a volatile cache.
-        if !edit.added.is_empty() && self.queue.geometry().volatile_write_cache {
+        let skip = mutant::active(Mutant::NameUnflushedSegment);
+        if !edit.added.is_empty() && self.queue.geometry().volatile_write_cache && !skip {
             self.queue.flush().await?;
         }
         // Removals first: a segment that moves to another level is in both lists.
@@ -130,6 +133,9 @@ impl Store {
         if !worth {
             return Ok(false);
         }
+        if let Some(log) = self.log.borrow_mut().as_mut().filter(|_| mutant::active(Mutant::TrimBeforeManifest)) {
+            log.set_floor(floor);
+        }
         self.edit_manifest(vec![ManifestEdit::LogFloor { log: id, place: floor }]).await?;
         if let Some(log) = self.log.borrow_mut().as_mut() {
             log.set_floor(floor);
@@ -145,11 +151,14 @@ impl Store {
             while let Some(job) = shard.pick_compaction() {
                 self.compacting.set(self.compacting.get() + 1);
                 let (store, shard) = (self.clone(), shard.clone());
+                let (term, id, inputs) = (self.term, shard.id(), job.input_ids());
+                probe::tell(|| Fact::Compacts { term, shard: id, inputs: inputs.clone() });
                 let task = async move {
                     let result = match shard.run_compaction(job).await {
                         Ok(edit) => store.commit_edit(&shard, edit).await,
                         Err(e) => Err(e.into()),
                     };
+                    probe::tell(|| Fact::Compacted { term, shard: id, inputs });
                     store.compacting.set(store.compacting.get() - 1);
                     match result {
                         Ok(()) => {}

@@ -9,7 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vellum_base::{BlockAddr, Bucket, ChunkIndex, DmaBuf, Epoch, KeyRange, LogId, ReactorId, SegmentId, ShardId, Term};
+use vellum_base::{
+    BlockAddr, Bucket, ChunkIndex, DmaBuf, Epoch, KeyRange, LogId, Mutant, ReactorId, SegmentId, ShardId, Term, mutant,
+    probe,
+};
 use vellum_format::seal::MAX_PARTS;
 use vellum_format::{ChunkUse, LogMeta, ManifestEdit, Run, SegmentMeta, Superblock};
 use vellum_nvme::{Device, Queue};
@@ -18,6 +21,7 @@ use vellum_rt::channel;
 use crate::epoch::Start;
 use crate::epoch::coordinator::EPOCH_GAP;
 use crate::error::StoreError;
+use crate::fact::Fact;
 use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, use_chunks};
 use crate::mesh::{MAILBOX, MeshSeed};
 use crate::options::OpenOptions;
@@ -134,7 +138,8 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
     if term < least && !options.read_only {
         return Err(StoreError::Options(format!("term {term} was had before; {least} or later is needed")));
     }
-    let first_epoch = Epoch(epoch.0 + EPOCH_GAP);
+    let gap = if mutant::active(Mutant::NoEpochGap) { 1 } else { EPOCH_GAP };
+    let first_epoch = Epoch(epoch.0 + gap);
     let start = Start { term, fsid: sb.fsid, first_epoch, first_number: number + 1, base_hash: hash };
     let first_segment = state.next_segment;
     let mut seal_chunks = Vec::new();
@@ -158,6 +163,9 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
         fresh.push(ManifestEdit::Run(run));
         apply_all(&mut state, &fresh)?;
         file.checkpoint(queue, &mut sb, &state).await?;
+    }
+    if !options.read_only {
+        probe::tell(|| Fact::Opened { term, first_epoch, recovered: epoch });
     }
     report.term = term;
     report.time = vellum_rt::now() - begun;

@@ -3,12 +3,13 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, DmaBuf, Epoch};
+use vellum_base::{BLOCK_SIZE, DmaBuf, Epoch, probe};
 use vellum_format::{PartPlace, PartRef, Record};
 use vellum_rt::{Class, spawn};
 
 use crate::epoch::Part;
 use crate::error::{CommitError, StoreError};
+use crate::fact::Fact;
 use crate::mesh::{Message, Refused};
 use crate::store::Store;
 
@@ -81,6 +82,9 @@ impl Store {
     }
 
     fn close_part(self: &Rc<Self>, epoch: Epoch, mut part: Part) -> Result<Option<PartRef>, StoreError> {
+        for (start, len) in part.space.iter().flat_map(|change| &change.frees) {
+            probe::tell(|| Fact::Freed { term: self.term, epoch, start: *start, len: *len });
+        }
         let bitmaps = self.space.borrow_mut().close(epoch, &part.space);
         for (key, value) in bitmaps {
             let record = match value {

@@ -5,10 +5,11 @@
 
 use std::rc::Rc;
 
-use vellum_base::{DmaBuf, DmaSlice};
+use vellum_base::{DmaBuf, DmaSlice, Mutant, mutant, probe};
 use vellum_wire::{ErrorCode, Greeted, MAX_WANTS, Request, Response};
 
 use crate::data::written;
+use crate::fact::Fact;
 use crate::stats::count;
 use crate::{Client, ClientError, env};
 
@@ -27,6 +28,7 @@ impl Client {
         let result = self.recover_steps(greeted).await;
         match &result {
             Ok(()) => {
+                probe::tell(|| Fact::Recovered { rid: self.rid(), term: self.term() });
                 self.recovering.set(false);
                 self.send_batches();
                 self.ask_again_for_file_locks();
@@ -51,8 +53,12 @@ impl Client {
         self.batches_durable(greeted.last_batch);
         b.retained.borrow_mut().iter_mut().for_each(|r| r.applied = None);
         self.recover_files().await?;
-        self.port.recover_locks(self.locks.held()).await?;
-        self.resend_data().await?;
+        let held = self.locks.held();
+        probe::tell(|| Fact::Reports { rid: self.rid(), term: greeted.term, held: held.clone() });
+        self.port.recover_locks(held).await?;
+        if !mutant::active(Mutant::ForgetData) {
+            self.resend_data().await?;
+        }
         self.resend_batches().await
     }
 

@@ -17,8 +17,13 @@ use crate::{Client, ClientError, MAX_TXN_OPS, env};
 pub struct Txn<'g> {
     client: Rc<Client>,
     guard: &'g LockGuard,
+    seen: Seen,
     ops: Vec<ItemOp>,
 }
+
+/// A point in time: what is read after it knows of every extent that was torn before it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen(pub(crate) u64);
 
 impl Txn<'_> {
     fn writable(&self, key: &Key) {
@@ -57,10 +62,10 @@ impl Txn<'_> {
     ///
     /// Errors: this client has failed or is fenced; [`ClientError::Moved`]: read again. Nothing was changed.
     pub fn commit(self) -> Result<TxnId, ClientError> {
-        let Txn { client, guard, ops } = self;
+        let Txn { client, guard: _, seen, ops } = self;
         client.check_alive()?;
         assert!(ops.len() <= MAX_TXN_OPS, "{} operations do not fit one transaction", ops.len());
-        let ops = client.split_txn(guard, ops)?;
+        let ops = client.split_txn(seen, ops)?;
         let b = &client.batches;
         if ops.is_empty() {
             return Ok(TxnId(vellum_base::BatchNo(b.next.get().0 - 1)));
@@ -107,6 +112,17 @@ impl Txn<'_> {
 
 impl Client {
     pub fn begin<'g>(self: &Rc<Self>, guard: &'g LockGuard) -> Txn<'g> {
-        Txn { client: self.clone(), guard, ops: Vec::new() }
+        Txn { client: self.clone(), guard, seen: Seen(guard.era.0), ops: Vec::new() }
+    }
+
+    /// The mark for [`Self::begin_since`], to be taken before anything is read.
+    pub fn seen(&self) -> Seen {
+        Seen(self.data.era().0)
+    }
+
+    /// A transaction that relies on no extent that was read before `seen`, although its guard may be older: after
+    /// [`ClientError::Moved`] it is enough to read again.
+    pub fn begin_since<'g>(self: &Rc<Self>, guard: &'g LockGuard, seen: Seen) -> Txn<'g> {
+        Txn { client: self.clone(), guard, seen, ops: Vec::new() }
     }
 }

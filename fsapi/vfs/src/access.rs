@@ -31,6 +31,7 @@ impl From<ClientError> for VfsError {
                 tracing::error!(%error, "the engine refused");
                 VfsError::IO
             }
+            None if error == ClientError::Moved => VfsError::RESTART,
             None if matches!(error, ClientError::Stopped | ClientError::Connection(_)) => VfsError::NOTCONN,
             None => {
                 tracing::error!(%error, "client");

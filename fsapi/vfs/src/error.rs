@@ -33,7 +33,21 @@ errnos! {
     PERM = EPERM, NOENT = ENOENT, IO = EIO, BADF = EBADF, BUSY = EBUSY, EXIST = EEXIST, NOTDIR = ENOTDIR,
     ISDIR = EISDIR, INVAL = EINVAL, FBIG = EFBIG, NOSPC = ENOSPC, MLINK = EMLINK, RANGE = ERANGE,
     NAMETOOLONG = ENAMETOOLONG, NOTEMPTY = ENOTEMPTY, NODATA = ENODATA, NOTSUP = EOPNOTSUPP, STALE = ESTALE,
-    DEADLK = EDEADLK, NOLCK = ENOLCK, TOOBIG = E2BIG, NOTCONN = ENOTCONN, LOOP = ELOOP, AGAIN = EAGAIN, NXIO = ENXIO, INTR = EINTR,
+    DEADLK = EDEADLK, NOLCK = ENOLCK,
+    TOOBIG = E2BIG, NOTCONN = ENOTCONN, LOOP = ELOOP, AGAIN = EAGAIN, NXIO = ENXIO, INTR = EINTR,
+    // Never leaves this crate: the operation starts again, see `restarted`.
+    RESTART = ERESTART,
+}
+
+/// Runs an operation until nothing that it read under its locks was changed by a change of leaders: a new leader may have
+/// torn extents that were read. Each attempt takes its locks anew.
+pub(crate) async fn restarted<T>(mut operation: impl AsyncFnMut() -> Result<T>) -> Result<T> {
+    loop {
+        match operation().await {
+            Err(VfsError::RESTART) => {}
+            done => return done,
+        }
+    }
 }
 
 impl fmt::Display for VfsError {

@@ -3,7 +3,7 @@
 use vellum_base::Ino;
 use vellum_format::{FileKind, Inode, Timestamp};
 
-use crate::error::{Result, VfsError};
+use crate::error::{Result, VfsError, restarted};
 use crate::handle::Handle;
 use crate::ino_locks::Mode;
 use crate::types::{AtimePolicy, Attr, FileHandle, OpenFlags};
@@ -13,6 +13,10 @@ const DAY_SECS: i64 = 24 * 60 * 60;
 
 impl Vfs {
     pub async fn open(&self, ino: Ino, flags: OpenFlags) -> Result<(FileHandle, Attr)> {
+        restarted(async || self.open_once(ino, flags).await).await
+    }
+
+    async fn open_once(&self, ino: Ino, flags: OpenFlags) -> Result<(FileHandle, Attr)> {
         let truncate = flags.truncate && flags.write;
         if truncate {
             self.client.reserve(crate::data::truncate::DELETE_STEP * 2).await?;

@@ -21,7 +21,7 @@ use vellum_rt::{self as rt, Class};
 
 use crate::data::commit::Remap;
 use crate::data::truncate::DELETE_STEP;
-use crate::error::{Result, VfsError, corrupt};
+use crate::error::{Result, VfsError, corrupt, restarted};
 use crate::file::File;
 use crate::vfs::Vfs;
 
@@ -84,7 +84,7 @@ impl Vfs {
             for (key, _) in &page.items {
                 let ino = Ino(key.first());
                 if self.is_due(ino) {
-                    self.reap(ino).await?;
+                    restarted(async || self.reap(ino).await).await?;
                 }
             }
             match page.next {
@@ -138,14 +138,14 @@ impl Vfs {
                 return Ok(());
             }
         }
-        self.reap(ino).await
+        restarted(async || self.reap(ino).await).await
     }
 
     /// Deletes an orphan in the background.
     pub(crate) fn reap_later(&self, ino: Ino) {
         let Some(vfs) = self.rc() else { return };
         rt::spawn(Class::Request, "reap", async move {
-            if let Err(error) = vfs.reap(ino).await {
+            if let Err(error) = restarted(async || vfs.reap(ino).await).await {
                 tracing::debug!(%ino, %error, "an orphan stays for the cleaner");
             }
         })

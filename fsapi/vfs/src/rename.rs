@@ -15,7 +15,7 @@ use crate::access::Held;
 use crate::attr::{MAX_NLINK, touch_directory};
 use crate::create::{add_name, put_name, remove_name};
 use crate::data::truncate::DELETE_STEP;
-use crate::error::{Result, VfsError, broken};
+use crate::error::{Result, VfsError, broken, restarted};
 use crate::ino_locks::{InoLock, Mode};
 use crate::lookup::check_name;
 use crate::types::RenameMode;
@@ -50,6 +50,10 @@ impl Vfs {
         if matches!(name, b"." | b"..") || matches!(new_name, b"." | b"..") {
             return Err(VfsError::BUSY);
         }
+        restarted(async || self.rename_once(from, name, to, new_name, mode).await).await
+    }
+
+    async fn rename_once(&self, from: Ino, name: &[u8], to: Ino, new_name: &[u8], mode: RenameMode) -> Result<()> {
         self.client.reserve(DELETE_STEP + 32).await?;
         let (from, to) = (Side { dir: from, name }, Side { dir: to, name: new_name });
         let mut alone = None;

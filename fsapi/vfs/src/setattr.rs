@@ -4,7 +4,7 @@ use vellum_base::Ino;
 use vellum_format::{FileKind, Inode, Timestamp};
 
 use crate::attr::without_privileges;
-use crate::error::{Result, VfsError};
+use crate::error::{Result, VfsError, restarted};
 use crate::types::{Attr, SetAttr, SetTime};
 use crate::vfs::Vfs;
 
@@ -14,6 +14,10 @@ const PERMISSIONS: u32 = 0o7777;
 impl Vfs {
     /// Changes all that is asked for at once; answers the attributes afterwards.
     pub async fn setattr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
+        restarted(async || self.setattr_once(ino, &set).await).await
+    }
+
+    async fn setattr_once(&self, ino: Ino, set: &SetAttr) -> Result<Attr> {
         self.client.reserve(crate::data::truncate::DELETE_STEP * 2).await?;
         let held = self.lock_exclusive(ino).await?;
         let inode = self.inode(&held.guard, ino).await?;
@@ -24,7 +28,7 @@ impl Vfs {
                 Some(FileKind::Directory) => return Err(VfsError::ISDIR),
                 _ => return Err(VfsError::INVAL),
             }
-            self.resize(&held.guard, ino, |inode| apply(inode, &set, now), size, now).await?;
+            self.resize(&held.guard, ino, |inode| apply(inode, set, now), size, now).await?;
         }
         let chowned = set.uid.is_some() || set.gid.is_some();
         let mut inode = self.inode(&held.guard, ino).await?;
@@ -35,7 +39,7 @@ impl Vfs {
         };
         let times = set.atime.is_some() || set.mtime.is_some();
         if set.size.is_none() || times || !capability.is_empty() {
-            apply(&mut inode, &set, now);
+            apply(&mut inode, set, now);
             let mtime = set.mtime.map(|t| resolve(t, now));
             inode.mtime = mtime.unwrap_or(inode.mtime);
             inode.ctime = now;

@@ -12,7 +12,7 @@ use crate::attr::touch_directory;
 use crate::create::remove_name;
 use crate::data::truncate::DELETE_STEP;
 use crate::data::writeback::HoldFlights;
-use crate::error::{Result, VfsError};
+use crate::error::{Result, VfsError, restarted};
 use crate::lookup::check_name;
 use crate::orphan::orphan_key;
 use crate::vfs::Vfs;
@@ -31,6 +31,10 @@ impl Vfs {
         if matches!(name, b"." | b"..") {
             return Err(VfsError::ISDIR);
         }
+        restarted(async || self.unlink_once(parent, name).await).await
+    }
+
+    async fn unlink_once(&self, parent: Ino, name: &[u8]) -> Result<()> {
         self.client.reserve(DELETE_STEP + 16).await?;
         let (held, dirent) = self.lock_named(parent, name).await?;
         if dirent.kind == FileKind::Directory {

@@ -14,11 +14,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vellum_base::{DmaSlice, Epoch, Fsid, Rid, Term};
+use vellum_base::{DmaSlice, Epoch, Fsid, Mutant, Rid, Term, mutant, probe};
 use vellum_wire::{Body, Frame, Greeted, Greeting, PROTOCOL, Refusal, Request, Response};
 
 use crate::backoff::Backoff;
 use crate::channel::{Channel, Inbound, Token, Urgency, Violation};
+use crate::fact::SessionFact;
 use crate::time::Time;
 use crate::timers::Timers;
 use crate::window::Window;
@@ -164,7 +165,7 @@ impl ClientSession {
             State::Greeting { sent, .. } => self.handle_greeting_answer(now, sent, frame),
             State::Up { .. } => {
                 self.state = State::Up { heard: now };
-                self.handle_session_frame(frame)
+                self.handle_session_frame(now, frame)
             }
             _ => Ok(()),
         }
@@ -220,7 +221,7 @@ impl ClientSession {
         }
     }
 
-    fn handle_session_frame(&mut self, frame: Frame) -> Result<(), Violation> {
+    fn handle_session_frame(&mut self, now: Time, frame: Frame) -> Result<(), Violation> {
         let before = self.channel.durable();
         let inbound = self.channel.handle_frame(frame)?;
         if self.channel.durable() > before {
@@ -233,9 +234,10 @@ impl ClientSession {
             },
             Some(Inbound::Response { id, response, payload }) => {
                 if let Some((_, sent)) = self.keepalive.take_if(|(open, _)| *open == id) {
-                    self.lease_from = Some(sent);
+                    self.lease_from = Some(if mutant::active(Mutant::LeaseFromAnswer) { now } else { sent });
                     return Ok(());
                 }
+                probe::tell(|| SessionFact::Answered { term: self.term, rid: self.rid, request: id });
                 let farewelled = self.farewell == Some(id) && *response == Response::Farewelled;
                 self.events.push_back(ClientEvent::Response { id, response, payload });
                 if farewelled {

@@ -9,6 +9,7 @@
 pub mod backoff;
 pub mod channel;
 pub mod client;
+pub mod fact;
 pub mod files;
 pub mod grant_order;
 pub mod locks;

@@ -17,8 +17,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use thiserror::Error;
-use vellum_base::{Rid, Term};
+use vellum_base::{Mutant, Rid, Term, mutant, probe};
 use vellum_wire::{LockGrant, LockMode, LockName, LockWant};
+
+use crate::fact::LockFact;
 
 /// What the table wants done.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -118,6 +120,7 @@ struct Client {
 }
 
 pub struct LockTable {
+    term: Term,
     locks: HashMap<LockName, Lock>,
     clients: HashMap<Rid, Client>,
     recovering: bool,
@@ -149,11 +152,14 @@ const TERM_SHIFT: u32 = 40;
 impl LockTable {
     /// The table of the `index`-th of `tables` reactors. While `recovering`, nothing is granted.
     pub fn new(term: Term, index: usize, tables: usize, recovering: bool) -> LockTable {
+        probe::tell(|| LockFact::Opened { term, recovering });
+        let above = if mutant::active(Mutant::SequenceFromZero) { 0 } else { term.0 << TERM_SHIFT };
         LockTable {
+            term,
             locks: HashMap::new(),
             clients: HashMap::new(),
             recovering,
-            write_seq: (term.0 << TERM_SHIFT) | index as u64,
+            write_seq: above | index as u64,
             stride: tables as u64,
             outputs: VecDeque::new(),
             granted: 0,
@@ -192,7 +198,7 @@ impl LockTable {
 
     /// Grants the lock to its first waiter, or sends the invalidations that are in its way. The client that was served.
     fn serve_first(&mut self, name: LockName) -> Option<Rid> {
-        if self.recovering {
+        if self.recovering && !mutant::active(Mutant::GrantDuringRecovery) {
             return None;
         }
         // Requests of reclaimed clients are skipped here instead of being searched for in the queue.
@@ -203,10 +209,11 @@ impl LockTable {
         let first = lock.waiters.front()?;
         let (rid, request, mode) = (first.rid, first.request, first.mode);
         let own = lock.holders.get(&rid).copied().unwrap_or_default();
-        if own.invalidating.is_some() {
+        if own.invalidating.is_some() && !mutant::active(Mutant::GrantOverInvalidation) {
             return None;
         }
-        if !own.mode.covers(mode) && !lock.is_free_for(own.mode, mode) {
+        let free = lock.is_free_for(own.mode, mode) || mutant::active(Mutant::GrantWithoutInvalidation);
+        if !own.mode.covers(mode) && !free {
             self.invalidate_for(name, rid, request, mode);
             return None;
         }
@@ -220,6 +227,7 @@ impl LockTable {
         *client.places.entry(name).or_default() += u32::from(is_new);
         let grant = LockGrant { name, mode: granted, write_seq: self.write_seq };
         client.pending.remove(&request);
+        probe::tell(|| LockFact::Granted { term: self.term, rid, grant });
         self.outputs.push_back(LockOutput::Granted { rid, request, grant });
         Some(rid)
     }
@@ -275,11 +283,15 @@ impl LockTable {
         }
         let (mode, open) = (holder.mode.min(mode), holder.invalidating.is_some());
         lock.set_mode(rid, mode);
+        probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode });
         // An unanswered invalidation is remembered even when nothing is held any more.
         if mode == LockMode::Null && !open {
             lock.holders.remove(&rid);
             self.leave(rid, name);
             self.forget_client(rid);
+        }
+        if mutant::active(Mutant::LostWakeup) && !answered {
+            return;
         }
         self.advance(name);
     }
@@ -311,6 +323,7 @@ impl LockTable {
             if let Some(lock) = self.locks.get_mut(&name) {
                 lock.remove(rid);
             }
+            probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode: LockMode::Null });
             self.advance(name);
         }
     }
@@ -331,6 +344,8 @@ impl LockTable {
         }
         let is_new = !lock.holders.contains_key(&rid);
         lock.set_mode(rid, own.max(grant.mode));
+        let mode = own.max(grant.mode);
+        probe::tell(|| LockFact::Reasserted { term: self.term, rid, name: grant.name, mode });
         *self.clients.entry(rid).or_default().places.entry(grant.name).or_default() += u32::from(is_new);
         Ok(())
     }

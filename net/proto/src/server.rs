@@ -12,10 +12,11 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use vellum_base::{DmaSlice, Epoch, Fsid, Rid, Term};
+use vellum_base::{DmaSlice, Epoch, Fsid, Mutant, Rid, Term, mutant, probe};
 use vellum_wire::{Body, Frame, Greeted, Greeting, PROTOCOL, Refusal, Request, Response};
 
 use crate::channel::{Channel, Inbound, Token, Urgency, Violation};
+use crate::fact::SessionFact;
 use crate::time::Time;
 use crate::timers::Timers;
 use crate::window::Window;
@@ -115,7 +116,11 @@ impl ServerSession {
         match self.channel.handle_frame(frame)? {
             Some(Inbound::Request { token, request, payload }) => match *request {
                 Request::Keepalive => self.channel.respond(token, Response::Alive, None),
-                _ => self.events.push_back(ServerEvent::Request { token, request, payload }),
+                _ => {
+                    let request_number = token.request();
+                    probe::tell(|| SessionFact::Handled { term: self.term, rid: self.rid, request: request_number });
+                    self.events.push_back(ServerEvent::Request { token, request, payload });
+                }
             },
             Some(Inbound::Response { id, response, payload }) => {
                 self.events.push_back(ServerEvent::Response { id, response, payload });
@@ -128,7 +133,9 @@ impl ServerSession {
     pub fn handle_disconnect(&mut self, now: Time) {
         if let State::Up { .. } = self.state {
             self.greeted.clear();
-            self.state = State::Waiting { until: now + self.timers.reconnect_window };
+            let at_once = mutant::active(Mutant::ReclaimAtDisconnect);
+            let until = if at_once { now } else { now + self.timers.reconnect_window };
+            self.state = State::Waiting { until };
         }
     }
 

@@ -2,7 +2,8 @@
 //! reorders at [`FaultDevice::crash`]; it delays, stalls, fails, flips bits, misdirects and loses writes.
 //!
 //! - [`cache`]: what is on the medium and what is not; [`journal`]: the same at every point of a run;
-//! - [`rules`]: faults and delays; [`queue`]: operations on their way.
+//! - [`rules`]: faults and delays; [`queue`]: operations on their way;
+//! - [`sharing`]: several processes that have it open, their deaths, and the fence between them.
 //!
 //! Time: without a [`DelayHook`] an operation completes at a later `process_completions`; with one it completes that
 //! much later, in the hook's time. Deterministic as long as one thread uses it.
@@ -11,6 +12,7 @@ mod cache;
 mod journal;
 mod queue;
 mod rules;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -25,10 +27,12 @@ use vellum_base::units::BLOCK_SIZE;
 pub use cache::{Event, Payload, SECTOR_BYTES};
 pub use journal::Journal;
 pub use rules::{Delays, Fault, On, Rule};
+pub use sharing::{Fact, ProcessId};
 
 use crate::health::Health;
 use crate::{Device, DeviceError, Geometry, Image, Queue};
 use cache::Cache;
+use sharing::Sharing;
 
 const MAX_TRANSFER_BYTES: usize = 1 << 20;
 
@@ -52,6 +56,7 @@ struct State {
     delays: Delays,
     prng: Prng,
     next_id: u64,
+    sharing: Sharing,
 }
 
 impl State {
@@ -76,10 +81,11 @@ impl Shared {
     }
 }
 
-/// Clones are the same device.
+/// Clones are the same device, opened by the same process.
 #[derive(Clone)]
 pub struct FaultDevice {
     shared: Arc<Shared>,
+    process: ProcessId,
 }
 
 impl FaultDevice {
@@ -96,8 +102,9 @@ impl FaultDevice {
         let cache = Cache::new(image);
         let journal = config.journal.then(|| Journal::new(cache.clone()));
         let (rules, delays, prng) = (config.rules, config.delays, Prng::new(seed));
-        let state = Mutex::new(State { cache, journal, rules, delays, prng, next_id: 0 });
-        FaultDevice { shared: Arc::new(Shared { geometry, hook: config.hook, health: Health::default(), state }) }
+        let state = Mutex::new(State { cache, journal, rules, delays, prng, next_id: 0, sharing: Sharing::default() });
+        let shared = Shared { geometry, hook: config.hook, health: Health::default(), state };
+        FaultDevice { shared: Arc::new(shared), process: ProcessId::default() }
     }
 
     pub fn as_device(&self) -> Arc<dyn Device> {
@@ -107,20 +114,6 @@ impl FaultDevice {
     /// What a power loss now may leave; the device itself goes on. Open another device with it.
     pub fn crash(&self, seed: u64) -> Image {
         self.shared.state().cache.crash(seed)
-    }
-
-    /// The process that used the device is gone, and nothing of it will land later: each write that was in flight is
-    /// done, in part or not at all. Its queues must not be used any more.
-    pub fn process_died(&self) {
-        let state = &mut *self.shared.state();
-        for (id, sectors) in state.cache.in_flight() {
-            let event = match state.prng.below(3) {
-                0 => Event::Written { id },
-                1 => Event::WriteFailed { id, sectors: 0 },
-                _ => Event::WriteFailed { id, sectors: state.prng.below(sectors as u64 + 1) as usize },
-            };
-            state.happen(event);
-        }
     }
 
     /// What reads see now: what a device that loses nothing would hold.
@@ -171,6 +164,6 @@ impl Device for FaultDevice {
 
     fn open_queue(&self, depth: u32) -> Result<Rc<dyn Queue>, DeviceError> {
         self.shared.health.check()?;
-        Ok(queue::FaultQueue::open(self.shared.clone(), depth))
+        Ok(queue::FaultQueue::open(self.shared.clone(), self.process, depth))
     }
 }

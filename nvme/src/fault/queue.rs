@@ -12,12 +12,17 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use vellum_base::prng::Prng;
+use vellum_base::probe;
 
 use super::cache::{Event, Payload, SECTOR_BYTES};
 use super::rules::{Fault, faults};
+use super::sharing::{Fact, ProcessId};
 use super::{Shared, State};
 use crate::tracker::{Trackers, wake_all};
 use crate::{Geometry, IoDone, IoOp, Queue, Ticket};
+
+/// What a process hears that was fenced: the reservation is another's (EBADE).
+const REFUSED: i32 = 52;
 
 struct Running {
     id: u64,
@@ -44,6 +49,7 @@ impl Wake for Timer {
 
 pub(super) struct FaultQueue {
     shared: Arc<Shared>,
+    process: ProcessId,
     trackers: RefCell<Trackers<Running>>,
     /// Slots that may complete now.
     due: Due,
@@ -52,9 +58,10 @@ pub(super) struct FaultQueue {
 }
 
 impl FaultQueue {
-    pub fn open(shared: Arc<Shared>, depth: u32) -> Rc<FaultQueue> {
+    pub fn open(shared: Arc<Shared>, process: ProcessId, depth: u32) -> Rc<FaultQueue> {
         Rc::new(FaultQueue {
             shared,
+            process,
             trackers: RefCell::new(Trackers::new(depth)),
             due: Due::default(),
             wakers: RefCell::default(),
@@ -63,7 +70,8 @@ impl FaultQueue {
 
     /// Tells the model; gives the faults and the time that the operation takes.
     fn begin(&self, id: u64, op: &IoOp, state: &mut State) -> (Vec<Fault>, Duration) {
-        let faults = faults(&mut state.rules, op);
+        state.land_some();
+        let faults = faults(&mut state.rules, op, self.process);
         let mut delay = state.delays.draw(op, &mut state.prng);
         let mut lost = false;
         let mut moved_by = 0;
@@ -79,10 +87,13 @@ impl FaultQueue {
             IoOp::Write { at_bytes, data, fua } if !lost => {
                 let end = at_bytes.saturating_add(moved_by).saturating_add(data.len() as u64);
                 let at_bytes = if end > self.shared.geometry.size_bytes { 0 } else { at_bytes + moved_by };
+                state.sharing.submitted(id, self.process);
+                probe::tell(|| Fact::Writes { process: self.process, at_bytes, data: data.clone() });
                 state.happen(Event::Write { id, at_bytes, payload: Payload::Data(data.clone()), fua: *fua });
             }
             IoOp::Discard { at_bytes, len_bytes } => {
                 let payload = Payload::Zeros { len_bytes: *len_bytes };
+                state.sharing.submitted(id, self.process);
                 state.happen(Event::Write { id, at_bytes: *at_bytes, payload, fua: false });
             }
             IoOp::Flush => state.happen(Event::Flush { id }),
@@ -97,6 +108,11 @@ impl FaultQueue {
             return op.into_done(Err(err));
         }
         let state = &mut *self.shared.state();
+        state.sharing.ended(id);
+        if state.sharing.is_fenced(self.process) {
+            let error = op.error(REFUSED);
+            return op.into_done(Err(error));
+        }
         let errno = faults.iter().find_map(|fault| match fault {
             Fault::Error { errno } => Some(*errno),
             _ => None,
@@ -159,7 +175,9 @@ impl Queue for FaultQueue {
     }
 
     fn submit(&self, op: IoOp) -> Ticket {
+        let fenced = self.shared.state().sharing.is_fenced(self.process).then(|| op.error(REFUSED));
         let checked = op.check(&self.shared.geometry, false).and_then(|()| self.shared.health.check());
+        let checked = checked.and(fenced.map_or(Ok(()), Err));
         if let Err(err) = checked {
             return self.trackers.borrow_mut().start_done(op.into_done(Err(err)));
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use vellum_base::prng::Prng;
 
+use super::sharing::ProcessId;
 use crate::IoOp;
 
 /// What happens to an operation that a rule meets.
@@ -53,11 +54,13 @@ pub struct Rule {
     pub skip: u64,
     /// Operations that are met; `u64::MAX` is always.
     pub times: u64,
+    /// Only what this process submits is met.
+    pub by: Option<ProcessId>,
 }
 
 impl Rule {
     pub fn once(fault: Fault, on: On, range: Range<u64>) -> Rule {
-        Rule { fault, on, range, skip: 0, times: 1 }
+        Rule { fault, on, range, skip: 0, times: 1, by: None }
     }
 
     pub fn always(fault: Fault, on: On, range: Range<u64>) -> Rule {
@@ -68,8 +71,13 @@ impl Rule {
         Rule { skip, ..self }
     }
 
+    /// Only for what `process` submits.
+    pub fn by(self, process: ProcessId) -> Rule {
+        Rule { by: Some(process), ..self }
+    }
+
     /// Counts the operation; true when the fault happens to it.
-    fn take(&mut self, op: &IoOp) -> bool {
+    fn take(&mut self, op: &IoOp, process: ProcessId) -> bool {
         let (at, len) = op.extent();
         let kind = match self.on {
             On::Reads => matches!(op, IoOp::Read { .. }),
@@ -78,7 +86,8 @@ impl Rule {
             On::Anything => true,
         };
         let place = matches!(op, IoOp::Flush) || (at < self.range.end && self.range.start < at + len);
-        if !kind || !place || !self.fault.meets(op) || self.times == 0 {
+        let whose = self.by.is_none_or(|by| by == process);
+        if !kind || !place || !whose || !self.fault.meets(op) || self.times == 0 {
             return false;
         }
         if self.skip > 0 {
@@ -132,8 +141,8 @@ impl Delays {
 }
 
 /// Every fault that meets `op`.
-pub(super) fn faults(rules: &mut Vec<Rule>, op: &IoOp) -> Vec<Fault> {
-    let met = rules.iter_mut().filter_map(|rule| rule.take(op).then_some(rule.fault)).collect();
+pub(super) fn faults(rules: &mut Vec<Rule>, op: &IoOp, process: ProcessId) -> Vec<Fault> {
+    let met = rules.iter_mut().filter_map(|rule| rule.take(op, process).then_some(rule.fault)).collect();
     rules.retain(|rule| rule.times > 0);
     met
 }

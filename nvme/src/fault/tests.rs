@@ -81,6 +81,59 @@ fn what_a_dead_process_had_in_flight_lands_at_once_or_never() {
     assert!(landed > 0 && lost > 0);
 }
 
+/// Story: a process is killed with writes on their way; they land while others work, until it is fenced.
+#[test]
+fn a_killed_process_writes_until_it_is_fenced() {
+    let (mut late, mut settled) = (0, 0);
+    for seed in 0..40 {
+        let device = FaultDevice::new(Image::zeroed(64 * BLOCK as u64), seed, FaultConfig::default());
+        let (dead, living) = (device.opened_by(ProcessId(1)), device.opened_by(ProcessId(2)));
+        let q = dead.open_queue(8).unwrap();
+        (0..8).for_each(|i| drop(q.write(i * 4096, filled(1), false)));
+        drop(q);
+        dead.process_killed();
+        let landed = |image: &Image| (0..8).filter(|i| byte_at(image, i * 4096) == 1).count();
+        assert_eq!(landed(&device.snapshot()), 0, "on its way");
+        let q = living.open_queue(8).unwrap();
+        for _ in 0..20 {
+            block_on(&q, q.write(60 * 4096, filled(2), false)).unwrap();
+        }
+        late += landed(&device.snapshot());
+        device.fence(ProcessId(1));
+        let fenced = device.snapshot();
+        settled += landed(&fenced);
+        for _ in 0..20 {
+            block_on(&q, q.write(60 * 4096, filled(2), false)).unwrap();
+        }
+        assert_eq!(device.snapshot(), fenced, "nothing lands after the fence");
+    }
+    assert!(late > 0 && settled > late, "{late} {settled}");
+}
+
+#[test]
+fn a_fenced_process_is_refused_while_others_go_on() {
+    let (device, _) = device(4, Vec::new());
+    let (paused, living) = (device.opened_by(ProcessId(1)), device.opened_by(ProcessId(2)));
+    let (p, l) = (paused.open_queue(2).unwrap(), living.open_queue(2).unwrap());
+    let on_its_way = p.write(0, filled(1), false);
+    device.fence(ProcessId(1));
+    assert!(block_on(&p, on_its_way).is_err(), "whether it landed is not known");
+    assert!(block_on(&p, p.write(4096, filled(1), false)).is_err());
+    assert!(block_on(&p, p.read(4096, DmaBuf::new(BLOCK))).is_err());
+    block_on(&l, l.write(8192, filled(2), false)).unwrap();
+    let image = device.snapshot();
+    assert_eq!([4096, 8192].map(|at| byte_at(&image, at)), [0, 2]);
+}
+
+#[test]
+fn a_rule_may_be_one_process_s() {
+    let error = Rule::always(Fault::Error { errno: libc::EIO }, On::Writes, 0..u64::MAX).by(ProcessId(1));
+    let (device, q) = device(2, vec![error]);
+    let other = device.opened_by(ProcessId(1)).open_queue(1).unwrap();
+    assert!(block_on(&other, other.write(0, filled(1), false)).is_err());
+    block_on(&q, q.write(0, filled(1), false)).unwrap();
+}
+
 #[test]
 fn a_failed_flush_is_for_ever() {
     let rule = Rule::once(Fault::Error { errno: libc::EIO }, On::Flushes, 0..0).after(1);

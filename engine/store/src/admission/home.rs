@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
-use vellum_base::{Batch, BatchNo, BlockRange, Epoch, ItemOp, Key, ReactorId, Rid};
+use vellum_base::{Batch, BatchNo, BlockRange, Epoch, ItemOp, Key, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_format::system::{self, LastBatch};
 use vellum_format::{Extent, ItemKind, Record};
 use vellum_rt::local::{OneshotReceiver, OneshotSender, oneshot};
@@ -15,6 +15,7 @@ use vellum_rt::{Class, sleep, spawn};
 
 use super::check::key_of;
 use crate::error::{CommitError, StoreError};
+use crate::fact::Fact;
 use crate::mesh::{Answer, Message, Refused, Request};
 use crate::space::{RangeSet, SpaceChange};
 use crate::store::Store;
@@ -174,10 +175,11 @@ impl Store {
         self.check_writable()?;
         let last = self.last_batch(rid, state).await?;
         let expected = last.number.next();
-        if batch.number != BatchNo(0) && batch.number < expected {
+        let again = mutant::active(Mutant::DropResendDedup) && batch.number < expected;
+        if batch.number != BatchNo(0) && batch.number < expected && !again {
             return Ok(last.epoch);
         }
-        if batch.number != expected {
+        if batch.number != expected && !again {
             return Err(CommitError::OutOfOrder { rid, expected, found: batch.number });
         }
         check_size(&batch)?;
@@ -295,8 +297,12 @@ impl Store {
                 self.mesh.post(h.reactor, Message::Apply { token: h.token, epoch });
             }
         }
+        probe::tell(|| Fact::Applied { term: self.term, rid, number, epoch });
         let last = LastBatch { number, epoch };
-        self.apply_in(epoch, &[Record::Put { key: system::batch_key(rid), value: last.encode() }]);
+        let remembered = Record::Put { key: system::batch_key(rid), value: last.encode() };
+        if !mutant::active(Mutant::ForgetLastBatch) {
+            self.apply_in(epoch, &[remembered]);
+        }
         state.last.set(Some(last));
         self.batches.set(self.batches.get() + 1);
         self.mark_dirty(epoch); // last: it may close the epoch

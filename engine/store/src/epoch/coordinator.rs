@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, Term};
+use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, Mutant, Term, mutant};
 use vellum_format::{PartRef, Seal};
 use vellum_rt::Instant;
 
@@ -156,7 +156,7 @@ impl Coordinator {
         let volatile_cache = self.volatile_cache;
         if let Some(s) = self.sealing(epoch) {
             s.ready += 1;
-            s.data |= data && volatile_cache;
+            s.data |= data && volatile_cache && !mutant::active(Mutant::SkipDataFlush);
             s.written += usize::from(part.is_none());
             s.parts.extend(part);
         }

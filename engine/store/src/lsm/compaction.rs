@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use vellum_base::{Epoch, KeyRange};
+use vellum_base::{Epoch, KeyRange, Mutant, SegmentId, mutant};
 use vellum_format::SegmentMeta;
 use vellum_format::segment::BlockKind;
 
@@ -40,6 +40,11 @@ impl Job {
         Job { sources, target, trivial, handed_over: Cell::new(false) }
     }
 
+    /// What it merges.
+    pub fn input_ids(&self) -> Vec<SegmentId> {
+        self.inputs().map(|segment| segment.meta.id).collect()
+    }
+
     fn inputs(&self) -> impl Iterator<Item = &Rc<Segment>> {
         self.sources.iter().flatten()
     }
@@ -54,7 +59,7 @@ impl Drop for Job {
 }
 
 fn any_busy(segments: &[Rc<Segment>]) -> bool {
-    segments.iter().any(|segment| segment.is_busy())
+    !mutant::active(Mutant::CompactBusyInputs) && segments.iter().any(|segment| segment.is_busy())
 }
 
 fn bytes(segments: &[Rc<Segment>]) -> u64 {
@@ -85,6 +90,9 @@ impl Shard {
             return Some(Job::new(vec![vec![segment]], 1, true));
         }
         let mut sources: Vec<_> = state.runs.iter().map(|run| run.segments.clone()).collect();
+        if mutant::active(Mutant::CompactSomeRuns) {
+            sources.truncate(sources.len().div_ceil(2));
+        }
         let range = bounds(sources.iter().flatten())?;
         let below = overlapping(state, 1, &range);
         if any_busy(&below) {

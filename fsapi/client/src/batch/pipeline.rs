@@ -2,10 +2,11 @@
 
 use std::rc::Rc;
 
-use vellum_base::{Batch, BatchNo};
+use vellum_base::{Batch, BatchNo, Mutant, mutant, probe};
 use vellum_wire::{ErrorCode, Request, Response, WireError};
 
 use super::Retained;
+use crate::fact::Fact;
 use crate::port::{CallFuture, Reply};
 use crate::stats::count;
 use crate::{Client, ClientError, env};
@@ -32,14 +33,20 @@ impl Client {
     /// Closes the open batch, if there is anything in it, and returns the number of the last closed one.
     pub(crate) fn close_batch(self: &Rc<Self>) -> BatchNo {
         let b = &self.batches;
-        let number = b.next.get();
+        let mut number = b.next.get();
         if b.open.borrow().is_empty() || self.is_dead() {
             return BatchNo(number.0 - 1);
         }
         let bytes = b.open.borrow().bytes();
-        let ops = b.open.borrow_mut().take();
+        let mut ops = b.open.borrow_mut().take();
         count(&self.counters.batches, 1);
         count(&self.counters.batch_ops, ops.len() as u64);
+        if mutant::active(Mutant::SplitBatch) && ops.len() > 1 {
+            let rest = ops.split_off(ops.len() / 2);
+            let first = Rc::new(std::mem::replace(&mut ops, rest));
+            b.retained.borrow_mut().push_back(Retained { number, ops: first, bytes: 0, sent: false, applied: None });
+            number = number.next();
+        }
         b.retained_bytes.set(b.retained_bytes.get() + bytes);
         b.retained.borrow_mut().push_back(Retained { number, ops: Rc::new(ops), bytes, sent: false, applied: None });
         b.next.set(number.next());
@@ -157,6 +164,7 @@ impl Client {
             return;
         }
         b.durable.set(through);
+        probe::tell(|| Fact::Durable { rid: self.rid(), through });
         loop {
             let first = {
                 let mut retained = b.retained.borrow_mut();

@@ -13,7 +13,7 @@ use vellum_base::{BatchNo, BlockAddr, Ino, ItemOp, Key, Zone};
 use vellum_format::{Extent, ExtentHeader, ItemKind};
 
 use super::{Runs, provisional_extent};
-use crate::lock::LockGuard;
+use crate::txn::Seen;
 use crate::{Client, ClientError};
 
 /// Which keys the other parts of a torn extent have.
@@ -151,7 +151,7 @@ impl Client {
     /// A transaction's operations, with the extents in parts whose data was sent again before anything referred to it.
     ///
     /// Errors: [`ClientError::Moved`] when its user may know extents as they were before they were torn.
-    pub(crate) fn split_txn(&self, guard: &LockGuard, ops: Vec<ItemOp>) -> Result<Vec<ItemOp>, ClientError> {
+    pub(crate) fn split_txn(&self, seen: Seen, ops: Vec<ItemOp>) -> Result<Vec<ItemOp>, ClientError> {
         let mut splits = self.data.splits.borrow_mut();
         if !splits.any {
             return Ok(ops);
@@ -161,7 +161,7 @@ impl Client {
             ItemOp::DeleteInode { ino } => Some(ino.0),
         });
         let inos: BTreeSet<u64> = extents.collect();
-        if inos.iter().any(|ino| splits.inos.get(ino).is_some_and(|era| guard.era.0 <= *era)) {
+        if inos.iter().any(|ino| splits.inos.get(ino).is_some_and(|era| seen.0 <= *era)) {
             return Err(ClientError::Moved);
         }
         let Some(torn) = rewrite(&ops, &mut Parts::new(), &self.data.runs.borrow()) else { return Ok(ops) };

@@ -8,11 +8,13 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
+use vellum_base::probe;
 use vellum_wire::{LockMode, LockName, LockWant, Request, Response};
 
 use super::guard::Used;
 use super::table::{PendingRequest, Ticket};
 use super::{Lock, LockGuard};
+use crate::fact::Fact;
 use crate::port::Reply;
 use crate::stats::count;
 use crate::{Client, ClientError, env};
@@ -58,6 +60,7 @@ impl Client {
             } else {
                 self.wait_for(&lock, &sorted[at..]).await?;
             }
+            probe::tell(|| Fact::Used { rid: self.rid(), name: want.name, mode: want.mode });
             guard.used.push(Used { lock, mode: want.mode, counted: true });
         }
         Ok(guard)
@@ -188,7 +191,11 @@ impl Client {
                     let grant = grants.iter().find(|g| g.name == want.name);
                     // Of two answers that are noted together the later grant counts.
                     if let Some(grant) = grant.filter(|g| g.write_seq > lock.write_seq.get()) {
-                        lock.held.set(grant.mode);
+                        let had = lock.held.replace(grant.mode);
+                        probe::tell(|| {
+                            let dirty = had == LockMode::Null && self.is_dirty(want.name);
+                            Fact::Granted { rid: self.rid(), grant: *grant, dirty }
+                        });
                         lock.write_seq.set(grant.write_seq);
                         lock.used_at.set(self.locks.tick());
                         if let LockName::Group(group) = want.name {

@@ -3,10 +3,12 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use vellum_base::{Mutant, mutant, probe};
 use vellum_wire::{LockMode, LockName, LockWant, Request, Response};
 
 use super::guard::Used;
 use super::{Lock, LockGuard};
+use crate::fact::Fact;
 use crate::stats::count;
 use crate::wait::WakeList;
 use crate::{Client, env};
@@ -58,14 +60,20 @@ impl Client {
         }
         if let LockName::Group(group) = lock.name {
             // What failed is reported by sync and by every later change; the lock must go all the same.
-            let _ = self.sync_group(group).await;
+            if !mutant::active(Mutant::AnswerBeforeDurable) {
+                let _ = self.sync_group(group).await;
+            }
             // A dead client did not wait for its users, who may be fetching; nothing reads its cache any more.
-            if to == LockMode::Null && !self.is_dead() {
+            if to == LockMode::Null && !self.is_dead() && !mutant::active(Mutant::KeepCache) {
                 self.cache.borrow_mut().drop_group(group);
             }
         }
         self.report_opens(lock.name, to).await;
         lock.held.set(to);
+        probe::tell(|| {
+            let dirty = self.is_dirty(lock.name) && !self.is_dead();
+            Fact::Weakened { rid: self.rid(), name: lock.name, mode: to, dirty }
+        });
     }
 
     /// Ends one release: only then may the lock be used or asked for again.

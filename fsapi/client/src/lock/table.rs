@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::task::Waker;
 
+use vellum_base::{Mutant, mutant};
 use vellum_wire::{LockGrant, LockMode, LockName, LockWant};
 
 use crate::ClientError;
@@ -168,9 +169,11 @@ impl LockTable {
     /// All that is held, ascending. A lock under release counts with its old mode (L6).
     pub fn held(&self) -> Vec<LockGrant> {
         let locks = self.locks.borrow();
-        let held = locks.values().filter(|l| l.held.get() != LockMode::Null);
+        let new_mode = mutant::active(Mutant::ReportNewMode);
+        let mode = |l: &Lock| if new_mode { l.held.get().min(l.ceiling.get()) } else { l.held.get() };
+        let held = locks.values().filter(|l| mode(l) != LockMode::Null);
         let mut held: Vec<_> =
-            held.map(|l| LockGrant { name: l.name, mode: l.held.get(), write_seq: l.write_seq.get() }).collect();
+            held.map(|l| LockGrant { name: l.name, mode: mode(l), write_seq: l.write_seq.get() }).collect();
         held.sort_by_key(|w| w.name);
         held
     }

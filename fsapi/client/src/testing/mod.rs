@@ -30,11 +30,18 @@ pub struct FakeOptions {
     pub epoch_delay: Duration,
     /// Data is written in runs of at most so many blocks, to tear extents.
     pub max_run_blocks: u32,
+    /// The same for data that is sent again to a new leader.
+    pub max_resent_run_blocks: u32,
 }
 
 impl Default for FakeOptions {
     fn default() -> Self {
-        FakeOptions { latency: Duration::from_micros(50), epoch_delay: Duration::from_millis(5), max_run_blocks: 256 }
+        FakeOptions {
+            latency: Duration::from_micros(50),
+            epoch_delay: Duration::from_millis(5),
+            max_run_blocks: 256,
+            max_resent_run_blocks: 256,
+        }
     }
 }
 
@@ -210,7 +217,9 @@ impl FakePort {
             self.engine.forget_locks(self.rid);
             return (Response::Farewelled, None);
         }
-        self.engine.state.borrow_mut().handle(self.rid, request, payload, self.engine.options.max_run_blocks)
+        let options = &self.engine.options;
+        let max_run = if self.recovering.get() { options.max_resent_run_blocks } else { options.max_run_blocks };
+        self.engine.state.borrow_mut().handle(self.rid, request, payload, max_run)
     }
 
     /// `Lock` and `Sync`, tried again after a crash.

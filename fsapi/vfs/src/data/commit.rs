@@ -144,7 +144,13 @@ impl Vfs {
                 (landed, flight.attrs, flight.last)
             };
             let committed = match landed {
-                Ok(placed) => self.commit_flight(guard, file, placed, attrs, last).await,
+                Ok(placed) => loop {
+                    match self.commit_flight(guard, file, placed.clone(), attrs, last).await {
+                        // A new leader tore an extent that was read: it is read again, as it is now.
+                        Err(VfsError::RESTART) => continue,
+                        other => break other,
+                    }
+                },
                 Err(error) => Err(error),
             };
             if let Err(error) = committed {
@@ -188,6 +194,7 @@ impl Vfs {
         last: bool,
     ) -> Result<()> {
         let ino = file.ino;
+        let seen = self.client.seen();
         let mut inode = self.inode(guard, ino).await?;
         let had_blocks = inode.online_blocks + inode.offline_blocks > 0;
         let mut old = Vec::new();
@@ -213,7 +220,7 @@ impl Vfs {
         let reached = if last { attrs.size } else { attrs.size.min(end_block * vellum_base::BLOCK_SIZE as u64) };
         inode.size = inode.size.max(reached);
         attrs.stamp(&mut inode);
-        let mut txn = self.client.begin(guard);
+        let mut txn = self.client.begin_since(guard, seen);
         if was_inline {
             txn.delete(inline_key(ino));
         }

@@ -1,0 +1,156 @@
+//! Deliberate bugs, to prove that the simulation's checkers bite: one at a time is switched on by a test, and each must be
+//! found by some seed (`cargo xtask sim --mutants`; what was found is in docs/TESTING.md).
+//!
+//! A site is one line: `if mutant::active(Mutant::SkipFlush) { .. }`. It is compiled in only with debug assertions: in a
+//! release build [`active`] is a constant `false`. The switch belongs to the thread: a simulation is one thread.
+
+macro_rules! mutants {
+    ($($(#[doc = $what:literal])+ $name:ident,)*) => {
+        /// A deliberate bug; its documentation says what it does.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub enum Mutant { $($(#[doc = $what])+ $name,)* }
+
+        impl Mutant {
+            pub const ALL: &[Mutant] = &[$(Mutant::$name,)*];
+
+            pub fn name(self) -> &'static str {
+                match self { $(Mutant::$name => stringify!($name),)* }
+            }
+
+            /// The bug in words.
+            pub fn what(self) -> &'static str {
+                match self { $(Mutant::$name => concat!($($what),+).trim_ascii(),)* }
+            }
+        }
+    };
+}
+
+mutants! {
+    // ---- store
+    /// An epoch is called durable without a flush.
+    SkipFlush,
+    /// New file data is not flushed before the seal that names it.
+    SkipDataFlush,
+    /// A batch is called durable as soon as it is applied.
+    AcknowledgeBeforeDurable,
+    /// Freed blocks are reusable before the epoch that freed them is durable.
+    FreeBeforeDurable,
+    /// A batch that is sent again is applied again.
+    DropResendDedup,
+    /// The epoch does not remember the client's last batch.
+    ForgetLastBatch,
+    /// Recovery believes a log part whose checksum is not the seal's.
+    BelieveBadPart,
+    /// Recovery takes a seal that does not follow the one before.
+    BelieveStrayedSeal,
+    /// Logs are overwritten before the manifest has made their new floor durable.
+    TrimBeforeManifest,
+    /// The manifest names a segment that may still be in the device's cache.
+    NameUnflushedSegment,
+    /// A memtable is frozen in the middle of an epoch.
+    FreezeOpenEpoch,
+    /// Two compactions may have one input.
+    CompactBusyInputs,
+    /// A compaction of level 0 leaves out the oldest runs.
+    CompactSomeRuns,
+    /// Epochs go on after a recovery where the log ended.
+    NoEpochGap,
+    /// Inode groups are given out before that is durable.
+    GroupsBeforeDurable,
+    /// The client's record is not durable when its greeting is answered.
+    RecordBeforeDurable,
+    // ---- locks and sessions of the engine
+    /// Locks are granted while clients of the term before have not said theirs.
+    GrantDuringRecovery,
+    /// A waiter gets its lock while others hold it.
+    GrantWithoutInvalidation,
+    /// A lock is granted to a client that has an invalidation of it to answer.
+    GrantOverInvalidation,
+    /// Write sequences begin anew in each term.
+    SequenceFromZero,
+    /// Giving a lock back wakes nobody who waits for it.
+    LostWakeup,
+    /// A client's locks go before its last batches are durable.
+    ReleaseBeforeSettled,
+    /// A client that was reclaimed may come back.
+    AdmitFenced,
+    /// The clients of the term before are not waited for.
+    ForgetKnownClients,
+    /// A client is reclaimed as soon as its socket breaks.
+    ReclaimAtDisconnect,
+    /// Any key may be written without its lock.
+    WriteWithoutLock,
+    /// A frame that was seen on an earlier socket is taken again.
+    TakeFramesTwice,
+    /// A new term does not forget what was received in the old one.
+    KeepReceivedOverTerms,
+    // ---- client
+    /// Lock recovery reports the mode that an invalidation is going to.
+    ReportNewMode,
+    /// An invalidation is answered before what it covers is durable.
+    AnswerBeforeDurable,
+    /// What is cached stays after its lock is gone.
+    KeepCache,
+    /// The lease is counted from the answer of a keepalive.
+    LeaseFromAnswer,
+    /// What locks cover is used after the lease.
+    IgnoreLease,
+    /// Changes are evicted from the cache before they are durable.
+    EvictUndurable,
+    /// A batch is sent as two.
+    SplitBatch,
+    /// Data is not sent again to a new leader.
+    ForgetData,
+}
+
+#[cfg(debug_assertions)]
+mod switch {
+    use std::cell::Cell;
+
+    use super::Mutant;
+
+    thread_local! {
+        static ACTIVE: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    /// Whether this bug is switched on.
+    pub fn active(mutant: Mutant) -> bool {
+        ACTIVE.with(|active| active.get() == Some(mutant))
+    }
+
+    /// Switches a bug of this thread on (and every other one off).
+    pub fn set(mutant: Option<Mutant>) {
+        ACTIVE.with(|active| active.set(mutant));
+    }
+}
+
+#[cfg(not(debug_assertions))]
+mod switch {
+    use super::Mutant;
+
+    /// A release build has no deliberate bugs.
+    pub const fn active(_: Mutant) -> bool {
+        false
+    }
+
+    /// Does nothing in a release build.
+    pub fn set(_: Option<Mutant>) {}
+}
+
+pub use switch::{active, set};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(debug_assertions)]
+    fn one_bug_at_a_time_and_only_in_its_thread() {
+        set(Some(Mutant::SkipFlush));
+        assert!(active(Mutant::SkipFlush) && !active(Mutant::KeepCache));
+        std::thread::spawn(|| assert!(!active(Mutant::SkipFlush))).join().unwrap();
+        set(None);
+        assert!(!active(Mutant::SkipFlush));
+        assert_eq!(Mutant::SkipFlush.what(), "An epoch is called durable without a flush.");
+    }
+}
