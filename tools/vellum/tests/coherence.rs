@@ -73,7 +73,7 @@ fn l11_locks_and_open_files_survive_the_engine() {
     lab.serve();
     let (a, b) = (lab.mount("a", None), lab.mount("b", None));
     let rw = |path: PathBuf| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
-    let (content, before) = (bytes(1, 2_000_000), used(&a));
+    let content = bytes(1, 2_000_000);
     let mut open = Vec::new();
     for (name, by) in [("there", &b), ("here", &a)] {
         fs::write(a.join(name), &content).unwrap();
@@ -104,8 +104,10 @@ fn l11_locks_and_open_files_survive_the_engine() {
         set(&fa, Of::Process, Kind::Unlock, 0, 0).unwrap();
         waiter.join().unwrap().unwrap();
     });
+    // A new engine has logs of its own, so only the difference says something: 488 blocks each.
+    let full = used(&b);
     drop(open);
-    eventually("nothing of the files is left", || used(&b) < before + 200);
+    eventually("nothing of the files is left", || used(&b) + 2 * 480 < full);
     drop((fa, fb));
     lab.unmount(&a);
     lab.unmount(&b);
