@@ -153,6 +153,7 @@ impl Reactor {
         client.session.end();
         client.commits.stop();
         client.locks.borrow_mut().clear();
+        client.file_requests.borrow_mut().clear();
         self.undurable.borrow_mut().remove(&client.rid);
         self.clients.borrow_mut().remove(&client.rid);
     }
