@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use vellum_base::prng::Prng;
 
+/// In the place of a node's number: who leads when the fault begins, and another node than that.
+pub const LEADER: usize = usize::MAX;
+pub const FOLLOWER: usize = usize::MAX - 1;
+
 /// A machine of the run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Machine {
@@ -15,9 +19,17 @@ pub enum Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Machine::Node(n) => write!(f, "node {n}"),
+            Machine::Node(n) => f.write_str(&name(*n)),
             Machine::Client(n) => write!(f, "client {n}"),
         }
+    }
+}
+
+fn name(node: usize) -> String {
+    match node {
+        LEADER => "the leader".into(),
+        FOLLOWER => "a follower".into(),
+        node => format!("node {node}"),
     }
 }
 
@@ -74,8 +86,10 @@ pub enum Fault {
     FlushFails {
         down: Duration,
     },
-    /// One read of a node fails.
-    ReadFails,
+    /// The node's process reads nothing but the members' blocks.
+    NodeReadsFail { node: usize, time: Duration },
+    /// One of the superblock's copies rots.
+    SuperblockRots,
     /// The operator tells a node to stop, and starts it again after `down`.
     Stop {
         node: usize,
@@ -107,7 +121,7 @@ fn ms(prng: &mut Prng, from: u64, to: u64) -> Duration {
 
 impl Fault {
     pub fn draw(prng: &mut Prng, nodes: usize, clients: usize) -> Fault {
-        let node = prng.below(nodes as u64) as usize;
+        let node = if nodes > 1 && prng.one_in(3) { LEADER } else { prng.below(nodes as u64) as usize };
         let client = prng.below(clients as u64) as usize;
         let anyone = |prng: &mut Prng| {
             if prng.one_in(2) {
@@ -140,11 +154,34 @@ impl Fault {
             22 => Fault::NodeStall { node, operations: 1 + prng.below(8), time: ms(prng, 100, 3000) },
             _ => Fault::Cut {
                 from: Machine::Node(node),
-                to: Machine::Node((node + 1) % nodes),
+                to: Machine::Node(prng.below(nodes as u64) as usize),
                 one_way: prng.one_in(2),
                 time: ms(prng, 50, 3000),
             },
         }
+    }
+
+    /// With the nodes' numbers in the place of their parts.
+    pub fn resolved(&self, resolve: impl Fn(usize) -> usize) -> Fault {
+        let mut fault = self.clone();
+        match &mut fault {
+            Fault::NodeDies { node, .. }
+            | Fault::NodeOff { node, .. }
+            | Fault::Isolated { node, .. }
+            | Fault::NodeStall { node, .. }
+            | Fault::NodeReadsFail { node, .. }
+            | Fault::Pause { machine: Machine::Node(node), .. }
+            | Fault::Stop { node, .. } => *node = resolve(*node),
+            Fault::Cut { from, to, .. } => {
+                for machine in [from, to] {
+                    if let Machine::Node(node) = machine {
+                        *node = resolve(*node);
+                    }
+                }
+            }
+            _ => {}
+        }
+        fault
     }
 
     pub fn lasts(&self) -> Duration {
@@ -160,8 +197,9 @@ impl Fault {
             | Fault::SlowDevice { time }
             | Fault::Stall { time, .. }
             | Fault::NodeStall { time, .. }
+            | Fault::NodeReadsFail { time, .. }
             | Fault::Storm { time } => *time,
-            Fault::ClientDies { .. } | Fault::ReadFails => Duration::ZERO,
+            Fault::ClientDies { .. } | Fault::SuperblockRots => Duration::ZERO,
         }
     }
 }
@@ -170,8 +208,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::PowerLoss { down } => write!(f, "the power fails, for {down:?}"),
-            Fault::NodeDies { node, down } => write!(f, "node {node} is killed, and started again after {down:?}"),
-            Fault::NodeOff { node, down } => write!(f, "the machine of node {node} is off for {down:?}"),
+            Fault::NodeDies { node, down } => write!(f, "{} is killed, and started again after {down:?}", name(*node)),
+            Fault::NodeOff { node, down } => write!(f, "the machine of {} is off for {down:?}", name(*node)),
             Fault::Pause { machine, time } => write!(f, "{machine} is stopped for {time:?}"),
             Fault::ClientDies { client } => write!(f, "client {client} is killed"),
             Fault::Cut { from, to, one_way, time } => {
@@ -179,15 +217,16 @@ impl fmt::Display for Fault {
                 let and = if *one_way { "to" } else { "and" };
                 write!(f, "nothing gets {how} {from} {and} {to} for {time:?}")
             }
-            Fault::Isolated { node, time } => write!(f, "node {node} is cut off from the other nodes for {time:?}"),
+            Fault::Isolated { node, time } => write!(f, "{} is cut off from the other nodes for {time:?}", name(*node)),
             Fault::SlowDevice { time } => write!(f, "the device is slow for {time:?}"),
             Fault::Stall { operations, time } => write!(f, "the device stalls for {time:?} ({operations} operations)"),
             Fault::NodeStall { node, operations, time } => {
-                write!(f, "the device stalls for {time:?} for node {node} ({operations} operations)")
+                write!(f, "the device stalls for {time:?} for {} ({operations} operations)", name(*node))
             }
             Fault::FlushFails { down } => write!(f, "a flush fails; the device is replaced after {down:?}"),
-            Fault::ReadFails => write!(f, "a read fails"),
-            Fault::Stop { node, down } => write!(f, "node {node} is told to stop, and started again after {down:?}"),
+            Fault::NodeReadsFail { node, time } => write!(f, "{} reads nothing for {time:?}", name(*node)),
+            Fault::SuperblockRots => write!(f, "a copy of the superblock rots"),
+            Fault::Stop { node, down } => write!(f, "{} is told to stop, and started again after {down:?}", name(*node)),
             Fault::Storm { time } => write!(f, "the network is bad for {time:?}"),
         }
     }

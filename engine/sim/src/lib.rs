@@ -4,12 +4,14 @@
 //! - [`plan`]: what a run consists of, drawn from its seed; [`fault`]: what goes wrong; [`mod@run`]: a plan carried out;
 //! - [`cluster`]: the nodes' lives; [`fencer`]: who ends those of others; [`work`]: what clients do;
 //! - [`check`]: the invariants, one file per family; [`story`]: what happened, in sentences;
-//! - [`shrink`]: a failing run made smaller; [`mutants`]: deliberate bugs, to prove that the checkers bite.
+//! - [`shrink`]: a failing run made smaller; [`mutants`]: deliberate bugs, to prove that the checkers bite;
+//!   [`mod@idle`]: how fast virtual time goes.
 
 pub mod check;
 pub mod cluster;
 pub mod fault;
 pub mod fencer;
+pub mod idle;
 pub mod mutants;
 pub mod plan;
 pub mod run;

@@ -41,6 +41,9 @@ struct Cli {
     /// Seeds that a deliberate bug may survive.
     #[arg(long, default_value_t = 60)]
     bound: usize,
+    /// Measures how fast virtual time goes when three nodes and two clients are idle.
+    #[arg(long)]
+    idle: bool,
     /// The last steps of the scheduler too, when a run fails.
     #[arg(long)]
     steps: bool,
@@ -77,6 +80,12 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let good = match (cli.seed, &cli.mutant) {
         (_, Some(name)) => one_mutant(&cli, name),
+        _ if cli.idle => {
+            let idle = vellum_sim::idle::idle(3, 2, Duration::from_secs(3600));
+            let (took, steps) = (idle.real_time, idle.steps);
+            println!("an idle hour took {took:.2?} in {steps} steps: {:.0} times faster than real time", idle.factor());
+            true
+        }
         _ if cli.mutants => all_mutants(&cli),
         (Some(seed), _) if cli.shrink => make_smaller(&cli, seed),
         (Some(seed), _) => try_seed(&cli, seed),

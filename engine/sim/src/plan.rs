@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use vellum_base::prng::Prng;
@@ -47,10 +48,10 @@ pub struct Plan {
 }
 
 /// How orders to fence are carried out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fencing {
-    /// How long it takes, at most.
-    pub takes: Duration,
+    /// How long it takes.
+    pub takes: Range<Duration>,
     /// One order in so many fails; 0 is none.
     pub fails_one_in: u64,
     /// The target is only cut off from the device, as by a reservation, and killed later.
@@ -99,7 +100,7 @@ impl Plan {
             faults,
             calm_at: last_end + Duration::from_millis(prng.below(1000)),
             fencing: Fencing {
-                takes: Duration::from_millis(1 + prng.below(300)),
+                takes: Duration::from_micros(100)..Duration::from_millis(1 + prng.below(300)),
                 fails_one_in: [0, 0, 2, 5][prng.below(4) as usize],
                 cuts_off: prng.one_in(2),
             },

@@ -19,7 +19,7 @@ use crate::check::inspect::inspect;
 use crate::check::linear::Verdict;
 use crate::check::{self, Checks, Violation};
 use crate::cluster::{Cluster, address, faster};
-use crate::fault::{Fault, Machine};
+use crate::fault::{FOLLOWER, Fault, LEADER, Machine};
 use crate::fencer::Order;
 use crate::plan::{Plan, Work};
 use crate::work::agent::Agent;
@@ -49,7 +49,6 @@ pub struct Outcome {
     /// Faults in words, in order.
     pub faults: Vec<String>,
     pub violations: Vec<Violation>,
-    /// Of a run that failed.
     pub story: Vec<String>,
     /// The last steps of a run that failed.
     pub trace: Vec<String>,
@@ -96,6 +95,8 @@ struct Run {
     told: Vec<String>,
     agenda: BTreeMap<(Duration, u64), Due>,
     next_due: u64,
+    /// Faults that have begun, with the nodes that they are about.
+    resolved: BTreeMap<usize, Fault>,
     started: Duration,
     linear: Option<Verdict>,
 }
@@ -128,6 +129,7 @@ pub fn run(plan: Plan) -> Outcome {
         told: Vec::new(),
         agenda: BTreeMap::new(),
         next_due: 0,
+        resolved: BTreeMap::new(),
         started,
         linear: None,
         plan,
@@ -226,8 +228,9 @@ impl Run {
 
     fn take_orders(&mut self) {
         for order in self.cluster.orders.take() {
-            let takes = self.plan.fencing.takes.as_micros() as u64;
-            let at = self.now() + Duration::from_micros(self.prng.below(takes.max(1)));
+            let takes = &self.plan.fencing.takes;
+            let spread = takes.end.saturating_sub(takes.start).as_micros() as u64;
+            let at = self.now() + takes.start + Duration::from_micros(self.prng.below(spread.max(1)));
             self.say(format!(
                 "slot {} orders for term {}: fence {}",
                 order.order.by, order.order.for_term, order.order
@@ -237,7 +240,7 @@ impl Run {
     }
 
     fn fence(&mut self, order: Order) {
-        let fencing = self.plan.fencing;
+        let fencing = self.plan.fencing.clone();
         if fencing.fails_one_in > 0 && self.prng.one_in(fencing.fails_one_in) {
             self.say(format!("the fence of {} fails", order.order));
             return order.answer(Err(FenceError::Failed("the hook says no".into())));
@@ -287,18 +290,31 @@ impl Run {
         calm
     }
 
+    /// The node that leads, or did last.
+    fn leader(&self) -> usize {
+        self.shared.checks.borrow().quorum.leader().unwrap_or(0)
+    }
+
     fn carry_out(&mut self, due: Due) {
         match due {
             Due::Begin(i) => {
-                let fault = self.plan.faults[i].fault.clone();
+                let parts = &self.plan.faults[i].fault;
+                let leader = self.leader();
+                let fault = parts.resolved(|node| match node {
+                    LEADER => leader,
+                    FOLLOWER => (leader + 1) % self.plan.nodes,
+                    node => node,
+                });
+                self.resolved.insert(i, fault.clone());
                 let words = fault.to_string();
                 self.told.push(format!("fault {i} at {:.3}: {words}", self.now().as_secs_f64()));
                 self.say(words);
                 self.begin_fault(&fault);
             }
             Due::End(i) => {
-                let fault = self.plan.faults[i].fault.clone();
-                self.end_fault(&fault);
+                if let Some(fault) = self.resolved.remove(&i) {
+                    self.end_fault(&fault);
+                }
             }
             Due::Fence(order) => self.fence(order),
             Due::Restart(node) => {
@@ -367,10 +383,13 @@ impl Run {
                 self.shared.device_failures.set(self.shared.device_failures.get() + 1);
                 self.cluster.device.add_rule(Rule::once(DeviceFault::Error { errno: 5 }, On::Flushes, 0..0));
             }
-            Fault::ReadFails => {
+            Fault::NodeReadsFail { node, .. } => {
                 let error = DeviceFault::Error { errno: 5 };
-                self.cluster.device.add_rule(Rule::once(error, On::Reads, 0..u64::MAX));
+                let past_slots = self.cluster.slots.blocks.end().map_or(0, |end| end.bytes());
+                let rule = Rule::always(error, On::Reads, past_slots..u64::MAX);
+                self.cluster.device.add_rule(rule.by(self.cluster.process(*node)));
             }
+            Fault::SuperblockRots => self.cluster.device.flip_bit(100, 3),
             Fault::Stop { node, .. } => self.cluster.stop(*node),
             Fault::Storm { .. } => {
                 let storm = SimConfig { reset_one_in: 100, ..SimConfig::hostile() };
@@ -410,7 +429,8 @@ impl Run {
                 let calm = self.plan.network.clone();
                 self.world.configure(|config| *config = calm);
             }
-            Fault::Stall { .. } | Fault::NodeStall { .. } | Fault::ReadFails | Fault::ClientDies { .. } => {}
+            Fault::NodeReadsFail { .. } => self.cluster.device.clear_rules(),
+            Fault::Stall { .. } | Fault::NodeStall { .. } | Fault::SuperblockRots | Fault::ClientDies { .. } => {}
         }
     }
 
@@ -528,7 +548,7 @@ impl Run {
             segments: self.segments,
             faults: self.told.clone(),
             violations,
-            story: if failed { checks.borrow().out.story.lines() } else { Vec::new() },
+            story: checks.borrow().out.story.lines(),
             trace: if failed { self.world.recent_trace() } else { Vec::new() },
         }
     }

@@ -72,9 +72,8 @@ impl Locks {
 
     pub fn table(&mut self, fact: &LockFact, out: &mut Out) {
         match fact {
-            LockFact::Opened { term, recovering } => {
+            LockFact::Opened { term, .. } => {
                 self.tables.entry(*term).or_default();
-                let _ = recovering;
             }
             LockFact::Granted { term, rid, grant } => {
                 out.story.detail(|s| {

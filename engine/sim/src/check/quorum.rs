@@ -52,6 +52,12 @@ impl QuorumChecks {
         self.off.extend(self.nodes.keys());
     }
 
+    /// The node that was elected last.
+    pub fn leader(&self) -> Option<usize> {
+        let (_, leadership) = self.leaderships.last_key_value()?;
+        self.nodes.get(&leadership.process).copied()
+    }
+
     /// The process of a member's run.
     pub fn process_of(&self, rid: Rid) -> Option<ProcessId> {
         self.runs.get(&rid).copied()
