@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use vellum_client::{Client, ClientOptions, ConnectOptions};
-use vellum_proto::Timers;
 use vellum_proto::quorum::QuorumTimers;
 use vellum_rt::Class;
 use vellum_rt::sim::{SimConfig, World};
