@@ -70,7 +70,9 @@ impl Reactor {
             }
         };
         let greeted = self.greeted(&client, access);
-        probe::tell(|| Fact::Greeted { term: greeted.term, rid });
+        if client.phase.get() != Phase::Leaving {
+            probe::tell(|| Fact::Greeted { term: greeted.term, rid });
+        }
         client.session.set_durable(greeted.durable, false);
         let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
         match client.session.attach(reader, writer, guard, (&greeting, ack), greeted) {

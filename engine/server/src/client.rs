@@ -4,11 +4,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use vellum_base::{BatchNo, Epoch, Rid};
+use vellum_base::{BatchNo, Epoch, Ino, Rid};
 use vellum_format::ClientIdentity;
 use vellum_link::{Responder, Session};
 use vellum_proto::GrantOrder;
-use vellum_wire::{LockGrant, LockWant};
+use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
 use crate::identity::Access;
@@ -28,7 +28,20 @@ pub(crate) enum Phase {
 pub(crate) struct OpenLock {
     pub wants: Vec<LockWant>,
     pub grants: Vec<LockGrant>,
+    pub opens: Vec<Ino>,
     pub responder: Responder,
+}
+
+impl OpenLock {
+    /// More than one answer holds is told as "any".
+    pub(crate) fn add_opens(&mut self, opens: Vec<Ino>) {
+        let any = self.opens.first() == Some(&Ino::NONE);
+        if !any && self.opens.len() + opens.len() <= MAX_ITEMS {
+            self.opens.extend(opens);
+        } else {
+            self.opens = vec![Ino::NONE];
+        }
+    }
 }
 
 pub(crate) struct Client {
@@ -40,6 +53,9 @@ pub(crate) struct Client {
     pub phase: Cell<Phase>,
     pub order: RefCell<GrantOrder>,
     pub locks: RefCell<BTreeMap<u64, OpenLock>>,
+    /// Requests about file locks that a table has not answered.
+    pub file_requests: RefCell<BTreeMap<u64, Responder>>,
+    /// Number of the next request that a table answers.
     pub next_lock: Cell<u64>,
     pub commits: Rc<Commits>,
     /// Applied batches that are not durable yet, ascending.
@@ -65,6 +81,7 @@ impl Client {
             phase: Cell::new(phase),
             order: RefCell::default(),
             locks: RefCell::default(),
+            file_requests: RefCell::default(),
             next_lock: Cell::new(1),
             commits: Rc::default(),
             undurable: RefCell::default(),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_format::{ClientIdentity, Origin, Principal};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
-use vellum_proto::LockTable;
+use vellum_proto::{FileLockTable, LockTable, OpenTable, WaitGraph};
 use vellum_rt::net::Endpoint;
 use vellum_rt::{Class, spawn};
 
@@ -41,6 +41,11 @@ pub struct Reactor {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) mesh: Mesh,
     pub(crate) table: Rc<RefCell<LockTable>>,
+    /// File locks and open inodes of the groups whose buckets are owned here.
+    pub(crate) files: RefCell<FileLockTable>,
+    pub(crate) opens: RefCell<OpenTable>,
+    /// On the coordinator: who waits for whose file locks, on all reactors.
+    pub(crate) waits: RefCell<WaitGraph>,
     pub(crate) clients: RefCell<BTreeMap<Rid, Rc<Client>>>,
     /// Clients of the term before whose home is here and that did not greet yet, with their identity. One that
     /// cannot be read admits nobody.
@@ -92,6 +97,9 @@ impl Reactor {
             backend,
             mesh,
             table,
+            files: RefCell::new(FileLockTable::new(recovering)),
+            opens: RefCell::new(OpenTable::new(recovering)),
+            waits: RefCell::default(),
             clients: RefCell::default(),
             known: RefCell::new(known),
             admitting: RefCell::default(),
@@ -190,11 +198,19 @@ impl Reactor {
                 self.drive_table();
             }
             Message::Recovered => {
+                self.opens.borrow_mut().recovered();
                 self.table.borrow_mut().recovered();
                 self.drive_table();
+                self.files.borrow_mut().recovered();
+                self.drive_files();
             }
             Message::Adopt { tx, rx, who } => self.adopt(tx, rx, *who),
-            Message::Granted { rid, request, grant } => self.granted(rid, request, grant),
+            Message::File { rid, request, ino, op } => self.file_op(rid, request, ino, op),
+            Message::FileDeadlock { ino, id } => self.file_deadlock(ino, id),
+            Message::FileWaits { changes, then } => self.file_waits(changes, then),
+            Message::FileAnswered { rid, request, response } => self.file_answered(rid, request, response),
+            Message::FileEnded { rid, ticket, outcome } => self.file_ended(rid, ticket, outcome),
+            Message::Granted { rid, request, grant, opens } => self.granted(rid, request, grant, opens),
             Message::LockFailed { rid, request, message } => self.lock_failed(rid, request, message),
             Message::Invalidate { rid, name, mode } => self.invalidate(rid, name, mode),
             Message::Returned { rid } => self.returned(rid),
@@ -206,7 +222,18 @@ impl Reactor {
     fn answer(self: &Rc<Self>, token: u64, from: ReactorId, ask: Ask) {
         let answer = match ask {
             Ask::Reassert { rid, grants } => self.reassert_here(rid, grants),
+            Ask::ReassertFiles { rid, locks, opens } => self.reassert_files_here(rid, locks, opens),
+            Ask::Opened { rid, inos } => self.opened_here(rid, &inos),
+            Ask::Closed { rid, inos } => {
+                self.opens.borrow_mut().closed(rid, &inos);
+                Answer::Done
+            }
+            Ask::Openers { rid, inos } => self.openers_here(rid, &inos),
             Ask::Release { rid } => {
+                // Before its leases: their next holder is told who has what open.
+                self.opens.borrow_mut().reclaim(rid);
+                self.files.borrow_mut().reclaim(rid);
+                self.drive_files();
                 self.table.borrow_mut().reclaim(rid);
                 self.drive_table();
                 Answer::Done

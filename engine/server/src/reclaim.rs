@@ -1,7 +1,9 @@
 //! The end of a client: farewell, or fenced because it did not come back.
 //!
-//! Order (F1, F3): its batches in work end, its locks are released on every reactor, its pending extents and at last its
-//! record go. Each step may be repeated by the next leader: the record is the last trace.
+//! Order (F1, F3): its batches in work end, its pending extents go, then, durably, its record, the last persistent trace;
+//! and only when it is gone its locks, on every reactor. Were they released before, another client could get them, the
+//! node fail, and the next leader find the record and take the first one back, with what it had cached (found by the
+//! simulation: F1). Each step may be repeated by the next leader.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -37,7 +39,9 @@ impl Reactor {
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
             reactor.settle(&client).await;
-            reactor.release(rid).await;
+            if !reactor.release(rid).await {
+                return;
+            }
             reactor.forget(&client);
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::Returned { rid });
@@ -83,7 +87,9 @@ impl Reactor {
         probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
-            reactor.release(rid).await;
+            if !reactor.release(rid).await {
+                return;
+            }
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::Returned { rid });
         })
@@ -130,21 +136,24 @@ impl Reactor {
         }
     }
 
-    /// Locks everywhere, pending extents, the record.
-    async fn release(self: &Rc<Self>, rid: Rid) {
+    /// Pending extents, the record, locks everywhere. False when the record could not be removed: then its locks stay,
+    /// nobody is granted them here, and the next leader finds the record and does it again.
+    async fn release(self: &Rc<Self>, rid: Rid) -> bool {
+        if let Err(error) = self.backend.close_rid(rid).await {
+            tracing::error!(%rid, %error, "the client's record could not be removed");
+            return false;
+        }
         for reactor in self.mesh.all() {
             self.ask(reactor, Ask::Release { rid }).await;
         }
-        if let Err(error) = self.backend.close_rid(rid).await {
-            // The next leader finds the record and does it again.
-            tracing::error!(%rid, %error, "the client's record could not be removed");
-        }
+        true
     }
 
     fn forget(&self, client: &Rc<Client>) {
         client.session.end();
         client.commits.stop();
         client.locks.borrow_mut().clear();
+        client.file_requests.borrow_mut().clear();
         self.undurable.borrow_mut().remove(&client.rid);
         self.clients.borrow_mut().remove(&client.rid);
     }

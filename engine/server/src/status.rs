@@ -43,6 +43,9 @@ impl Reactor {
                 "data_bytes_per_client": limits.data_bytes,
                 "locks_per_client_and_reactor": vellum_proto::locks::MAX_LOCKS_PER_CLIENT,
                 "control_bytes_per_frame": vellum_wire::MAX_CONTROL,
+                "file_locks_per_client_and_reactor": vellum_proto::files::MAX_FILE_LOCKS_PER_CLIENT,
+                "file_lock_waits_per_client_and_reactor": vellum_proto::files::MAX_FILE_WAITS_PER_CLIENT,
+                "unleased_opens_per_client_and_reactor": vellum_proto::files::MAX_OPENS_PER_CLIENT,
                 "payload_bytes_per_frame": vellum_wire::MAX_PAYLOAD,
                 "invalidation_ms": limits.invalidation.as_millis() as u64,
             },
@@ -88,7 +91,7 @@ impl Reactor {
                 })
             })
             .collect();
-        let stats = table.stats();
+        let (stats, file_locks) = (table.stats(), self.files.borrow().stats());
         json!({
             "reactor": self.me.0,
             "clients": clients.len(),
@@ -97,6 +100,12 @@ impl Reactor {
             "clients_reclaimed": self.reclaimed.get(),
             "recovery_waits_for": self.recovery.borrow().as_ref().map_or(0, Recovery::missing),
             "stopping": self.stopping.get(),
+            "file_locks": {
+                "files": file_locks.files,
+                "held": file_locks.held,
+                "waiting": file_locks.waiting,
+            },
+            "unleased_opens": self.opens.borrow().len(),
             "locks": {
                 "recovering": table.is_recovering(),
                 "locks": stats.locks,

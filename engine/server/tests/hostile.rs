@@ -190,7 +190,7 @@ fn locks_are_bounded_in_number_and_legal() {
     for page in 0..8 {
         let wants = (0..MAX_WANTS as u64).map(|n| want(1 + page * MAX_WANTS as u64 + n, LockMode::Write)).collect();
         raw.send(Request::Lock { wants });
-        assert!(matches!(raw.response(), Response::Granted { grants } if grants.len() == MAX_WANTS));
+        assert!(matches!(raw.response(), Response::Granted { grants, .. } if grants.len() == MAX_WANTS));
     }
     lab.assert_victim_works();
     let mut raw = Raw::up(lab.tcp, Rid(62));

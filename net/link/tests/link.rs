@@ -183,7 +183,7 @@ fn a_new_term_is_recovered_before_calls_go_on() {
 fn the_engine_calls_its_clients_and_is_heard_in_order() {
     block_on(async {
         let server = Server::new(Timers::DEFAULT, {
-            Rc::new(|_, _| Box::pin(async { (Response::Granted { grants: vec![] }, None) }))
+            Rc::new(|_, _| Box::pin(async { (Response::Granted { grants: vec![], opens: vec![] }, None) }))
         });
         let dialer = server.in_process();
         let conn = connect(Address::InProcess(dialer), 14, server.timers).await;

@@ -232,7 +232,7 @@ fn n3_what_the_engine_says_of_a_lock_arrives_in_its_order() {
     s.client.request(Request::Lock { wants: vec![] }, None, Urgency::Normal);
     s.talk();
     let leader = s.leader.as_mut().unwrap();
-    leader.respond(s.open.remove(0), Response::Granted { grants: vec![] }, None);
+    leader.respond(s.open.remove(0), Response::Granted { grants: vec![], opens: vec![] }, None);
     let invalidation = |n| Request::Invalidate { name: LockName::Group(n), mode: LockMode::Null };
     (1..=3).for_each(|n| {
         leader.request(invalidation(n));

@@ -49,7 +49,10 @@ pub fn requests() -> Vec<Request> {
 
 pub fn responses() -> Vec<Response> {
     vec![
-        Response::Granted { grants: vec![LockGrant { name: LockName::Group(1), mode: LockMode::Read, write_seq: 3 }] },
+        Response::Granted {
+            grants: vec![LockGrant { name: LockName::Group(1), mode: LockMode::Read, write_seq: 3 }],
+            opens: vec![],
+        },
         Response::Unlocked,
         Response::Items { values: vec![None, Some(Bytes::from_static(b"x"))] },
         Response::Scanned { items: vec![(key(1), Bytes::from_static(b"y"))], next: Some(key(2)) },

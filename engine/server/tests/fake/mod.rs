@@ -384,7 +384,7 @@ impl TestClient {
         let client = self.clone();
         let reply = self.conn.call_observed(Request::Lock { wants }, None, move |reply| {
             if let Ok(reply) = reply
-                && let Response::Granted { grants } = &reply.body
+                && let Response::Granted { grants, .. } = &reply.body
             {
                 client.locks.borrow_mut().extend(grants.iter().map(|grant| (grant.name, *grant)));
                 then(&client);
