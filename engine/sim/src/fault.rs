@@ -87,7 +87,10 @@ pub enum Fault {
         down: Duration,
     },
     /// The node's process reads nothing but the members' blocks.
-    NodeReadsFail { node: usize, time: Duration },
+    NodeReadsFail {
+        node: usize,
+        time: Duration,
+    },
     /// One of the superblock's copies rots.
     SuperblockRots,
     /// The operator tells a node to stop, and starts it again after `down`.
@@ -226,7 +229,9 @@ impl fmt::Display for Fault {
             Fault::FlushFails { down } => write!(f, "a flush fails; the device is replaced after {down:?}"),
             Fault::NodeReadsFail { node, time } => write!(f, "{} reads nothing for {time:?}", name(*node)),
             Fault::SuperblockRots => write!(f, "a copy of the superblock rots"),
-            Fault::Stop { node, down } => write!(f, "{} is told to stop, and started again after {down:?}", name(*node)),
+            Fault::Stop { node, down } => {
+                write!(f, "{} is told to stop, and started again after {down:?}", name(*node))
+            }
             Fault::Storm { time } => write!(f, "the network is bad for {time:?}"),
         }
     }

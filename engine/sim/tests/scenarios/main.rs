@@ -86,6 +86,10 @@ impl Told {
 
     pub fn assert_says(&self, times: Range<usize>, words: &str) {
         let said = self.says(words);
-        assert!(times.contains(&said), "{said} times \"{words}\", expected {times:?}:\n{}", self.outcome.story.join("\n"));
+        assert!(
+            times.contains(&said),
+            "{said} times \"{words}\", expected {times:?}:\n{}",
+            self.outcome.story.join("\n")
+        );
     }
 }

@@ -32,8 +32,10 @@ fn s50_power_fails_in_the_middle_of_mkfs() {
     const BYTES: u64 = 64 << 20;
     let config = FaultConfig { journal: true, ..FaultConfig::default() };
     let device = FaultDevice::new(Image::zeroed(BYTES), 50, config);
-    in_world(device.as_device(), |device, queue| async move { mkfs(&device, &queue, MkfsOptions::default()).await })
-        .expect("mkfs");
+    in_world(device.as_device(), |device, queue| async move {
+        mkfs(&device, &queue, MkfsOptions::default()).await.map(|_| ())
+    })
+    .expect("mkfs");
     let (mut none, mut whole) = (0, 0);
     let events = device.journal().len();
     for cut in 0..=events {
