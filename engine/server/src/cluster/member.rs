@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vellum_base::{Rid, Slot, Term};
-use vellum_format::quorum::{ProcessIdentity, SlotState};
+use vellum_format::quorum::{ProcessIdentity, SlotBlock, SlotState};
 use vellum_nvme::{Device, Queue};
 use vellum_proto::quorum::{Quorum, QuorumConfig};
 use vellum_rt::channel::{Receiver, Sender, bounded};
@@ -204,6 +204,9 @@ impl Member {
         let mut config = QuorumConfig::new(self.options.slot, members.configured(), rid, random_u64());
         config.timers = self.options.timers;
         config.process = self.process;
+        // Of a run on this host nothing is left, or we had not got its lock.
+        let before = blocks.get(self.options.slot.index()).and_then(SlotState::block).and_then(SlotBlock::running);
+        config.watch = before.is_some_and(|begin| begin.process.boot_id != self.process.boot_id);
         config.wall_ms = u64::try_from(wall.secs).unwrap_or(0) * 1000 + u64::from(wall.nanos / 1_000_000);
         if blocks.iter().all(|block| *block == SlotState::Empty) {
             // Served without a quorum before: terms go on from there.

@@ -1,5 +1,8 @@
 //! quorum status, quorum change: the members of a cluster.
 
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use vellum_server::cluster::{Membership, block_status, read_blocks};
@@ -21,11 +24,19 @@ pub fn quorum(what: &Quorum) -> Result<()> {
 fn status(on: &str, json: bool) -> Result<()> {
     let value = if is_device(on) { of_device(on)? } else { of_leader(on)? };
     if json {
-        println!("{value}");
-    } else {
-        show(&value);
+        return print(&format!("{value}\n"));
     }
-    Ok(())
+    let mut out = String::new();
+    show(&mut out, &value)?;
+    print(&out)
+}
+
+/// A reader of our pipe that has seen enough is no error.
+fn print(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// What is neither an endpoint nor a directory is a device.
@@ -62,9 +73,10 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn show(value: &Value) {
+fn show(out: &mut String, value: &Value) -> fmt::Result {
     if let Some(role) = value.get("role") {
-        println!(
+        writeln!(
+            out,
             "slot {} is {}, term {}, leader {}; elections {}, elected {}, deposed {}, fences {} ({} failed)",
             text(&value["slot"]),
             text(role),
@@ -75,58 +87,68 @@ fn show(value: &Value) {
             text(&value["deposed"]),
             text(&value["fences"]),
             text(&value["fences_failed"]),
-        );
+        )?;
         if !value["error"].is_null() {
-            println!("last error: {}", text(&value["error"]));
+            writeln!(out, "last error: {}", text(&value["error"]))?;
         }
         for peer in value["peers"].as_array().into_iter().flatten() {
-            println!(
+            writeln!(
+                out,
                 "  slot {:>2}: heard {} ms ago, wrote {} ms ago, longest gap {} ms, term {}",
                 text(&peer["slot"]),
                 text(&peer["heard_ms_ago"]),
                 text(&peer["written_ms_ago"]),
                 text(&peer["delays"]["longest_ms"]),
                 text(&peer["term"]),
-            );
+            )?;
         }
         for target in value["fencing"].as_array().into_iter().flatten() {
-            println!(
+            writeln!(
+                out,
                 "  fencing slot {}, term {}: {}",
                 text(&target["slot"]),
                 text(&target["term"]),
                 text(&target["reason"])
-            );
+            )?;
         }
-        return show_blocks(&value["blocks"]);
+        return show_blocks(out, &value["blocks"]);
     }
-    show_blocks(value);
+    show_blocks(out, value)
 }
 
-fn show_blocks(value: &Value) {
-    println!("fsid {}", text(&value["fsid"]));
+fn show_blocks(out: &mut String, value: &Value) -> fmt::Result {
+    writeln!(out, "fsid {}", text(&value["fsid"]))?;
     let slots = value["slots"].as_array().map(Vec::as_slice).unwrap_or_default();
     if slots.is_empty() {
-        println!("no slots: a single node serves it");
+        writeln!(out, "no slots: a single node serves it")?;
     }
     for slot in slots {
         let elected = match slot.get("elected") {
             Some(Value::Number(term)) => format!(", leads (or died leading) in term {term}"),
             _ => String::new(),
         };
-        println!("slot {:>2} {:<24} {}{elected}", text(&slot["slot"]), text(&slot["address"]), text(&slot["state"]));
+        writeln!(
+            out,
+            "slot {:>2} {:<24} {}{elected}",
+            text(&slot["slot"]),
+            text(&slot["address"]),
+            text(&slot["state"])
+        )?;
         if let Some(error) = slot.get("error") {
-            println!("        {}", text(error));
+            writeln!(out, "        {}", text(error))?;
         }
         for (name, event) in slot.get("events").and_then(Value::as_object).into_iter().flatten() {
             let vote = if event["vote"].is_null() { String::new() } else { format!(" vote {}", text(&event["vote"])) };
-            println!(
+            writeln!(
+                out,
                 "        {name:<6} term {:<8} rid {} write {}{vote}",
                 text(&event["term"]),
                 text(&event["rid"]),
                 text(&event["write"])
-            );
+            )?;
         }
     }
+    Ok(())
 }
 
 fn change(args: &QuorumChange) -> Result<()> {
@@ -173,9 +195,9 @@ fn change(args: &QuorumChange) -> Result<()> {
         Ok(block_status(&members, &read_blocks(&queue, &members).await))
     })?;
     if args.json {
-        println!("{}", json!({ "changed": value }));
-    } else {
-        show_blocks(&value);
+        return print(&format!("{}\n", json!({ "changed": value })));
     }
-    Ok(())
+    let mut out = String::new();
+    show_blocks(&mut out, &value)?;
+    print(&out)
 }

@@ -1,5 +1,6 @@
 //! serve: the engine alone, or as a member of a cluster, until SIGTERM or SIGINT.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,13 @@ use crate::exit::{Coded, Exit, WithExit};
 const LOOK: Duration = Duration::from_millis(100);
 /// A member that was told to leave has so long; then it ends as in a crash, and is fenced by its successor.
 const LEAVE_WITHIN: Duration = Duration::from_secs(15);
+
+/// What became of a member, a line each. It serves on when nobody reads that any more.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
 
 pub fn serve(args: &Serve) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
@@ -93,15 +101,15 @@ fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals)
     let ended = loop {
         match node.next(LOOK) {
             Some(MemberProgress::Following { term }) => {
-                println!("slot {slot} of {}: follows, term {term}", args.device)
+                say!("slot {slot} of {}: follows, term {term}", args.device)
             }
             Some(MemberProgress::Leading(up)) => {
-                println!("slot {slot} of {}: leads, {}", args.device, engine::describe(&up));
-                up.endpoints.iter().for_each(|endpoint| println!("serving {} at {endpoint}", args.device));
+                say!("slot {slot} of {}: leads, {}", args.device, engine::describe(&up));
+                up.endpoints.iter().for_each(|endpoint| say!("serving {} at {endpoint}", args.device));
                 engine::tell_repaired(&args.device, &up);
             }
             Some(MemberProgress::EngineFailed { term, error }) => {
-                println!("slot {slot} of {}: resigns in term {term}: {error}", args.device);
+                say!("slot {slot} of {}: resigns in term {term}: {error}", args.device);
             }
             Some(MemberProgress::Ended(ended)) => break ended,
             None => {}
