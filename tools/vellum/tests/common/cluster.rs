@@ -382,10 +382,9 @@ fn write_until_told(shared: &Shared, mount: &Path, dir: &Path, n: usize) -> std:
         file.write_all(&content(seed, len))?;
         file.sync_all()?;
         // From here on it is the old file or the new one.
-        let before = shared.files.lock().unwrap().remove(&name);
+        shared.files.lock().unwrap().remove(&name);
         fs::rename(&temporary, mount.join(&name))?;
         File::open(mount.join(dir))?.sync_all()?;
-        drop(before);
         shared.files.lock().unwrap().insert(name, (seed, len));
         if let Some(last) = shared.last.lock().unwrap().get_mut(n) {
             *last = Some((began, Instant::now()));
