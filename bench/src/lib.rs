@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod items;
+pub mod nvme;
 pub mod peers;
 pub mod recorder;
 pub mod report;

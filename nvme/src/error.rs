@@ -2,6 +2,9 @@
 
 use std::io;
 
+use crate::driver::ControllerError;
+use crate::spec::Status;
+
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DeviceError {
     #[error("{path} is in use by another process: {detail}")]
@@ -22,6 +25,12 @@ pub enum DeviceError {
     /// The device answered with an error to this one operation.
     #[error("{op} of {len_bytes} bytes at {at_bytes} failed: {}", io::Error::from_raw_os_error(*errno))]
     Io { op: &'static str, at_bytes: u64, len_bytes: u64, errno: i32 },
+    /// The controller answered this one operation with an error status.
+    #[error("{op} of {len_bytes} bytes at {at_bytes} failed: {status}")]
+    Command { op: &'static str, at_bytes: u64, len_bytes: u64, status: Status },
+    /// The controller cannot be used.
+    #[error("{device}: {reason}")]
+    Controller { device: String, reason: Box<ControllerError> },
     /// The device moved fewer bytes than asked for and would not continue.
     #[error("{op} of {len_bytes} bytes at {at_bytes} stopped after {done_bytes} bytes")]
     Short { op: &'static str, at_bytes: u64, len_bytes: u64, done_bytes: u64 },

@@ -4,9 +4,9 @@
 //! knows the runtime: the owner of a queue registers [`Queue::process_completions`] as a poller and
 //! [`Queue::wake_fd`] as what may end its sleep.
 //!
-//! Backends: [`uring`] (regular files and block devices), [`memory`] (tests, scratch), [`fault`] (a seeded model of a
-//! device that lies, stalls, tears and dies). The NVMe driver fits the same trait: a queue is a queue pair, `submit`
-//! fills a tracker, one `process_completions` rings the doorbells once and reaps.
+//! Backends: [`uring`] (regular files and block devices), [`driver`] (NVMe controllers, over [`emu`], a model in this
+//! process), [`memory`] (tests, scratch), [`fault`] (a seeded model of a device that lies, stalls, tears and dies).
+//! [`spec`] holds the words of NVM Express.
 //!
 //! Promises every backend keeps (tests in `tests/` and in the backends hold them to it):
 //! - an operation owns its memory until the device has answered, whatever happens to who asked;
@@ -16,6 +16,8 @@
 //! - no allocation per operation while a queue stays within its depth.
 
 mod device;
+pub mod driver;
+pub mod emu;
 mod error;
 pub mod fault;
 mod health;
@@ -23,6 +25,7 @@ mod image;
 pub mod memory;
 mod open;
 mod ops;
+pub mod spec;
 pub mod testing;
 mod tracker;
 pub mod uring;

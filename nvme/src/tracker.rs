@@ -41,6 +41,9 @@ pub(crate) struct Trackers<T> {
 }
 
 impl<T> Trackers<T> {
+    /// What one operation touches here: its slot, and its place in the free list.
+    pub const BYTES_PER_OPERATION: usize = size_of::<Slot<T>>() + 2 * size_of::<u32>();
+
     pub fn new(depth: u32) -> Self {
         let depth = (depth as usize).clamp(1, MAX_TRACKERS);
         let mut trackers = Trackers {
@@ -94,6 +97,13 @@ impl<T> Trackers<T> {
             Some(Slot { state: State::Running { op, .. }, .. }) => Some(op),
             _ => None,
         }
+    }
+
+    /// Slots of the operations that are running.
+    pub fn running(&self) -> impl Iterator<Item = u32> + '_ {
+        let running =
+            |(slot, entry): (usize, &Slot<T>)| matches!(entry.state, State::Running { .. }).then_some(slot as u32);
+        self.slots.iter().enumerate().filter_map(running)
     }
 
     /// The device has answered. Call `take_wakers` after.

@@ -1,10 +1,13 @@
 //! What every backend promises, held against a plain array: random operations, many in flight, no two of them overlapping.
 
+mod common;
+
 use std::rc::Rc;
 
 use proptest::prelude::*;
 use vellum_base::prng::Prng;
 use vellum_base::{BLOCK_SIZE, DmaBuf};
+use vellum_nvme::emu::{ControllerConfig, Fault, FaultRule, When};
 use vellum_nvme::fault::{FaultConfig, FaultDevice};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::testing::block_on;
@@ -71,6 +74,26 @@ proptest! {
     fn an_honest_fault_device_is_an_array(seed: u64) {
         let device = FaultDevice::new(Image::zeroed((BLOCKS * BLOCK_SIZE) as u64), seed, FaultConfig::default());
         run(&two_queues(&device), seed, 4);
+    }
+
+    #[test]
+    fn a_controller_is_an_array(seed: u64, mdts in 0u8..4, sgl: bool, doorbell_buffers: bool, large_lbas: bool, cache: bool) {
+        let config = ControllerConfig { mdts, sgl, doorbell_buffers, seed, ..ControllerConfig::default() };
+        let (_, device) = common::one(config, if large_lbas { 4096 } else { 512 }, cache);
+        run(&two_queues(&device), seed, 4);
+    }
+
+    #[test]
+    fn a_controller_that_is_late_forgetful_and_resets_is_an_array(seed: u64, doorbell_buffers: bool) {
+        let faults = vec![
+            FaultRule::one_in(When::Io, 1000, Fault::Reset),
+            FaultRule::one_in(When::Io, 1000, Fault::LoseCompletion),
+            FaultRule::one_in(When::Io, 1000, Fault::Duplicate),
+            FaultRule::one_in(When::Io, 3, Fault::Reorder { max_turns: 12 }),
+        ];
+        let config = ControllerConfig { faults, doorbell_buffers, seed, ..ControllerConfig::default() };
+        let (_, device) = common::one(config, 512, false);
+        run(&two_queues(&device), seed, 3);
     }
 }
 

@@ -52,6 +52,51 @@ id! {
     LogId(u64)
 }
 
+id! {
+    /// A quorum member's place in the superblock, below [`Slot::COUNT`].
+    Slot(u8)
+}
+
+impl Slot {
+    /// Quorum members that a filesystem can have.
+    pub const COUNT: usize = 15;
+
+    pub fn all() -> impl Iterator<Item = Slot> {
+        (0..Self::COUNT as u8).map(Slot)
+    }
+
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Terms of a cluster are unique per slot, so that two members are never elected in one: `round * 16 + slot`.
+impl Term {
+    pub const NONE: Term = Term(0);
+    /// No election reaches it: a damaged or forged number must not use up the terms that are left.
+    pub const LIMIT: Term = Term(1 << 60);
+    const SLOTS: u64 = 16;
+
+    pub fn of_round(round: u64, slot: Slot) -> Term {
+        Term(round.saturating_mul(Self::SLOTS).saturating_add(u64::from(slot.0)))
+    }
+
+    pub fn round(self) -> u64 {
+        self.0 / Self::SLOTS
+    }
+
+    /// Whose term it is. Slot 15 has no terms, so not every number is one.
+    pub fn slot(self) -> Slot {
+        Slot((self.0 % Self::SLOTS) as u8)
+    }
+
+    /// The term of `slot` in the round after this one: greater than this, whatever the slots.
+    pub fn next_for(self, slot: Slot) -> Term {
+        Term::of_round(self.round().saturating_add(1), slot)
+    }
+}
+const _: () = assert!(Slot::COUNT < Term::SLOTS as usize);
+
 impl Epoch {
     pub const NONE: Epoch = Epoch(0);
 
@@ -160,6 +205,14 @@ impl fmt::Debug for Ino {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn terms_of_a_round_are_told_apart_and_the_next_round_is_greater() {
+        let (a, b) = (Term::of_round(3, Slot(0)), Term::of_round(3, Slot(14)));
+        assert!(a < b && a.slot() == Slot(0) && b.slot() == Slot(14) && b.round() == 3);
+        assert!(b.next_for(Slot(0)) > b && b.next_for(Slot(0)).slot() == Slot(0));
+        assert_eq!(Term::NONE.next_for(Slot(2)), Term(18));
+    }
 
     #[test]
     fn an_ino_splits_into_bucket_group_and_slot() {

@@ -16,7 +16,7 @@ pub mod units;
 pub use batch::{Batch, ItemOp, View};
 pub use checksum::{crc32c, crc32c_seeded};
 pub use dma::{DmaBuf, DmaSlice};
-pub use id::{BatchNo, Epoch, Fsid, Ino, LogId, ReactorId, Rid, SegmentId, ShardId, Term};
+pub use id::{BatchNo, Epoch, Fsid, Ino, LogId, ReactorId, Rid, SegmentId, ShardId, Slot, Term};
 pub use key::{Bucket, Key, KeyRange, Zone};
 pub use mutant::Mutant;
 pub use units::{BLOCK_SIZE, BlockAddr, BlockRange, ChunkIndex};

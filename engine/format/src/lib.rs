@@ -11,6 +11,7 @@ pub mod codec;
 pub mod item;
 pub mod log;
 pub mod manifest;
+pub mod quorum;
 pub mod seal;
 pub mod segment;
 pub mod superblock;
@@ -24,6 +25,7 @@ pub use item::{
 };
 pub use log::{PartBuilder, PartPlace, Record};
 pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};
+pub use quorum::{ProcessIdentity, SlotBlock, SlotEvent, SlotState};
 pub use seal::{PartRef, Seal};
 pub use segment::{Place, SegmentError, SegmentMeta};
 pub use superblock::Superblock;

@@ -13,7 +13,7 @@ pub const SUPERBLOCK_VERSION: u16 = 1;
 /// Version of the whole format. A node writes a newer one only after an operator has finalised it.
 pub const FORMAT_VERSION: u32 = 1;
 /// Quorum members that a filesystem can have.
-pub const MAX_SLOTS: usize = 15;
+pub const MAX_SLOTS: usize = vellum_base::Slot::COUNT;
 /// Bytes of one slot's address in the superblock.
 pub const SLOT_BYTES: usize = 64;
 

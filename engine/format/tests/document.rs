@@ -13,7 +13,7 @@ use vellum_format::block::{self, BLOCK_HEADER, fsid_tag};
 use vellum_format::item::{self, IndexKind, ItemKind, xattr};
 use vellum_format::segment::{self, entry, filter};
 use vellum_format::{
-    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Record, log, manifest, name_hash, seal,
+    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Record, log, manifest, name_hash, quorum, seal,
     superblock as sb, system,
 };
 
@@ -27,6 +27,11 @@ fn constants_are_those_of_the_code() {
         ("MANIFEST_VERSION", manifest::MANIFEST_VERSION.into()),
         ("PART_VERSION", log::PART_VERSION.into()),
         ("SEAL_VERSION", seal::SEAL_VERSION.into()),
+        ("QUORUM_VERSION", quorum::QUORUM_VERSION.into()),
+        ("QUORUM_MAGIC", quorum::QUORUM_MAGIC.into()),
+        ("SECTOR_BYTES", quorum::SECTOR_BYTES as u64),
+        ("EVENTS", quorum::EVENTS as u64),
+        ("Term::LIMIT", vellum_base::Term::LIMIT.0),
         ("SEGMENT_BLOCK_VERSION", segment::block::VERSION.into()),
         ("META_VERSION", segment::META_VERSION.into()),
         ("INODE_VERSION", item::INODE_VERSION.into()),
@@ -198,6 +203,36 @@ fn the_superblock_is_as_described() {
     let area = &sb.manifest[0][1];
     let want = [("start", int(area.start.0)), ("len_blocks", int(area.len_blocks))];
     check("range", 0, &body(&bytes)[88..100], &want);
+}
+
+#[test]
+fn quorum_blocks_are_as_described() {
+    use quorum::{EventKind, SECTOR_BYTES};
+    check_codes("quorum events", &EventKind::ALL.map(|k| (k as i128, format!("{k:?}"))));
+    let (bytes, block) = (image("quorum_block"), slot_block());
+    let (sectors, rest) = bytes.split_at(EventKind::ALL.len() * SECTOR_BYTES);
+    for (kind, sector) in EventKind::ALL.into_iter().zip(sectors.chunks(SECTOR_BYTES)) {
+        let event = block.get(kind).unwrap();
+        let want = [
+            ("crc", int(crc32c_seeded(SLOT.0.into(), fsid_tag(&FSID), &sector[4..]))),
+            ("magic", int(quorum::QUORUM_MAGIC)),
+            ("version", int(quorum::QUORUM_VERSION)),
+            ("kind", int(kind as u8)),
+            ("slot", int(SLOT.0)),
+            ("pid", int(event.process.pid)),
+            ("fsid", raw(&FSID.0)),
+            ("write", int(event.write)),
+            ("rid", int(event.rid.0)),
+            ("term", int(event.term.0)),
+            ("time_ms", int(event.time_ms)),
+            ("start_ticks", int(event.process.start_ticks)),
+            ("boot_id", raw(&event.process.boot_id)),
+            ("vote", int(event.vote.map_or(0, |slot| slot.0 + 1))),
+            ("padding", raw(&[0; SECTOR_BYTES - 89])),
+        ];
+        check("quorum event", 0, sector, &want);
+    }
+    assert!(rest.iter().all(|b| *b == 0));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use vellum_format::log::{records as read_records, verify_part};
 use vellum_format::segment::entry::{Entries, get_index_value, get_range_value};
 use vellum_format::segment::{BlockKind, block, filter};
 use vellum_format::system::{LastBatch, decode_counter};
-use vellum_format::{Bitmap, Dirent, Extent, Inode, ManifestRecord, Seal, SegmentMeta, Superblock};
+use vellum_format::{Bitmap, Dirent, Extent, Inode, ManifestRecord, Seal, SegmentMeta, SlotBlock, Superblock};
 
 const LINE: usize = 32;
 
@@ -88,6 +88,7 @@ fn todays_code_reads_the_whole_blocks_of_version_1() {
     assert_eq!(found, records().into_iter().map(|(_, r)| r).collect::<Vec<_>>());
 
     assert_eq!(Seal::decode(&golden("seal"), SEAL_AT, &FSID).unwrap().0, seal());
+    assert_eq!(SlotBlock::decode(&golden("quorum_block"), SLOT, &FSID), Ok(slot_block()));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! - [`ClientSession`] and [`ServerSession`]: a channel's life over one socket after another.
 //! - [`LockTable`]: the engine's side of the locks.
 //! - [`files`]: advisory file locks, who waits for whom, and open inodes.
+//! - [`Quorum`]: who leads.
 
 pub mod backoff;
 pub mod channel;
@@ -13,6 +14,7 @@ pub mod fact;
 pub mod files;
 pub mod grant_order;
 pub mod locks;
+pub mod quorum;
 pub mod server;
 pub mod time;
 pub mod timers;
@@ -23,6 +25,7 @@ pub use client::{ClientEvent, ClientSession, Closed};
 pub use files::{FileLockOutput, FileLockTable, OpenTable, WaitGraph};
 pub use grant_order::GrantOrder;
 pub use locks::{LockError, LockOutput, LockTable};
+pub use quorum::{Quorum, QuorumConfig, QuorumError, QuorumOutput, QuorumStatus, QuorumTimers};
 pub use server::{ServerEvent, ServerSession};
 pub use time::Time;
 pub use timers::Timers;

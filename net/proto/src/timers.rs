@@ -32,7 +32,7 @@ const RECOVERY_WINDOW: Duration = Duration::from_millis(15_000);
 /// Clocks of two machines may differ by so much over one lease.
 pub const LEASE_DRIFT: Duration = Duration::from_millis(500);
 /// Time in which a new leader is elected (spec/numbers: heartbeat timeout and a few elections).
-const ELECTION: Duration = Duration::from_millis(3_500);
+pub(crate) const ELECTION: Duration = Duration::from_millis(3_500);
 
 impl Timers {
     pub const DEFAULT: Timers = Timers {

@@ -9,6 +9,7 @@ pub mod files;
 pub mod frame;
 pub mod header;
 pub mod message;
+pub mod quorum;
 mod reader;
 mod request;
 mod response;
@@ -22,3 +23,4 @@ pub use message::{
     ErrorCode, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, MAX_ENTRIES, MAX_ITEMS, MAX_RANGES,
     MAX_WANTS, PROTOCOL, Refusal, Request, Response, StatFs, WireError,
 };
+pub use quorum::{DatagramAuth, MAX_DATAGRAM, NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};

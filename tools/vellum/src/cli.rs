@@ -195,6 +195,8 @@ pub enum Suite {
     Mount,
     /// A real tree; against cp -r and sync.
     Ingest,
+    /// The NVMe driver over a controller model that stores nothing; against the model alone.
+    Nvme,
 }
 
 #[derive(Args)]

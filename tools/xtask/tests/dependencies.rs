@@ -12,7 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vellum-nvme", &["vellum-base"]),
     ("vellum-format", &["vellum-base"]),
     ("vellum-wire", &["vellum-base"]),
-    ("vellum-proto", &["vellum-base", "vellum-wire"]),
+    ("vellum-proto", &["vellum-base", "vellum-format", "vellum-wire"]),
     ("vellum-link", &["vellum-base", "vellum-wire", "vellum-proto", "vellum-rt"]),
     ("vellum-store", &["vellum-base", "vellum-format", "vellum-nvme", "vellum-rt"]),
     (

@@ -9,10 +9,11 @@ pub mod table;
 use bytes::Bytes;
 use vellum_base::{
     BLOCK_SIZE, BatchNo, BlockAddr, BlockRange, Bucket, ChunkIndex, Epoch, Fsid, Ino, Key, KeyRange, LogId, Rid,
-    SegmentId, ShardId, Term, Zone,
+    SegmentId, ShardId, Slot, Term, Zone,
 };
 use vellum_format::block::BLOCK_HEADER;
 use vellum_format::item::xattr;
+use vellum_format::quorum::EventKind;
 use vellum_format::segment::block::{self as segment_block, HEADER_LEN};
 use vellum_format::segment::entry::{self, EntryWriter};
 use vellum_format::segment::{BlockKind, filter};
@@ -20,7 +21,8 @@ use vellum_format::superblock::{FORMAT_VERSION, Features, MAX_SLOTS};
 use vellum_format::system::LastBatch;
 use vellum_format::{
     Bitmap, ChunkUse, Dirent, Extent, ExtentHeader, FileKind, Inode, LogMeta, ManifestEdit, PartBuilder, PartPlace,
-    PartRef, Place, Record, RecordBody, Run, Seal, SegmentMeta, Superblock, Timestamp,
+    PartRef, Place, ProcessIdentity, Record, RecordBody, Run, Seal, SegmentMeta, SlotBlock, SlotEvent, Superblock,
+    Timestamp,
 };
 
 pub const FSID: Fsid = Fsid([0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 8, 9, 10, 11, 12, 13, 14, 15]);
@@ -141,6 +143,21 @@ pub fn part(records: &[Record]) -> Vec<u8> {
     let mut out = vec![0; builder.padded_len()];
     builder.finish(&mut out, &part_place(), &FSID);
     out
+}
+
+pub const SLOT: Slot = Slot(11);
+
+/// Every event with values of its own.
+pub fn slot_block() -> SlotBlock {
+    let mut block = SlotBlock::new(SLOT);
+    for (n, kind) in (1u64..).zip(EventKind::ALL) {
+        let process =
+            ProcessIdentity { pid: 0x0101 * n as u32, boot_id: [0x10 + n as u8; 16], start_ticks: 0x2000 + n };
+        let vote = (kind == EventKind::Term).then_some(Slot(14));
+        let (rid, term) = (Rid(0x3132_3334_0000 + n), Term(0x4100 + 16 * n));
+        block.set(kind, SlotEvent { write: 0x5100 + n, rid, term, vote, time_ms: 0x0198_6162_0000 + n, process });
+    }
+    block
 }
 
 pub fn seal() -> Seal {
@@ -304,6 +321,7 @@ pub fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("manifest_record", manifest_record(&edits)),
         ("part", part(&records)),
         ("seal", seal().encode(SEAL_AT, &FSID).0.to_vec()),
+        ("quorum_block", slot_block().encode(&FSID).to_vec()),
         ("segment_description", segment_meta),
         ("segment_data", segment_frame(BlockKind::Data, &data_payload())),
         ("segment_tombstones", segment_frame(BlockKind::Tombstones, &tombstone_payload())),

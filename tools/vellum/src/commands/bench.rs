@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use vellum_bench::files::{self, Shape as FilesShape};
 use vellum_bench::recorder::measure;
-use vellum_bench::{Report, items, peers, runtime};
+use vellum_bench::{Report, items, nvme, peers, runtime};
 
 use crate::cli::{Bench, Suite};
 use crate::processes::{self, Mount};
@@ -22,6 +22,7 @@ pub fn bench(args: &Bench) -> Result<()> {
         Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick))?,
         Suite::Items => items::run(dir, &items_shape(args.quick))?,
         Suite::Mount => mounts(dir, args.quick)?,
+        Suite::Nvme => nvme::run(&nvme_shape(args.quick))?,
         Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick)?,
     };
     if args.json {
@@ -39,6 +40,10 @@ fn runtime_shape(quick: bool) -> runtime::Shape {
 fn items_shape(quick: bool) -> items::Shape {
     let full = items::Shape::default();
     if quick { items::Shape { keys: 50_000, synced_batches: 200, gets: 20_000, ..full } } else { full }
+}
+
+fn nvme_shape(quick: bool) -> nvme::Shape {
+    if quick { nvme::Shape { ops: 100_000, repeats: 2 } } else { nvme::Shape::default() }
 }
 
 fn files_shape(quick: bool) -> FilesShape {

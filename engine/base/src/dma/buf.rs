@@ -2,6 +2,7 @@
 //!
 //! A [`DmaBuf`] is owned and writable; [`DmaBuf::freeze`] turns it into a [`DmaSlice`], which is shared, read-only and
 //! cheap to clone, so that one copy of file data serves the socket, the device and the client's retained batch.
+//! Buffers of a size class come from the arena once that is active, else from the heap; larger ones always from the heap.
 //! Invariant: the pointer is valid for `capacity` bytes, aligned to [`BLOCK_SIZE`], and initialised (zeroed once).
 #![allow(unsafe_code)] // the home of aligned allocation; every block below states its argument
 
@@ -12,24 +13,59 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use super::arena;
 use crate::units::BLOCK_SIZE;
 
 /// Freed buffers kept per thread and size class, in bytes of capacity.
 const CACHE_BYTES_PER_CLASS: usize = 8 << 20;
 /// Size classes: 4 KiB << i, up to 2 MiB. Larger buffers go back to the allocator at once.
-const CLASSES: usize = 10;
+pub(super) const CLASSES: usize = 10;
 
-thread_local! {
-    static FREE: RefCell<[Vec<NonNull<u8>>; CLASSES]> = const { RefCell::new([const { Vec::new() }; CLASSES]) };
+/// A thread's freed buffers, by class.
+struct Cache([Vec<NonNull<u8>>; CLASSES]);
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        for (class, list) in self.0.iter_mut().enumerate() {
+            for ptr in list.drain(..) {
+                release(ptr, BLOCK_SIZE << class);
+            }
+        }
+    }
 }
 
-fn class_of(capacity: usize) -> Option<usize> {
+thread_local! {
+    static FREE: RefCell<Cache> = const { RefCell::new(Cache([const { Vec::new() }; CLASSES])) };
+}
+
+pub(super) fn class_of(capacity: usize) -> Option<usize> {
     let class = (capacity / BLOCK_SIZE).trailing_zeros() as usize;
     (class < CLASSES && capacity == BLOCK_SIZE << class).then_some(class)
 }
 
 fn layout(capacity: usize) -> Layout {
     Layout::from_size_align(capacity, BLOCK_SIZE).expect("capacity is bounded by isize::MAX")
+}
+
+/// A buffer of this thread's cache. Those from before the arena's time are given back, so that their use ends.
+fn take_cached(capacity: usize) -> Option<NonNull<u8>> {
+    let class = class_of(capacity)?;
+    loop {
+        let ptr = FREE.try_with(|free| free.borrow_mut().0[class].pop()).ok().flatten()?;
+        match arena::active() {
+            Some(arena) if !arena.contains(ptr) => release(ptr, capacity),
+            _ => return Some(ptr),
+        }
+    }
+}
+
+/// Gives memory back to where it came from.
+fn release(ptr: NonNull<u8>, capacity: usize) {
+    match arena::active() {
+        Some(arena) if arena.contains(ptr) => arena.free(ptr, capacity),
+        // SAFETY: not of the arena, so it came from alloc_zeroed with this very layout, and has no other owner.
+        _ => unsafe { dealloc(ptr.as_ptr(), layout(capacity)) },
+    }
 }
 
 /// Owned memory: block-aligned, capacity a multiple of the block size, `len` bytes in use.
@@ -49,9 +85,7 @@ impl DmaBuf {
     pub fn new(len: usize) -> DmaBuf {
         let blocks = len.div_ceil(BLOCK_SIZE).max(1);
         let capacity = if blocks <= 1 << (CLASSES - 1) { blocks.next_power_of_two() } else { blocks } * BLOCK_SIZE;
-        let cached =
-            class_of(capacity).and_then(|class| FREE.try_with(|free| free.borrow_mut()[class].pop()).ok().flatten());
-        let ptr = cached.unwrap_or_else(|| {
+        let ptr = take_cached(capacity).or_else(|| arena::active()?.alloc(capacity)).unwrap_or_else(|| {
             let layout = layout(capacity);
             // SAFETY: the layout's size is at least one block.
             NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
@@ -114,7 +148,7 @@ impl Drop for DmaBuf {
     fn drop(&mut self) {
         let kept = class_of(self.capacity).is_some_and(|class| {
             FREE.try_with(|free| {
-                let list = &mut free.borrow_mut()[class];
+                let list = &mut free.borrow_mut().0[class];
                 let room = list.len() * self.capacity < CACHE_BYTES_PER_CLASS;
                 if room {
                     list.push(self.ptr);
@@ -124,8 +158,7 @@ impl Drop for DmaBuf {
             .unwrap_or(false)
         });
         if !kept {
-            // SAFETY: the memory came from alloc_zeroed with this very layout and has no other owner.
-            unsafe { dealloc(self.ptr.as_ptr(), layout(self.capacity)) }
+            release(self.ptr, self.capacity);
         }
     }
 }
