@@ -7,6 +7,7 @@ pub mod files;
 pub mod items;
 pub mod nvme;
 pub mod peers;
+pub mod perf;
 pub mod recorder;
 pub mod report;
 pub mod runtime;

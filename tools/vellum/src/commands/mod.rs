@@ -3,6 +3,7 @@
 mod admin;
 mod bench;
 mod mount;
+mod nvme;
 mod query;
 mod quickstart;
 mod serve;
@@ -25,6 +26,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vellum", &mut std::io::stdout());
