@@ -9,7 +9,6 @@ use std::rc::Rc;
 use bytes::Bytes;
 use vellum_base::prng::Prng;
 use vellum_base::{BLOCK_SIZE, BlockRange, Epoch, Ino, Key, KeyRange, SegmentId, ShardId};
-use vellum_format::SegmentMeta;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Queue};
 use vellum_store::lsm::{BlockCache, Edit, ItemWrite, LocalFuture, LsmConfig, LsmError, Shard, ShardEnv};
@@ -35,18 +34,24 @@ impl ShardEnv for Env {
         self.queue.clone()
     }
 
-    fn next_segment_id(&self) -> SegmentId {
-        self.next_id.set(self.next_id.get() + 1);
-        SegmentId(self.next_id.get())
+    fn next_segment_ids(&self, count: u64) -> SegmentId {
+        let first = self.next_id.get() + 1;
+        self.next_id.set(self.next_id.get() + count);
+        SegmentId(first)
     }
 
-    fn alloc_segment_space(&self, len_bytes: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>> {
-        self.written_bytes.set(self.written_bytes.get() + len_bytes);
-        self.live_bytes.set(self.live_bytes.get() + len_bytes);
-        let blocks = (len_bytes / BLOCK_SIZE as u64) as u32;
+    fn alloc_segment_space(&self, _: u64, most_bytes: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>> {
+        self.live_bytes.set(self.live_bytes.get() + most_bytes);
+        let blocks = (most_bytes / BLOCK_SIZE as u64) as u32;
         let mut free = self.free.borrow_mut();
         let range = match free.iter().position(|range| range.len_blocks >= blocks) {
-            Some(at) => BlockRange::new(free.swap_remove(at).start.0, blocks),
+            Some(at) => {
+                let found = free.swap_remove(at);
+                if found.len_blocks > blocks {
+                    free.push(BlockRange::new(found.start.0 + u64::from(blocks), found.len_blocks - blocks));
+                }
+                BlockRange::new(found.start.0, blocks)
+            }
             None => {
                 let start = self.next_block.get();
                 self.next_block.set(start + u64::from(blocks));
@@ -56,9 +61,10 @@ impl ShardEnv for Env {
         Box::pin(async move { Ok(vec![range]) })
     }
 
-    fn release_segment_space(&self, segment: SegmentMeta) {
-        self.live_bytes.set(self.live_bytes.get() - segment.len_bytes);
-        self.free.borrow_mut().extend(segment.ranges);
+    fn release_space(&self, space: Vec<BlockRange>) {
+        let bytes: u64 = space.iter().map(|range| range.len_bytes() as u64).sum();
+        self.live_bytes.set(self.live_bytes.get() - bytes);
+        self.free.borrow_mut().extend(space);
     }
 
     fn oldest_reader(&self) -> Epoch {
@@ -90,13 +96,19 @@ fn rate(count: u64, since: Instant) -> f64 {
     count as f64 / since.seconds() / 1000.0
 }
 
+/// What is in another level only was not written.
+fn install(shard: &Shard, env: &Env, edit: &Edit) {
+    let new = edit.added.iter().filter(|(_, meta)| !edit.removed.contains(&meta.id));
+    env.written_bytes.set(env.written_bytes.get() + new.map(|(_, meta)| meta.len_bytes).sum::<u64>());
+    shard.install(edit);
+}
+
 async fn work(shard: &Rc<Shard>, env: &Env) -> Result<(), LsmError> {
     while let Some(edit) = shard.flush(env.durable.get()).await? {
-        shard.install(&edit);
+        install(shard, env, &edit);
     }
     while let Some(job) = shard.pick_compaction() {
-        let edit: Edit = shard.run_compaction(job).await?;
-        shard.install(&edit);
+        install(shard, env, &shard.compact(job).await?);
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, Mutant, ReactorId, mutant, probe};
-use vellum_format::{ChunkUse, ManifestEdit, SegmentMeta};
+use vellum_format::{ChunkUse, ManifestEdit};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Mutex, Notify};
 use vellum_rt::{Class, Instant, now, spawn, timeout};
@@ -37,6 +37,8 @@ pub(crate) struct Central {
     /// Chunks that file data never gets.
     pub reserve_chunks: usize,
     oldest_readers: RefCell<Vec<Epoch>>,
+    /// How far each reactor's compactions are behind.
+    debts: RefCell<Vec<f32>>,
     floor_running: Cell<bool>,
 }
 
@@ -51,6 +53,9 @@ impl Central {
         }
         let all = seed.manifest.state.shards.values().flat_map(|s| s.segments().cloned());
         holds_all(&mut segments, all)?;
+        if options.withhold {
+            segments.withhold_free();
+        }
         let ring = Ring::new(seed.seal_chunks, chunk_blocks);
         let volatile_cache = queue.geometry().volatile_write_cache;
         let before = Epoch(seed.start.first_epoch.0 - 1);
@@ -64,32 +69,52 @@ impl Central {
             segment_refill: Mutex::new(()),
             reserve_chunks: seed.reserve_chunks,
             oldest_readers: RefCell::new(vec![before; options.reactors]),
+            debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),
         }))
     }
 
-    async fn alloc_segment(&self, blocks: u64) -> Result<Vec<BlockRange>, StoreError> {
+    /// `most` blocks, or what there is when the device has no more, but never less than `least`.
+    async fn alloc_segment(&self, least: u64, most: u64) -> Result<Vec<BlockRange>, StoreError> {
         let _turn = self.segment_refill.lock().await;
         loop {
-            if let Some(ranges) = self.segments.borrow_mut().take(blocks) {
+            if let Some(ranges) = self.segments.borrow_mut().take(most, most) {
                 return Ok(ranges);
             }
-            let missing = blocks.saturating_sub(self.segments.borrow().free_blocks());
+            let missing = most.saturating_sub(self.segments.borrow().free_blocks());
             let chunk_blocks = u64::from(self.manifest.chunk_blocks());
             let count = (missing.div_ceil(chunk_blocks) as usize).max(1) + SEGMENT_CHUNKS;
-            let chunks = self.manifest.alloc_chunks(ChunkUse::Segment, count, 0).await?;
-            let mut segments = self.segments.borrow_mut();
-            chunks.into_iter().for_each(|c| segments.add_chunk(c));
+            match self.manifest.alloc_chunks(ChunkUse::Segment, count, 0).await {
+                Ok(chunks) => {
+                    let mut segments = self.segments.borrow_mut();
+                    chunks.into_iter().for_each(|c| segments.add_chunk(c));
+                }
+                Err(StoreError::NoSpace) => {
+                    return self.segments.borrow_mut().take(least, most).ok_or(StoreError::NoSpace);
+                }
+                Err(e) => return Err(e),
+            }
         }
     }
 
-    fn release_segment(self: &Rc<Self>, meta: &SegmentMeta) {
+    fn release_segment_space(self: &Rc<Self>, space: &[BlockRange]) {
         let empty = {
             let mut segments = self.segments.borrow_mut();
-            meta.ranges.iter().chain(&meta.mirror).for_each(|r| segments.release(r));
+            space.iter().for_each(|r| segments.release(r));
             segments.give_back(2 * SEGMENT_CHUNKS)
         };
         self.free_chunks(empty);
+    }
+
+    /// See [`OpenOptions::withhold`].
+    pub fn release_withheld(self: &Rc<Self>) {
+        if self.segments.borrow_mut().release_withheld() {
+            self.release_segment_space(&[]);
+        }
+    }
+
+    pub fn withheld_blocks(&self) -> u64 {
+        self.segments.borrow().withheld_blocks()
     }
 
     /// The table has them again when the edit is durable; nobody waits for it.
@@ -107,12 +132,12 @@ impl Central {
 
 /// The coordinator's own way to segment space.
 impl LocalSpace for Rc<Central> {
-    fn alloc(&self, blocks: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, StoreError>> {
-        Box::pin(self.alloc_segment(blocks))
+    fn alloc(&self, least: u64, most: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, StoreError>> {
+        Box::pin(self.alloc_segment(least, most))
     }
 
-    fn release(&self, meta: &SegmentMeta) {
-        self.release_segment(meta);
+    fn release(&self, space: &[BlockRange]) {
+        self.release_segment_space(space);
     }
 }
 
@@ -123,14 +148,17 @@ impl Store {
         match message {
             Message::Dirty { epoch } => central.machine.borrow_mut().dirty(epoch, now()),
             Message::Want { epoch } => central.machine.borrow_mut().want(epoch),
-            Message::PartReady { from, epoch, part, data, oldest_reader } => {
+            Message::PartReady { from, epoch, part, data, oldest_reader, debt } => {
+                if let Some(known) = central.debts.borrow_mut().get_mut(usize::from(from.0)) {
+                    *known = debt;
+                }
                 if let Some(oldest) = central.oldest_readers.borrow_mut().get_mut(usize::from(from.0)) {
                     *oldest = oldest_reader.max(*oldest);
                 }
                 central.machine.borrow_mut().part_ready(epoch, part, data);
             }
             Message::PartWritten { epoch } => central.machine.borrow_mut().part_written(epoch),
-            Message::ReleaseSegment { meta } => return central.release_segment(&meta),
+            Message::ReleaseSpace { space } => return central.release_segment_space(&space),
             _ => return,
         }
         self.drive();
@@ -211,9 +239,11 @@ impl Store {
                 let Some(central) = &self.central else { return };
                 probe::tell(|| Fact::Durable { term: self.term, epoch });
                 let oldest = central.oldest_readers.borrow().iter().min().copied().unwrap_or_default();
+                let debt = central.debts.borrow().iter().copied().fold(0.0, f32::max);
                 for other in self.mesh.others() {
-                    self.mesh.post(other, Message::Durable { epoch, oldest_reader: oldest });
+                    self.mesh.post(other, Message::Durable { epoch, oldest_reader: oldest, debt });
                 }
+                self.pace.note_debt(self.me, debt);
                 self.became_durable(epoch, oldest);
             }
             Command::FlushThrough(epoch) => {

@@ -27,8 +27,8 @@ pub(crate) struct Env {
 
 /// Segment space of the coordinator, for its own shards.
 pub(crate) trait LocalSpace {
-    fn alloc(&self, blocks: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, StoreError>>;
-    fn release(&self, meta: &SegmentMeta);
+    fn alloc(&self, least: u64, most: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, StoreError>>;
+    fn release(&self, space: &[BlockRange]);
 }
 
 impl Env {
@@ -49,37 +49,42 @@ impl ShardEnv for Env {
         self.queue.clone()
     }
 
-    fn next_segment_id(&self) -> SegmentId {
+    fn next_segment_ids(&self, count: u64) -> SegmentId {
         let id = self.next_segment.get();
-        self.next_segment.set(id + 1);
+        self.next_segment.set(id + count);
         SegmentId(id)
     }
 
-    fn alloc_segment_space(&self, len_bytes: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>> {
+    fn alloc_segment_space(
+        &self,
+        least_bytes: u64,
+        most_bytes: u64,
+    ) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>> {
         Box::pin(async move {
-            let blocks = len_bytes.div_ceil(BLOCK_SIZE as u64);
+            let blocks = |bytes: u64| bytes.div_ceil(BLOCK_SIZE as u64);
+            let (least, most) = (blocks(least_bytes), blocks(most_bytes));
             let local = self.local_space.borrow().clone();
             let got = match local {
-                Some(space) => space.alloc(blocks).await,
-                None => match self.mesh.call(COORDINATOR, Request::AllocSegment { blocks }).await {
+                Some(space) => space.alloc(least, most).await,
+                None => match self.mesh.call(COORDINATOR, Request::AllocSegment { least, most }).await {
                     Ok(Ok(Answer::Ranges(ranges))) => Ok(ranges),
                     Ok(Err(e)) => Err(e),
                     _ => Err(StoreError::Closed),
                 },
             };
             got.map_err(|e| match e {
-                StoreError::NoSpace => LsmError::NoSpace { wanted_bytes: len_bytes },
+                StoreError::NoSpace => LsmError::NoSpace { wanted_bytes: least_bytes },
                 StoreError::Device(e) => LsmError::Device(e),
                 e => LsmError::Space(e.to_string()),
             })
         })
     }
 
-    fn release_segment_space(&self, segment: SegmentMeta) {
+    fn release_space(&self, space: Vec<BlockRange>) {
         let local = self.local_space.borrow().clone();
         match local {
-            Some(space) => space.release(&segment),
-            None => self.mesh.post(COORDINATOR, Message::ReleaseSegment { meta: Box::new(segment) }),
+            Some(local) => local.release(&space),
+            None => self.mesh.post(COORDINATOR, Message::ReleaseSpace { space }),
         }
     }
 

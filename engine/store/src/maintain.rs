@@ -1,13 +1,11 @@
-//! Background work of one reactor: freezing and flushing memtables, trimming the log, compaction.
+//! Background work of one reactor: freezing and flushing memtables, trimming the log. (Merging is in `compactions`.)
 
 use std::rc::Rc;
 
-use vellum_base::{Epoch, Mutant, mutant, probe};
+use vellum_base::{Epoch, Mutant, mutant};
 use vellum_format::ManifestEdit;
-use vellum_rt::{Class, spawn};
 
 use crate::error::StoreError;
-use crate::fact::Fact;
 use crate::lsm::{Edit, Shard};
 use crate::store::Store;
 
@@ -69,14 +67,10 @@ impl Store {
         Ok(worked)
     }
 
-    /// Makes a shard's edit durable, then visible.
-    async fn commit_edit(self: &Rc<Self>, shard: &Rc<Shard>, edit: Edit) -> Result<(), StoreError> {
+    /// Makes a shard's edit durable, then visible. Its segments are on the medium: the manifest must not name what is still
+    /// in a volatile cache.
+    pub(crate) async fn commit_edit(self: &Rc<Self>, shard: &Rc<Shard>, edit: Edit) -> Result<(), StoreError> {
         let id = shard.id();
-        // The manifest must not name on the medium what is still in a volatile cache.
-        let skip = mutant::active(Mutant::NameUnflushedSegment);
-        if !edit.added.is_empty() && self.queue.geometry().volatile_write_cache && !skip {
-            self.queue.flush().await?;
-        }
         // Removals first: a segment that moves to another level is in both lists.
         let mut edits: Vec<ManifestEdit> =
             edit.removed.iter().map(|segment| ManifestEdit::SegmentRemove { shard: id, segment: *segment }).collect();
@@ -143,42 +137,9 @@ impl Store {
         Ok(true)
     }
 
-    fn start_compactions(self: &Rc<Self>) {
-        if self.stopping.get() || self.failed.borrow().is_some() {
-            return;
-        }
-        for shard in &self.shards {
-            while let Some(job) = shard.pick_compaction() {
-                self.compacting.set(self.compacting.get() + 1);
-                let (store, shard) = (self.clone(), shard.clone());
-                let (term, id, inputs) = (self.term, shard.id(), job.input_ids());
-                probe::tell(|| Fact::Compacts { term, shard: id, inputs: inputs.clone() });
-                let task = async move {
-                    let result = match shard.run_compaction(job).await {
-                        Ok(edit) => store.commit_edit(&shard, edit).await,
-                        Err(e) => Err(e.into()),
-                    };
-                    probe::tell(|| Fact::Compacted { term, shard: id, inputs });
-                    store.compacting.set(store.compacting.get() - 1);
-                    match result {
-                        Ok(()) => {}
-                        Err(StoreError::NoSpace) => tracing::warn!(shard = shard.id().0, "no space for a compaction"),
-                        Err(e) => tracing::error!(shard = shard.id().0, error = %e, "a compaction failed"),
-                    }
-                    store.maintain.notify_one();
-                    store.room.notify_all();
-                };
-                spawn(Class::Compaction, "compaction", task).detach();
-            }
-        }
-    }
-
     /// Puts everything durable into segments: the node shuts down. Nothing new comes.
     pub(crate) async fn drain(self: &Rc<Self>) -> Result<(), StoreError> {
-        while self.compacting.get() > 0 {
-            self.check_failed()?;
-            vellum_rt::sleep(std::time::Duration::from_micros(200)).await;
-        }
+        self.end_compactions().await?;
         let through = self.durable.get();
         self.freeze(through);
         self.flush_frozen().await?;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, ChunkIndex, DmaSlice, Epoch, Ino, ItemOp, Key, KeyRange, ReactorId, Rid,
 };
-use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, SegmentMeta, Value};
+use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, Value};
 use vellum_rt::channel::{Receiver, Sender};
 use vellum_rt::local::{OneshotReceiver, OneshotSender, SendError, oneshot};
 use vellum_rt::{Class, spawn};
@@ -69,6 +69,8 @@ pub(crate) enum Message {
         /// It refers to data that was written for it.
         data: bool,
         oldest_reader: Epoch,
+        /// How far the reactor's compactions are behind.
+        debt: f32,
     },
     PartWritten {
         epoch: Epoch,
@@ -76,12 +78,14 @@ pub(crate) enum Message {
     Durable {
         epoch: Epoch,
         oldest_reader: Epoch,
+        /// The greatest of all reactors.
+        debt: f32,
     },
     FlushThrough {
         epoch: Epoch,
     },
-    ReleaseSegment {
-        meta: Box<SegmentMeta>,
+    ReleaseSpace {
+        space: Vec<BlockRange>,
     },
     Failed {
         reason: Arc<str>,
@@ -161,8 +165,13 @@ pub(crate) enum Request {
         chunk: ChunkIndex,
     },
     AllocSegment {
-        blocks: u64,
+        least: u64,
+        most: u64,
     },
+    /// Nobody writes outputs of an earlier leader's compactions any more.
+    ReleaseWithheld,
+    /// Merge everything, in every shard of the reactor.
+    CompactAll,
     Central,
     Shutdown,
 }

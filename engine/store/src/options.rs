@@ -37,6 +37,9 @@ pub struct OpenOptions {
     pub term: Option<Term>,
     /// Operations in flight at the device per reactor.
     pub queue_depth: u32,
+    /// Other processes may still be writing outputs of compactions that an earlier leader handed to them: what no segment
+    /// holds of the segments' chunks stays out of use until [`crate::Store::release_withheld`].
+    pub withhold: bool,
 }
 
 impl Default for OpenOptions {
@@ -49,6 +52,7 @@ impl Default for OpenOptions {
             read_only: false,
             term: None,
             queue_depth: 256,
+            withhold: false,
         }
     }
 }

@@ -77,7 +77,8 @@ impl Store {
                 }
             };
             let oldest_reader = self.pins.oldest().unwrap_or(self.durable.get()).min(self.durable.get());
-            self.to_coordinator(Message::PartReady { from: self.me, epoch, part: ready, data, oldest_reader });
+            let debt = self.debt();
+            self.to_coordinator(Message::PartReady { from: self.me, epoch, part: ready, data, oldest_reader, debt });
         }
     }
 

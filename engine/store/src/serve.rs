@@ -57,6 +57,10 @@ impl Store {
                 self.drain().await?;
                 Answer::Done
             }
+            Request::CompactAll => {
+                self.compact_all_here().await?;
+                Answer::Done
+            }
             central => self.serve_central(central).await?,
         })
     }
@@ -80,12 +84,16 @@ impl Store {
                 let state = central.manifest.state();
                 Answer::Use(state.chunks.get(chunk.0 as usize).copied().unwrap_or(ChunkUse::Fixed))
             }
-            Request::AllocSegment { blocks } => {
+            Request::AllocSegment { least, most } => {
                 let space = self.env.local_space.borrow().clone();
                 match space {
-                    Some(space) => Answer::Ranges(space.alloc(blocks).await?),
+                    Some(space) => Answer::Ranges(space.alloc(least, most).await?),
                     None => return Err(StoreError::Closed),
                 }
+            }
+            Request::ReleaseWithheld => {
+                central.release_withheld();
+                Answer::Done
             }
             Request::Central => Answer::Central(Box::new(self.central_status(&central))),
             Request::Shutdown => {
@@ -108,6 +116,7 @@ impl Store {
             runs: state.runs.len(),
             seals_used,
             seals_bound,
+            withheld_blocks: central.withheld_blocks(),
             space: StatFs {
                 block_bytes: vellum_base::BLOCK_SIZE as u32,
                 total_blocks: self.superblock.blocks,
@@ -193,6 +202,11 @@ impl Store {
             memtable_bound_bytes: self.options.memtable_bytes / self.options.reactors,
             frozen_tables: self.shards.iter().map(|s| s.frozen_tables()).sum(),
             pressure,
+            compaction_debt: self.debt(),
+            write_bound_bytes_per_s: crate::admission::rate(self.pace.debt()).map(|rate| rate as u64),
+            slowed_batches: self.pace.slowed().0,
+            slowed: self.pace.slowed().1,
+            compactions: self.compactions.status(),
             log_used_bytes: log.as_ref().map_or(0, |l| l.used_bytes()),
             log_bound_bytes: log.as_ref().map_or(0, |l| l.capacity_bytes()),
             open_part_bytes: self.epochs.borrow().open_bytes(),
@@ -230,6 +244,7 @@ impl Store {
             status.segments = c.segments;
             status.runs = c.runs;
             (status.seals_used, status.seals_bound) = (c.seals_used, c.seals_bound);
+            status.withheld_blocks = c.withheld_blocks;
             status.space = c.space;
         }
         for r in &status.reactors {

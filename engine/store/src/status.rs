@@ -1,5 +1,7 @@
 //! What the store tells about itself: figures and their bounds.
 
+use std::time::Duration;
+
 use vellum_base::{Epoch, ReactorId, Term};
 
 use crate::lsm::CacheStats;
@@ -12,8 +14,16 @@ pub struct ReactorStatus {
     pub memtable_bytes: usize,
     pub memtable_bound_bytes: usize,
     pub frozen_tables: usize,
-    /// Greatest back-pressure of its shards; writers wait at 1.
+    /// Greatest share of the memtables' bound that is in use; writers wait for a flush at 1.
     pub pressure: f32,
+    /// How far merging is behind; writers are slowed from 0 on, and slowest from 1 on.
+    pub compaction_debt: f32,
+    /// Bytes per second that the node admits at this debt; none while it is 0.
+    pub write_bound_bytes_per_s: Option<u64>,
+    /// Batches that had to wait because of it, and how long altogether.
+    pub slowed_batches: u64,
+    pub slowed: Duration,
+    pub compactions: CompactionStatus,
     pub log_used_bytes: usize,
     pub log_bound_bytes: usize,
     pub open_part_bytes: usize,
@@ -32,6 +42,25 @@ pub struct ReactorStatus {
     pub epochs_with_changes: u64,
 }
 
+/// Compactions of one reactor's shards.
+#[derive(Clone, Debug, Default)]
+pub struct CompactionStatus {
+    pub running: usize,
+    pub running_bound: usize,
+    /// Run by helpers at the moment.
+    pub handed_over: usize,
+    pub done: u64,
+    pub done_elsewhere: u64,
+    pub failed: u64,
+    /// Handed over and never answered.
+    pub lost: u64,
+    /// Blocks that who was lost may still be writing.
+    pub withheld_blocks: u64,
+    /// After a failure.
+    pub resting_shards: usize,
+    pub last_error: Option<String>,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct StoreStatus {
     pub term: Term,
@@ -43,6 +72,8 @@ pub struct StoreStatus {
     pub runs: usize,
     pub seals_used: u64,
     pub seals_bound: u64,
+    /// Blocks that may be outputs of an earlier leader's compactions: out of use until their writers are known to be gone.
+    pub withheld_blocks: u64,
     pub space: StatFs,
     pub reactors: Vec<ReactorStatus>,
 }
@@ -66,5 +97,6 @@ pub struct CentralStatus {
     pub runs: usize,
     pub seals_used: u64,
     pub seals_bound: u64,
+    pub withheld_blocks: u64,
     pub space: StatFs,
 }

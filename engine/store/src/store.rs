@@ -14,8 +14,9 @@ use vellum_nvme::Queue;
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, FdWatch, PollerHandle, add_poller, spawn, watch_fd};
 
-use crate::admission::{Home, Reservations};
+use crate::admission::{Home, Pace, Reservations};
 use crate::central::Central;
+use crate::compactions::Compactions;
 use crate::env::{COORDINATOR, Env};
 use crate::epoch::{LocalEpochs, LogWriter, Ring};
 use crate::error::StoreError;
@@ -83,7 +84,8 @@ pub struct Store {
     pub(crate) next_group: Cell<usize>,
     pub(crate) maintain: Notify,
     pub(crate) flush_through: Cell<Epoch>,
-    pub(crate) compacting: Cell<usize>,
+    pub(crate) compactions: Compactions,
+    pub(crate) pace: Pace,
     /// A change in what holds writers back.
     pub(crate) room: Notify,
     pub(crate) central: Option<Rc<Central>>,
@@ -158,7 +160,8 @@ impl Store {
             next_group: Cell::new(vellum_rt::random_u64() as usize % 256),
             maintain: Notify::new(),
             flush_through: Cell::new(before),
-            compacting: Cell::new(0),
+            compactions: Compactions::default(),
+            pace: Pace::new(reactors),
             room: Notify::new(),
             central,
             batches: Cell::new(0),
@@ -359,7 +362,10 @@ impl Store {
                 self.epochs.borrow_mut().declared(epoch, messages);
                 self.close_parts();
             }
-            Message::Durable { epoch, oldest_reader } => self.became_durable(epoch, oldest_reader),
+            Message::Durable { epoch, oldest_reader, debt } => {
+                self.pace.note_debt(self.me, debt);
+                self.became_durable(epoch, oldest_reader);
+            }
             Message::FlushThrough { epoch } => {
                 self.flush_through.set(self.flush_through.get().max(epoch));
                 self.maintain.notify_one();

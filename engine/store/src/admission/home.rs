@@ -182,7 +182,8 @@ impl Store {
         if batch.number != expected && !again {
             return Err(CommitError::OutOfOrder { rid, expected, found: batch.number });
         }
-        check_size(&batch)?;
+        let bytes = check_size(&batch)?;
+        self.pace.admit(bytes).await;
         let mut by_owner: BTreeMap<ReactorId, Vec<ItemOp>> = BTreeMap::new();
         for op in batch.ops {
             by_owner.entry(self.reactor_of(key_of(&op).bucket())).or_default().push(op);
@@ -404,7 +405,8 @@ fn split(set: &RangeSet, chunk_blocks: u64) -> Vec<(u64, u64)> {
     out
 }
 
-fn check_size(batch: &Batch) -> Result<(), CommitError> {
+/// The bytes that a batch counts for, if it is not too large.
+fn check_size(batch: &Batch) -> Result<usize, CommitError> {
     if batch.ops.len() > MAX_BATCH_OPS {
         return Err(CommitError::TooLarge { what: "operations", found: batch.ops.len(), most: MAX_BATCH_OPS });
     }
@@ -422,5 +424,5 @@ fn check_size(batch: &Batch) -> Result<(), CommitError> {
             return Err(CommitError::Malformed { key, reason: "it stands twice in the batch".into() });
         }
     }
-    Ok(())
+    Ok(bytes + batch.ops.len() * super::pace::OP_BYTES)
 }

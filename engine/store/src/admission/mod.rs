@@ -2,11 +2,13 @@
 //!
 //! `home` runs on the client's home reactor: one batch of a client after the other, duplicates recognised, all owners
 //! reserved, then the epoch taken. `reserve` runs on the owner of the keys: rights, structure, old values, room. `check`
-//! says what a value must look like. After the last reservation nothing can fail.
+//! says what a value must look like, `pace` how fast batches may come. After the last reservation nothing can fail.
 
 mod check;
 mod home;
+mod pace;
 mod reserve;
 
 pub(crate) use home::Home;
+pub(crate) use pace::{Pace, rate};
 pub(crate) use reserve::Reservations;

@@ -177,7 +177,19 @@ pub fn read_span(
     gather(place, start(queue, segment, 0, place))
 }
 
-/// Reads and verifies one block; falls back on the second copy, and then repairs the first.
+/// Reads and verifies one block of one copy, unlike [`load_block`] without a way out.
+pub async fn load_copy(
+    queue: &Rc<dyn Queue>,
+    segment: &Segment,
+    kind: BlockKind,
+    place: Place,
+    copy: usize,
+) -> Result<Rc<Block>, LsmError> {
+    let data = gather(place, start(queue, segment, copy, place)).await?;
+    verify(data, segment, kind, place, copy)
+}
+
+/// Reads and verifies one block; falls back on the second copy, and then repairs the first if it is ours.
 pub async fn load_block(
     queue: &Rc<dyn Queue>,
     segment: &Rc<Segment>,
@@ -195,6 +207,9 @@ pub async fn load_block(
     };
     let data = gather(place, start(queue, segment, 1, place)).await?;
     let block = verify(data, segment, kind, place, 1)?;
+    if !segment.may_be_repaired() {
+        return Ok(block);
+    }
     warn!(%err, "the second copy is good; the first is written again");
     if let Err(err) = repair(queue, segment, place, &block).await {
         warn!(%err, "the repair failed");

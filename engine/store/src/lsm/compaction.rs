@@ -4,59 +4,18 @@
 //! into the next level while its own is over its size; and segments full of tombstones go down (or are rewritten at the
 //! bottom) whatever the sizes, so that deletions do vanish.
 
-use std::cell::Cell;
 use std::rc::Rc;
 
-use vellum_base::{Epoch, KeyRange, Mutant, SegmentId, mutant};
-use vellum_format::SegmentMeta;
-use vellum_format::segment::BlockKind;
+use vellum_base::{KeyRange, Mutant, mutant};
 
-use super::bottom::Bottom;
-use super::merge::Merge;
-use super::output::Output;
+use super::Shard;
+use super::plan::Pick;
 use super::segment::Segment;
 use super::state::{Run, State};
-use super::stream::Stream;
-use super::{Edit, LsmError, Shard};
 
-/// Fill of a level (1 is full) from where writers are slowed down, and where they must wait.
+/// Fill of a level (1 is full) from where writers are slowed down, and where they are slowest.
 const DEBT_FREE: f32 = 2.0;
-const DEBT_STOP: f32 = 8.0;
-
-/// A compaction that was picked: its inputs belong to no other job while it lives.
-pub struct Job {
-    /// Runs of inputs, newest first; the last ones are from the target level.
-    sources: Vec<Vec<Rc<Segment>>>,
-    target: usize,
-    /// The input only changes its level.
-    trivial: bool,
-    /// The edit was handed out: the inputs stay taken until it is installed or abandoned.
-    handed_over: Cell<bool>,
-}
-
-impl Job {
-    fn new(sources: Vec<Vec<Rc<Segment>>>, target: usize, trivial: bool) -> Job {
-        sources.iter().flatten().for_each(|segment| segment.set_busy(true));
-        Job { sources, target, trivial, handed_over: Cell::new(false) }
-    }
-
-    /// What it merges.
-    pub fn input_ids(&self) -> Vec<SegmentId> {
-        self.inputs().map(|segment| segment.meta.id).collect()
-    }
-
-    fn inputs(&self) -> impl Iterator<Item = &Rc<Segment>> {
-        self.sources.iter().flatten()
-    }
-}
-
-impl Drop for Job {
-    fn drop(&mut self) {
-        if !self.handed_over.get() {
-            self.inputs().for_each(|segment| segment.set_busy(false));
-        }
-    }
-}
+const DEBT_FULL: f32 = 8.0;
 
 fn any_busy(segments: &[Rc<Segment>]) -> bool {
     !mutant::active(Mutant::CompactBusyInputs) && segments.iter().any(|segment| segment.is_busy())
@@ -74,12 +33,12 @@ fn bounds<'a>(segments: impl Iterator<Item = &'a Rc<Segment>>) -> Option<KeyRang
 
 impl Shard {
     /// The most urgent compaction that shares no input with one that runs.
-    pub fn pick_compaction(&self) -> Option<Job> {
+    pub fn pick_compaction(&self) -> Option<Pick> {
         let state = self.state();
         self.pick_level_zero(&state).or_else(|| self.pick_by_size(&state)).or_else(|| self.pick_by_tombstones(&state))
     }
 
-    fn pick_level_zero(&self, state: &State) -> Option<Job> {
+    fn pick_level_zero(&self, state: &State) -> Option<Pick> {
         let enough = state.runs.len() >= self.cfg.l0_runs
             || (state.runs.len() >= self.cfg.l0_runs.div_ceil(2) && self.mostly_tombstones(&state.runs));
         // One job at a time: a second one would have to pass older runs that are still being merged.
@@ -87,7 +46,7 @@ impl Shard {
             return None;
         }
         if let Some(segment) = falls_through(state) {
-            return Some(Job::new(vec![vec![segment]], 1, true));
+            return Some(Pick::new(vec![vec![segment]], 1, true));
         }
         let mut sources: Vec<_> = state.runs.iter().map(|run| run.segments.clone()).collect();
         if mutant::active(Mutant::CompactSomeRuns) {
@@ -99,7 +58,7 @@ impl Shard {
             return None;
         }
         sources.push(below);
-        Some(Job::new(sources, 1, false))
+        Some(Pick::new(sources, 1, false))
     }
 
     fn mostly_tombstones(&self, runs: &[Rc<Run>]) -> bool {
@@ -109,7 +68,7 @@ impl Shard {
         dead * 100 >= all.max(1) * u64::from(self.cfg.tombstone_percent)
     }
 
-    fn pick_by_size(&self, state: &State) -> Option<Job> {
+    fn pick_by_size(&self, state: &State) -> Option<Pick> {
         let (level, _) = state
             .levels
             .iter()
@@ -130,10 +89,10 @@ impl Shard {
             .filter(|(_, below, _)| !any_busy(below))
             .min_by(|a, b| a.2.total_cmp(&b.2))?;
         let trivial = below.is_empty();
-        Some(Job::new(vec![vec![segment.clone()], below], level + 1, trivial))
+        Some(Pick::new(vec![vec![segment.clone()], below], level + 1, trivial))
     }
 
-    fn pick_by_tombstones(&self, state: &State) -> Option<Job> {
+    fn pick_by_tombstones(&self, state: &State) -> Option<Pick> {
         let oldest = self.oldest_reader();
         for (at, run) in state.levels.iter().enumerate() {
             let level = at + 1;
@@ -150,55 +109,68 @@ impl Shard {
                     Some(l) if l == level => {
                         let below = overlapping(state, level + 1, &range);
                         if !any_busy(&below) {
-                            return Some(Job::new(vec![vec![segment.clone()], below], level + 1, false));
+                            return Some(Pick::new(vec![vec![segment.clone()], below], level + 1, false));
                         }
                     }
-                    Some(_) => return Some(Job::new(vec![vec![segment.clone()], Vec::new()], level + 1, true)),
+                    Some(_) => return Some(Pick::new(vec![vec![segment.clone()], Vec::new()], level + 1, true)),
                     // Nothing below: its tombstones have nothing to hide.
-                    None => return Some(Job::new(vec![vec![segment.clone()]], level, false)),
+                    None => return Some(Pick::new(vec![vec![segment.clone()]], level, false)),
                 }
             }
         }
         None
     }
 
-    /// Merges. The new segments are on the medium; nothing is changed for readers before the edit is installed.
-    pub async fn run_compaction(&self, job: Job) -> Result<Edit, LsmError> {
-        let removed = job.inputs().map(|segment| segment.meta.id).collect();
-        let added = if job.trivial {
-            job.inputs().map(|segment| SegmentMeta { run: Epoch::NONE, ..segment.meta.clone() }).collect()
-        } else {
-            let min = job.inputs().map(|segment| segment.meta.min_epoch).min().unwrap_or_default();
-            let max = job.inputs().map(|segment| segment.meta.max_epoch).max().unwrap_or_default();
-            let older = self.state().levels.iter().skip(job.target).cloned().collect();
-            let output = Output::new(&self.env, &self.cfg, Epoch::NONE, (min, max));
-            let queue = self.env.queue();
-            let streams = |kind| job.sources.iter().map(|run| Stream::new(queue.clone(), kind, run)).collect();
-            let (points, ranges) = (streams(BlockKind::Data), streams(BlockKind::Tombstones));
-            let merge = Merge::open(points, ranges, self.oldest_reader(), Bottom::new(older), output).await?;
-            merge.run().await?.finish().await?
-        };
-        job.handed_over.set(true);
-        let added = added.into_iter().map(|meta| (job.target, meta)).collect();
-        Ok(Edit { added, removed, flushed_through: Epoch::NONE })
+    /// How much this shard wants to be merged; from 1 on there is something to do by size.
+    pub fn urgency(&self) -> f32 {
+        let state = self.state();
+        let runs = state.runs.len() as f32 / self.cfg.l0_runs as f32;
+        let fill = |(at, run): (usize, &Rc<Run>)| run.bytes() as f32 / self.cfg.level_bytes(at + 1) as f32;
+        state.levels.iter().enumerate().map(fill).fold(runs, f32::max)
     }
 
-    /// How far flushing and merging are behind: 0 is not at all, from 1 on writers must wait. It grows smoothly, so that
-    /// writers are slowed down long before they are stopped.
-    pub fn pressure(&self) -> f32 {
+    /// All of it is in one level.
+    pub fn is_merged(&self) -> bool {
         let state = self.state();
-        let ratio = |have: f32, free: f32, stop: f32| ((have - free) / (stop - free).max(1.0)).max(0.0);
+        state.runs.is_empty() && state.levels.iter().filter(|run| !run.segments.is_empty()).count() <= 1
+    }
+
+    /// Everything in one job, down to the lowest level. `None`: a part of it is in another one, or [`Self::is_merged`].
+    pub fn pick_everything(&self) -> Option<Pick> {
+        let state = self.state();
+        let sources: Vec<_> =
+            state.sorted_runs().filter(|run| !run.segments.is_empty()).map(|run| run.segments.clone()).collect();
+        if self.is_merged() || sources.iter().any(|segments| any_busy(segments)) {
+            return None;
+        }
+        let lowest = state.levels.iter().rposition(|run| !run.segments.is_empty()).map_or(1, |at| at + 1);
+        Some(Pick::new(sources, lowest, false))
+    }
+
+    /// How much of what memtables may hold is in use: from 1 on writers wait for a flush.
+    pub fn pressure(&self) -> f32 {
         let table = self.cfg.memtable_bytes as f32;
-        let memory = ratio(self.memtable_bytes() as f32, table * 1.5, table * self.cfg.memtable_backlog as f32);
-        let runs = ratio(state.runs.len() as f32, self.cfg.l0_runs as f32 * 1.5, self.cfg.l0_stop as f32);
-        // Debt of the levels: many times what they should hold means that merging has lagged for long.
-        let debt = state
+        ratio(self.memtable_bytes() as f32, table * 1.5, table * self.cfg.memtable_backlog as f32)
+    }
+
+    /// How far merging is behind: 0 is not at all, and it grows smoothly to 1 and beyond. Writers are slowed by it, and
+    /// never stopped (C4).
+    pub fn debt(&self) -> f32 {
+        let state = self.state();
+        let runs = ratio(state.runs.len() as f32, self.cfg.l0_runs as f32 * 1.5, self.cfg.l0_far as f32);
+        // Many times what the levels should hold means that merging has lagged for long.
+        let levels = state
             .levels
             .iter()
             .enumerate()
-            .map(|(at, run)| ratio(run.bytes() as f32 / self.cfg.level_bytes(at + 1) as f32, DEBT_FREE, DEBT_STOP));
-        debt.fold(memory.max(runs), f32::max)
+            .map(|(at, run)| ratio(run.bytes() as f32 / self.cfg.level_bytes(at + 1) as f32, DEBT_FREE, DEBT_FULL));
+        levels.fold(runs, f32::max)
     }
+}
+
+/// Where `have` stands between `free` (0) and `full` (1).
+fn ratio(have: f32, free: f32, full: f32) -> f32 {
+    ((have - free) / (full - free).max(1.0)).max(0.0)
 }
 
 /// A segment of level 0 that overlaps no older one and nothing in level 1 goes there as it is. (Files that are created in

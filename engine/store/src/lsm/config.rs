@@ -12,8 +12,8 @@ pub struct LsmConfig {
     pub block_bytes: usize,
     /// Level 0 is merged into level 1 when it has this many runs.
     pub l0_runs: usize,
-    /// Writers wait at this many runs.
-    pub l0_stop: usize,
+    /// Writers are slowest at this many runs.
+    pub l0_far: usize,
     /// Wanted size of level 1; 0 means `l0_runs * memtable_bytes`.
     pub base_level_bytes: u64,
     /// Each level is this many times as large as the one above it.
@@ -32,7 +32,7 @@ impl Default for LsmConfig {
             segment_bytes: 8 << 20,
             block_bytes: 8 << 10,
             l0_runs: 8,
-            l0_stop: 24,
+            l0_far: 24,
             base_level_bytes: 0,
             level_ratio: 10,
             tombstone_percent: 30,

@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::rc::Rc;
 
 use vellum_base::{BlockRange, Epoch, SegmentId};
-use vellum_format::SegmentMeta;
 use vellum_nvme::Queue;
 
 use super::LsmError;
@@ -15,16 +14,21 @@ pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub trait ShardEnv {
     fn queue(&self) -> Rc<dyn Queue>;
 
-    /// Never the same twice, also over restarts.
-    fn next_segment_id(&self) -> SegmentId;
+    /// The first of `count` consecutive ids that are nobody else's. Never the same twice, also over restarts.
+    fn next_segment_ids(&self, count: u64) -> SegmentId;
 
-    /// Space for one copy of a segment, at least `len_bytes` (a multiple of 4 KiB), in at most
-    /// [`SegmentMeta::MAX_RANGES`] runs. Until an edit that names the segment is durable it is lost with a crash.
-    fn alloc_segment_space(&self, len_bytes: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>>;
+    /// Space for segments, `most_bytes` of it, or less when there is no more, but never less than `least_bytes` (both
+    /// multiples of 4 KiB), in at most [`vellum_format::SegmentMeta::MAX_RANGES`] runs. Until an edit that names it is
+    /// durable it is lost with a crash.
+    fn alloc_segment_space(
+        &self,
+        least_bytes: u64,
+        most_bytes: u64,
+    ) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>>;
 
-    /// The space of `ranges` and `mirror` is no longer used by the shard: the edit that removed the segment was installed
-    /// and no read uses it, or it was never installed. Called once for each segment; must not call into the shard.
-    fn release_segment_space(&self, segment: SegmentMeta);
+    /// The blocks are no longer used by the shard, and nobody writes to them: the edit that removed their segment was
+    /// installed and no read uses it, or no segment came of them. Once for each block; must not call into the shard.
+    fn release_space(&self, space: Vec<BlockRange>);
 
     /// Readers see this epoch or later ones: the durable epoch or an older pinned one. Never decreases. Versions that
     /// were superseded at or before it may be dropped.

@@ -23,6 +23,14 @@ pub enum LsmError {
     },
     #[error("no space for a segment of {wanted_bytes} bytes")]
     NoSpace { wanted_bytes: u64 },
+    /// A job has used up the segments, or the space, that it was given.
+    #[error("the job's outputs do not fit what was set aside for them")]
+    Ids,
+    /// Nothing of it is used.
+    #[error("the outcome of a compaction does not fit its job: {0}")]
+    Misfit(String),
+    #[error("the job was cancelled")]
+    Cancelled,
     /// For the environment: whatever stopped it from giving space.
     #[error("segment space: {0}")]
     Space(String),

@@ -1,11 +1,13 @@
 //! A frozen memtable becomes a run of level 0.
 
-use vellum_base::{Epoch, Key};
+use std::rc::Rc;
+
+use vellum_base::{Epoch, Key, KeyRange};
 use vellum_format::SegmentMeta;
 
 use super::bottom::Bottom;
 use super::memtable::{Memtable, Version, Versions};
-use super::output::Output;
+use super::output::{EnvSpace, Output, Shape};
 use super::ranges::{Fragment, Stamp, predecessor};
 use super::state::Frozen;
 use super::{Edit, LsmError, Shard};
@@ -34,17 +36,19 @@ impl Shard {
             ((min, table.max_epoch().min(frozen.through)), self.oldest_reader())
         };
         let state = self.state();
+        let space = Rc::new(EnvSpace(self.env.clone()));
+        let output = Output::new(space, self.env.queue(), Shape::of(&self.cfg), frozen.through, epochs);
         let mut writer = TableWriter {
             oldest,
             through: frozen.through,
-            bottom: Bottom::new(state.sorted_runs().cloned().collect()),
-            output: Output::new(&self.env, &self.cfg, frozen.through, epochs),
+            bottom: Bottom::of(state.sorted_runs(), &KeyRange::ALL),
+            output,
             ranges_from: Key::MIN,
             may_cut: true,
         };
         let mut next = Some(Key::MIN);
         while let Some(from) = next {
-            next = writer.batch(&frozen.table.borrow(), &from);
+            next = writer.batch(&frozen.table.borrow(), &from)?;
             if writer.may_cut && writer.output.is_full() {
                 writer.output.cut().await?;
             }
@@ -68,7 +72,7 @@ struct TableWriter {
 impl TableWriter {
     /// Writes the keys from `from` to the key that it answers, where the next batch begins, and the range tombstones
     /// that end before it. One that reaches over that key is cut there only when the segment ends there.
-    fn batch(&mut self, table: &Memtable, from: &Key) -> Option<Key> {
+    fn batch(&mut self, table: &Memtable, from: &Key) -> Result<Option<Key>, LsmError> {
         let after_points = table.from(from).nth(BATCH).map(|(key, _)| *key);
         let after_ranges = table.tombstones.from(&self.ranges_from).nth(BATCH).map(|(first, _)| first);
         let end = match (after_points, after_ranges.filter(|key| key > from)) {
@@ -77,7 +81,7 @@ impl TableWriter {
         };
         let inside = |key: &Key| end.is_none_or(|end| *key < end);
         for (key, versions) in table.from(from).take_while(|(key, _)| inside(key)) {
-            self.point(table, key, versions);
+            self.point(table, key, versions)?;
         }
         let start = self.ranges_from;
         self.ranges_from = end.unwrap_or(Key::MAX);
@@ -85,43 +89,44 @@ impl TableWriter {
         for (first, fragment) in table.tombstones.from(&start).take_while(|(first, _)| inside(first)) {
             let first = first.max(start);
             if inside(&fragment.last) {
-                self.range(&first, &fragment.last, fragment);
+                self.range(&first, &fragment.last, fragment)?;
             } else if let Some(before) = end.and_then(|end| predecessor(&end)).filter(|_| self.output.is_full()) {
-                self.range(&first, &before, fragment);
+                self.range(&first, &before, fragment)?;
             } else {
                 self.ranges_from = first;
                 self.may_cut = false;
             }
         }
-        end
+        Ok(end)
     }
 
-    fn point(&mut self, table: &Memtable, key: &Key, versions: &Versions) {
+    fn point(&mut self, table: &Memtable, key: &Key, versions: &Versions) -> Result<(), LsmError> {
         let fragment = table.tombstones.covering(key).map(|(_, fragment)| fragment);
         let stamps = || fragment.into_iter().flat_map(Fragment::stamps).filter(|stamp| stamp.0 <= self.through);
         for version in versions.iter().filter(|version| version.epoch <= self.through) {
             let covers = |stamp: &Stamp| *stamp > version.stamp();
             if stamps().any(|stamp| covers(&stamp) && stamp.0 <= self.oldest) {
-                return; // deleted for every reader, and so are the older versions
+                return Ok(()); // deleted for every reader, and so are the older versions
             }
             if stamps().any(|stamp| covers(&stamp) && stamp.0 == version.epoch) {
                 continue; // written and deleted in one epoch
             }
             if version.epoch <= self.oldest {
-                self.visible_to_all(table, key, version);
-                return;
+                return self.visible_to_all(table, key, version);
             }
-            self.output.add(key, version.epoch, table.value(version.value));
+            self.output.add(key, version.epoch, table.value(version.value))?;
         }
+        Ok(())
     }
 
-    fn visible_to_all(&mut self, table: &Memtable, key: &Key, version: &Version) {
-        if !(version.value.is_tombstone() && self.bottom.is_below(key, key)) {
-            self.output.add(key, Epoch::NONE, table.value(version.value));
+    fn visible_to_all(&mut self, table: &Memtable, key: &Key, version: &Version) -> Result<(), LsmError> {
+        if version.value.is_tombstone() && self.bottom.is_below(key, key) {
+            return Ok(());
         }
+        self.output.add(key, Epoch::NONE, table.value(version.value))
     }
 
-    fn range(&mut self, first: &Key, last: &Key, fragment: &Fragment) {
+    fn range(&mut self, first: &Key, last: &Key, fragment: &Fragment) -> Result<(), LsmError> {
         let mut epochs = Vec::new();
         for (epoch, _) in fragment.stamps().filter(|stamp| stamp.0 <= self.through) {
             if epoch <= self.oldest {
@@ -132,6 +137,6 @@ impl TableWriter {
             }
             epochs.push(epoch);
         }
-        self.output.add_range(first, last, &epochs);
+        self.output.add_range(first, last, &epochs)
     }
 }

@@ -4,6 +4,7 @@ use vellum_base::{Epoch, Key};
 
 use super::LsmError;
 use super::bottom::Bottom;
+use super::execute::Cancel;
 use super::output::Output;
 use super::ranges::predecessor;
 use super::stream::Stream;
@@ -90,33 +91,42 @@ impl Coverings {
     }
 }
 
-pub struct Merge {
+/// What was read of all inputs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    pub entries: u64,
+    pub range_tombstones: u64,
+}
+
+pub struct Merge<'a> {
     /// Points of the inputs; their index is their rank.
     points: Vec<Stream>,
     coverings: Coverings,
     covering: Option<Covering>,
     oldest: Epoch,
-    bottom: Bottom,
-    output: Output,
+    bottom: &'a Bottom,
+    output: &'a mut Output,
+    cancel: &'a Cancel,
 }
 
-impl Merge {
+impl<'a> Merge<'a> {
     pub async fn open(
         mut points: Vec<Stream>,
         ranges: Vec<Stream>,
         oldest: Epoch,
-        bottom: Bottom,
-        output: Output,
-    ) -> Result<Merge, LsmError> {
+        bottom: &'a Bottom,
+        output: &'a mut Output,
+        cancel: &'a Cancel,
+    ) -> Result<Merge<'a>, LsmError> {
         for stream in &mut points {
             stream.advance().await?;
         }
         let mut coverings = Coverings::open(ranges).await?;
         let covering = coverings.next().await?;
-        Ok(Merge { points, coverings, covering, oldest, bottom, output })
+        Ok(Merge { points, coverings, covering, oldest, bottom, output, cancel })
     }
 
-    pub async fn run(mut self) -> Result<Output, LsmError> {
+    pub async fn run(mut self) -> Result<Tally, LsmError> {
         while let Some(key) = self.points.iter().filter_map(Stream::key).min().copied() {
             self.pass_ranges_before(&key).await?;
             if self.output.is_full() {
@@ -126,19 +136,23 @@ impl Merge {
             self.one_key(&key).await?;
         }
         while let Some(covering) = self.covering.take() {
-            self.emit_range(&covering);
+            self.emit_range(&covering)?;
             if self.output.is_full() {
                 self.output.cut().await?; // after it, never within: keys in it are in this segment already
             }
             self.covering = self.coverings.next().await?;
+            self.cancel.check()?;
             vellum_rt::yield_if_needed().await;
         }
-        Ok(self.output)
+        Ok(Tally {
+            entries: self.points.iter().map(Stream::entries_read).sum(),
+            range_tombstones: self.coverings.heads.iter().map(|head| head.stream.entries_read()).sum(),
+        })
     }
 
     async fn pass_ranges_before(&mut self, key: &Key) -> Result<(), LsmError> {
         while let Some(covering) = self.covering.take_if(|covering| covering.last < *key) {
-            self.emit_range(&covering);
+            self.emit_range(&covering)?;
             if self.output.is_full() {
                 self.output.cut().await?; // after it, never within: keys in it are in this segment already
             }
@@ -154,7 +168,7 @@ impl Merge {
                 && let Some(before) = predecessor(key)
             {
                 let left = Covering { first: covering.first, last: before, stamps: covering.stamps.clone() };
-                self.emit_range(&left);
+                self.emit_range(&left)?;
                 covering.first = *key;
             }
             self.covering = Some(covering);
@@ -168,10 +182,11 @@ impl Merge {
         for rank in 0..self.points.len() {
             while self.points[rank].key() == Some(key) {
                 if !done {
-                    done = self.one_version(key, rank);
+                    done = self.one_version(key, rank)?;
                 }
                 if !self.points[rank].step()? {
                     self.points[rank].advance().await?;
+                    self.cancel.check()?;
                     vellum_rt::yield_if_needed().await;
                 }
             }
@@ -179,24 +194,24 @@ impl Merge {
         Ok(())
     }
 
-    fn one_version(&mut self, key: &Key, rank: usize) -> bool {
-        let Some((epoch, value)) = self.points[rank].entry() else { return false };
+    fn one_version(&mut self, key: &Key, rank: usize) -> Result<bool, LsmError> {
+        let Some((epoch, value)) = self.points[rank].entry() else { return Ok(false) };
         if let Some(covering) = self.covering.as_ref().filter(|covering| covering.covers(key))
             && covering.hiding(rank, epoch).any(|deleted| deleted <= self.oldest)
         {
-            return true;
+            return Ok(true);
         }
         if epoch > self.oldest {
-            self.output.add(key, epoch, value);
-            return false;
+            self.output.add(key, epoch, value)?;
+            return Ok(false);
         }
         if value.is_some() || !self.bottom.is_below(key, key) {
-            self.output.add(key, Epoch::NONE, value);
+            self.output.add(key, Epoch::NONE, value)?;
         }
-        true
+        Ok(true)
     }
 
-    fn emit_range(&mut self, covering: &Covering) {
+    fn emit_range(&mut self, covering: &Covering) -> Result<(), LsmError> {
         let mut epochs = Vec::new();
         for (_, epoch) in &covering.stamps {
             if *epoch <= self.oldest {
@@ -207,6 +222,6 @@ impl Merge {
             }
             epochs.push(*epoch);
         }
-        self.output.add_range(&covering.first, &covering.last, &epochs);
+        self.output.add_range(&covering.first, &covering.last, &epochs)
     }
 }

@@ -8,7 +8,7 @@ use vellum_base::{Epoch, Key, KeyRange, ShardId};
 use vellum_format::{SegmentMeta, Value};
 
 use super::memtable::Found;
-use super::segment::Segment;
+use super::segment::{Segment, space_of};
 use super::state::{Frozen, State};
 use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ShardEnv};
 
@@ -26,6 +26,8 @@ pub struct Shard {
     /// Everything up to here is in segments or frozen.
     frozen_through: Cell<Epoch>,
     pub(super) flushing: Cell<bool>,
+    /// How many times the usual space a compaction gets.
+    pub(super) room: Cell<u64>,
     /// Epochs of the reads that are in progress here.
     readers: RefCell<BTreeMap<Epoch, usize>>,
 }
@@ -53,6 +55,7 @@ impl Shard {
             flushed_through: Cell::new(flushed_through),
             frozen_through: Cell::new(flushed_through),
             flushing: Cell::new(false),
+            room: Cell::new(1),
             readers: RefCell::default(),
         })
     }
@@ -198,7 +201,7 @@ impl Shard {
         }
         for (_, meta) in edit.added {
             if !edit.removed.contains(&meta.id) {
-                self.env.release_segment_space(meta);
+                self.env.release_space(space_of(&meta));
             }
         }
     }

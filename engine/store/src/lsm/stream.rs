@@ -53,6 +53,8 @@ pub struct Stream {
     next: Option<Span>,
     loaded: Option<Loaded>,
     current: Option<Current>,
+    /// Entries stood at so far.
+    read: u64,
 }
 
 fn ended(stop: Stop) -> LsmError {
@@ -67,7 +69,12 @@ impl Stream {
     pub fn new(queue: Rc<dyn Queue>, kind: BlockKind, segments: &[Rc<Segment>]) -> Stream {
         let segments = segments.iter().cloned().collect();
         let (places, segment, next, loaded, current) = (VecDeque::new(), None, None, None, None);
-        Stream { queue, kind, segments, places, segment, next, loaded, current }
+        Stream { queue, kind, segments, places, segment, next, loaded, current, read: 0 }
+    }
+
+    /// How many entries were read: at the end as many as the segments say they hold, or something was missed.
+    pub fn entries_read(&self) -> u64 {
+        self.read
     }
 
     pub fn key(&self) -> Option<&Key> {
@@ -95,6 +102,7 @@ impl Stream {
         match view.after(&current.entry).map_err(ended)? {
             Some(entry) => {
                 current.entry = entry;
+                self.read += 1;
                 Ok(true)
             }
             None => Ok(false),
@@ -130,6 +138,7 @@ impl Stream {
             };
             let segment = loaded.segment.clone();
             let first = View { segment: &segment, block: &block }.first().map_err(ended)?;
+            self.read += u64::from(first.is_some());
             self.current = first.map(|entry| Current { segment, block, entry });
         }
         Ok(())

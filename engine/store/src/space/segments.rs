@@ -14,13 +14,16 @@ const MAX_RUNS: usize = 1024;
 pub struct SegmentSpace {
     chunk_blocks: u64,
     free: RangeSet,
-    /// Blocks in use per chunk.
+    /// Neither free nor a segment's.
+    withheld: RangeSet,
+    /// Blocks in use (or withheld) per chunk.
     used: BTreeMap<ChunkIndex, u64>,
 }
 
 impl SegmentSpace {
     pub fn new(chunk_blocks: u32) -> SegmentSpace {
-        SegmentSpace { chunk_blocks: u64::from(chunk_blocks), free: RangeSet::default(), used: BTreeMap::new() }
+        let (free, withheld) = (RangeSet::default(), RangeSet::default());
+        SegmentSpace { chunk_blocks: u64::from(chunk_blocks), free, withheld, used: BTreeMap::new() }
     }
 
     pub fn add_chunk(&mut self, chunk: ChunkIndex) {
@@ -60,24 +63,48 @@ impl SegmentSpace {
         self.used.values().sum()
     }
 
-    /// `blocks` blocks in few runs; `None` when there are not enough.
-    pub fn take(&mut self, blocks: u64) -> Option<Vec<BlockRange>> {
-        if self.free.blocks() < blocks {
+    /// `most` blocks in few runs, or what there is of them; `None` when that is less than `least`.
+    pub fn take(&mut self, least: u64, most: u64) -> Option<Vec<BlockRange>> {
+        if self.free.blocks() < least {
             return None;
         }
         let mut out = Vec::new();
-        let mut rest = blocks;
-        while rest > 0 && out.len() < MAX_RUNS {
-            let (start, len) = self.free.take_largest(rest.min(u64::from(u32::MAX)))?;
+        let mut taken = 0;
+        while taken < most && out.len() < MAX_RUNS {
+            let Some((start, len)) = self.free.take_largest((most - taken).min(u64::from(u32::MAX))) else { break };
             self.count(start, len, true);
             out.push(BlockRange::new(start, len as u32));
-            rest -= len;
+            taken += len;
         }
-        if rest > 0 {
+        if taken < least {
             out.iter().for_each(|r| self.release(r));
             return None;
         }
         Some(out)
+    }
+
+    /// Everything that is free now stays out of use until [`Self::release_withheld`]: what a leader before set aside for
+    /// others' compactions is among it, and they may still be writing.
+    pub fn withhold_free(&mut self) {
+        let free = std::mem::take(&mut self.free);
+        for (start, len) in free.iter() {
+            self.count(start, len, true);
+        }
+        self.withheld = free;
+    }
+
+    /// True when there was any.
+    pub fn release_withheld(&mut self) -> bool {
+        let withheld = std::mem::take(&mut self.withheld);
+        for (start, len) in withheld.iter() {
+            self.free.insert(start, len);
+            self.count(start, len, false);
+        }
+        !withheld.is_empty()
+    }
+
+    pub fn withheld_blocks(&self) -> u64 {
+        self.withheld.blocks()
     }
 
     pub fn release(&mut self, range: &BlockRange) {
@@ -110,11 +137,32 @@ mod tests {
         s.add_chunk(ChunkIndex(5));
         assert!(s.hold(&BlockRange::new(20, 4)) && !s.hold(&BlockRange::new(22, 4)));
         assert!(!s.hold(&BlockRange::new(40, 4)), "no segment chunk");
-        let taken = s.take(20).unwrap();
-        assert!(taken.len() >= 2 && s.take(9).is_none());
+        let taken = s.take(20, 20).unwrap();
+        assert!(taken.len() >= 2 && s.take(9, 9).is_none());
         assert_eq!(s.used_blocks(), 24);
-        taken.iter().for_each(|r| s.release(r));
+        let rest = s.take(5, 100).unwrap();
+        assert_eq!((rest.iter().map(|r| r.len_blocks).sum::<u32>(), s.free_blocks()), (8, 0), "what there is");
+        taken.iter().chain(&rest).for_each(|r| s.release(r));
         assert_eq!(s.give_back(0), vec![ChunkIndex(5)]);
         assert_eq!((s.free_blocks(), s.used_blocks()), (12, 4));
+    }
+
+    #[test]
+    fn what_is_withheld_is_nobodys_until_it_is_released() {
+        let mut s = SegmentSpace::new(16);
+        s.add_chunk(ChunkIndex(1));
+        s.add_chunk(ChunkIndex(2));
+        assert!(s.hold(&BlockRange::new(20, 4)));
+        s.withhold_free();
+        assert_eq!((s.free_blocks(), s.withheld_blocks()), (0, 28));
+        assert!(s.take(1, 1).is_none() && s.give_back(0).is_empty(), "an empty chunk may be written to as well");
+        s.add_chunk(ChunkIndex(7));
+        let new = s.take(1, 100).unwrap();
+        assert!(new.iter().all(|r| r.start.0 >= 7 * 16));
+        s.release(&BlockRange::new(20, 4)); // a segment that dies meanwhile
+        assert_eq!(s.free_blocks(), 4);
+        assert!(s.release_withheld() && !s.release_withheld());
+        new.iter().for_each(|r| s.release(r));
+        assert_eq!((s.free_blocks(), s.used_blocks()), (48, 0));
     }
 }

@@ -1,11 +1,12 @@
 //! A shard on a device in memory, beside a model that knows every version.
 
+mod jobs;
 mod media;
 mod model;
 mod vanish;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use vellum_format::SegmentMeta;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Queue};
 use vellum_rt::PollerHandle;
+
+use crate::space::RangeSet;
 
 use super::{BlockCache, Edit, ItemWrite, LocalFuture, LsmConfig, LsmError, Shard, ShardEnv};
 
@@ -30,7 +33,7 @@ struct TestEnv {
     durable: Cell<Epoch>,
     /// A reader's epoch, older than `oldest` perhaps.
     pinned: Cell<Option<Epoch>>,
-    allocated: RefCell<HashSet<u64>>,
+    allocated: RefCell<RangeSet>,
     random: RefCell<Prng>,
 }
 
@@ -39,14 +42,15 @@ impl ShardEnv for TestEnv {
         self.queue.clone()
     }
 
-    fn next_segment_id(&self) -> SegmentId {
-        self.next_id.set(self.next_id.get() + 1);
-        SegmentId(self.next_id.get())
+    fn next_segment_ids(&self, count: u64) -> SegmentId {
+        let first = self.next_id.get() + 1;
+        self.next_id.set(self.next_id.get() + count);
+        SegmentId(first)
     }
 
     /// In one to three runs with holes between them.
-    fn alloc_segment_space(&self, len_bytes: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>> {
-        let mut left = (len_bytes / BLOCK_SIZE as u64) as u32;
+    fn alloc_segment_space(&self, _: u64, most_bytes: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, LsmError>> {
+        let mut left = (most_bytes / BLOCK_SIZE as u64) as u32;
         let mut out = Vec::new();
         while left > 0 {
             let take = if out.len() < 2 { 1 + self.random.borrow_mut().below(left.into()) as u32 } else { left };
@@ -54,15 +58,16 @@ impl ShardEnv for TestEnv {
             self.next_block.set(start + u64::from(take) + 1);
             assert!(self.next_block.get() * (BLOCK_SIZE as u64) < DEVICE_BYTES, "the test device is too small");
             out.push(BlockRange::new(start, take));
-            self.allocated.borrow_mut().insert(start);
+            assert!(self.allocated.borrow_mut().insert(start, take.into()));
             left -= take;
         }
         Box::pin(async move { Ok(out) })
     }
 
-    fn release_segment_space(&self, segment: SegmentMeta) {
-        for range in segment.ranges.iter().chain(&segment.mirror) {
-            assert!(self.allocated.borrow_mut().remove(&range.start.0), "space released twice");
+    fn release_space(&self, space: Vec<BlockRange>) {
+        for range in space {
+            let known = self.allocated.borrow_mut().remove(range.start.0, range.len_blocks.into());
+            assert!(known, "space released twice: {range:?}");
         }
     }
 
@@ -78,7 +83,7 @@ impl ShardEnv for TestEnv {
 fn config(copies: u8) -> LsmConfig {
     LsmConfig {
         memtable_bytes: 8 << 10,
-        segment_bytes: 16 << 10,
+        segment_bytes: 32 << 10,
         block_bytes: 4 << 10,
         l0_runs: 3,
         base_level_bytes: 64 << 10,
@@ -202,7 +207,7 @@ impl Lab {
     async fn compact(&mut self, most: usize) {
         for _ in 0..most {
             let Some(job) = self.shard.pick_compaction() else { break };
-            let edit = self.shard.run_compaction(job).await.unwrap();
+            let edit = self.shard.compact(job).await.unwrap();
             self.install(edit);
         }
     }
