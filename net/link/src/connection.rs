@@ -431,7 +431,7 @@ async fn dial(core: &Core) -> Result<Socket, SocketError> {
         Address::AnyOf(endpoints) => {
             endpoints.iter().try_for_each(|endpoint| check_reach(endpoint, &core.options))?;
             let (endpoint, stream) = dial_any(endpoints, &core.rotation).await?;
-            secure(&endpoint, stream, &core.options).await
+            secure(endpoint, stream, &core.options).await
         }
         Address::Net(endpoint) => {
             check_reach(endpoint, &core.options)?;
