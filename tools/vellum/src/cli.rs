@@ -99,7 +99,7 @@ pub struct EngineArgs {
 pub struct KeyArgs {
     /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
     #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
-    pub dir: Option<PathBuf>,
+    pub keys_dir: Option<PathBuf>,
 }
 
 #[derive(Args)]
