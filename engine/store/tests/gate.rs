@@ -14,19 +14,25 @@ use vellum_rt::native::block_on;
 use vellum_rt::{Class, sleep, spawn};
 use vellum_store::{CommitError, Deposed, Gate, GateFuture, OpenOptions, Store, StoreError};
 
+#[derive(Default, Debug)]
+struct Verdict {
+    given: Option<Result<(), Deposed>>,
+    waits: Option<Waker>,
+}
+
 /// Answers when the test says so.
 #[derive(Default, Debug)]
 struct Held {
     asked: AtomicUsize,
-    verdict: Mutex<(Option<Result<(), Deposed>>, Option<Waker>)>,
+    verdict: Mutex<Verdict>,
 }
 
 impl Held {
     fn decide(&self, verdict: Option<Result<(), Deposed>>) {
         let waker = {
             let mut state = self.verdict.lock().unwrap();
-            state.0 = verdict;
-            state.1.take()
+            state.given = verdict;
+            state.waits.take()
         };
         waker.into_iter().for_each(Waker::wake);
     }
@@ -41,10 +47,10 @@ impl Gate for Door {
         held.asked.fetch_add(1, SeqCst);
         Box::pin(std::future::poll_fn(move |cx| {
             let mut state = held.verdict.lock().unwrap();
-            match state.0.clone() {
+            match state.given.clone() {
                 Some(verdict) => Poll::Ready(verdict),
                 None => {
-                    state.1 = Some(cx.waker().clone());
+                    state.waits = Some(cx.waker().clone());
                     Poll::Pending
                 }
             }

@@ -157,10 +157,20 @@ impl ClusterLab {
         assert!(!status.success(), "it was killed, and did not end by itself: {status}");
     }
 
+    /// SIGTERM.
+    pub fn terminate(&self, slot: usize) {
+        self.signal(slot, Signal::TERM);
+    }
+
     /// SIGTERM; it must leave by itself with success.
     pub fn stop(&mut self, slot: usize) {
+        self.terminate(slot);
+        self.wait_stopped(slot);
+    }
+
+    /// After SIGTERM.
+    pub fn wait_stopped(&mut self, slot: usize) {
         let mut child = self.members[slot].take().expect("a member");
-        kill_process(Pid::from_child(&child), Signal::TERM).expect("SIGTERM");
         let status = wait_for(&mut child, Duration::from_secs(30)).expect("the member ends on SIGTERM");
         assert!(status.success(), "slot {slot} ended with {status}:\n{}", self.tail(&format!("member{slot}.log")));
     }
@@ -198,8 +208,10 @@ impl ClusterLab {
                     .collect();
                 panic!("no leader after term {after} within a minute\n{}", logs.join("\n"));
             }
-            found = self.leader().filter(|(_, term)| *term > after);
+            // Twice: one may be about to be succeeded.
+            let before = self.leader().filter(|(_, term)| *term > after);
             std::thread::sleep(Duration::from_millis(20));
+            found = self.leader().filter(|leader| before == Some(*leader));
         }
         found.unwrap()
     }
