@@ -111,3 +111,20 @@ fn a_deposed_store_acknowledges_nothing_and_takes_nothing() {
         assert!(store.shutdown().await.is_err());
     });
 }
+
+/// The last members of a cluster leave together: nobody is left who could confirm, and nobody who would be told.
+#[test]
+fn a_shutdown_needs_no_confirmation() {
+    block_on(async {
+        let held = Arc::<Held>::default();
+        let (store, mut client) = gated(&held).await;
+        held.decide(None);
+        client.commit(&store, vec![put_inode(ino(1, 2), &inode(1, 1))]).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        let stopping = store.clone();
+        let stop = spawn(Class::Request, "shutdown", async move { stopping.shutdown().await });
+        sleep(Duration::from_millis(100)).await;
+        held.decide(Some(Err(Deposed("no majority".into()))));
+        stop.await.unwrap().unwrap();
+    });
+}
