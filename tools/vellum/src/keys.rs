@@ -14,7 +14,7 @@ const WARN_DAYS: i64 = 30;
 
 impl KeyArgs {
     pub fn load(&self) -> Result<Option<Arc<Keys>>> {
-        let Some(dir) = &self.keys_dir else { return Ok(None) };
+        let Some(dir) = &self.dir else { return Ok(None) };
         let keys = Keys::load(dir).exit(Exit::Usage)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
         let left = keys.validity().not_after - now;
