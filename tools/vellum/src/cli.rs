@@ -195,6 +195,10 @@ pub enum Suite {
     Mount,
     /// A real tree; against cp -r and sync.
     Ingest,
+    /// Locks from request to grant; against bare messages in memory.
+    Locks,
+    /// Two gateways on directories of their own, and on one that they take from each other; against one gateway.
+    Cluster,
     /// The NVMe driver over a controller model that stores nothing; against the model alone.
     Nvme,
 }
