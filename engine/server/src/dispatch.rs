@@ -85,6 +85,7 @@ impl Reactor {
                 let status: BackendFuture<String> = Box::pin(async move { Ok(reactor.status().await.to_string()) });
                 self.later(client, responder, status, |json| Response::Status { json });
             }
+            Request::Admin { what } => self.admin(client, what, responder),
             Request::Keepalive => responder.send(Response::Alive, None),
             Request::Invalidate { .. } => responder.fail(ErrorCode::Malformed, "only the engine invalidates"),
         }

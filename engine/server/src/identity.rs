@@ -59,6 +59,23 @@ impl Identity {
         same_uid && same_process
     }
 
+    /// Root, the engine's own user, and this process itself may give clients up.
+    pub(crate) fn may_administer(&self) -> bool {
+        let own = rustix::process::geteuid().as_raw();
+        self.origin == Origin::SameProcess || self.uid.is_some_and(|uid| uid == 0 || uid == own)
+    }
+
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let uid = self.uid.map_or(String::new(), |uid| format!("uid {uid}"));
+        match self.origin {
+            Origin::SameProcess => "in the engine's process".into(),
+            Origin::Process(process) => format!("{uid}, pid {}", process.pid()),
+            Origin::Elsewhere if self.uid.is_some() => uid,
+            Origin::Elsewhere => "elsewhere".into(),
+        }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         out.put_u8(VERSION);

@@ -12,6 +12,7 @@
 //!
 //! Not here: quorum, fencing of other nodes.
 
+mod admin;
 mod admit;
 mod authority;
 mod backend;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use vellum_base::{ReactorId, Rid};
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
-use vellum_wire::{Frame, LockGrant, LockMode, LockName, LockWant};
+use vellum_wire::{AdminRequest, Frame, LockGrant, LockMode, LockName, LockWant};
 
 use crate::identity::Identity;
 
@@ -99,6 +99,8 @@ pub(crate) enum Ask {
         why: Absent,
     },
     Status,
+    /// This reactor's share of the answer to an operator.
+    Admin(AdminRequest),
     /// No session is served any more.
     Stop,
 }

@@ -64,6 +64,10 @@ impl Process {
         Some(Process { view: View::ours()?, pid, start: stat(pid)?.start })
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
     pub(crate) fn is_same_view(&self, other: &Process) -> bool {
         self.view == other.view
     }

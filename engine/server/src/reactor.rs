@@ -8,9 +8,9 @@ use std::rc::Rc;
 use bytes::Bytes;
 use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Peer, Stranger};
-use vellum_proto::LockTable;
+use vellum_proto::{LockTable, Time};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{Class, spawn};
+use vellum_rt::{Class, now, spawn};
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
@@ -167,6 +167,7 @@ impl Reactor {
     }
 
     fn handle(self: &Rc<Self>, message: Message) {
+        self.table.borrow_mut().at(Time(now().0));
         match message {
             Message::Lock { rid, request, want } => self.lock(rid, request, want),
             Message::Unlock { rid, to } => {
@@ -200,6 +201,7 @@ impl Reactor {
                 Answer::Done
             }
             Ask::Status => Answer::Status(self.status_here()),
+            Ask::Admin(what) => self.admin_here(what),
             Ask::Reclaim { rid, why } => {
                 self.reclaim_absent(rid, why);
                 Answer::Done

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
+use crate::client::Client;
 use crate::mesh::{Answer, Ask};
 use crate::reactor::Reactor;
 use crate::recovery::Recovery;
@@ -50,25 +51,29 @@ impl Reactor {
         })
     }
 
+    /// One client for people.
+    pub(crate) fn describe(&self, client: &Client) -> Value {
+        let (requests, bytes) = client.session.load();
+        json!({
+            "rid": client.rid.to_string(),
+            "who": client.identity.describe(),
+            "phase": format!("{:?}", client.phase.get()).to_lowercase(),
+            "connected": client.session.is_up(),
+            "requests": requests,
+            "bytes": bytes,
+            "commits_in_work": client.commits.in_work(),
+            "last_batch": client.applied.get().0,
+            "locks_waited_for": client.locks.borrow().len(),
+        })
+    }
+
     pub(crate) fn status_here(&self) -> Value {
         let clients = self.clients.borrow();
         let table = self.table.borrow();
         let listed: Vec<Value> = clients
             .values()
             .take(LISTED_CLIENTS)
-            .map(|client| {
-                let (requests, bytes) = client.session.load();
-                json!({
-                    "rid": client.rid.to_string(),
-                    "phase": format!("{:?}", client.phase.get()).to_lowercase(),
-                    "connected": client.session.is_up(),
-                    "requests": requests,
-                    "bytes": bytes,
-                    "commits_in_work": client.commits.in_work(),
-                    "last_batch": client.applied.get().0,
-                    "locks_waited_for": client.locks.borrow().len(),
-                })
-            })
+            .map(|client| self.describe(client))
             .collect();
         let stats = table.stats();
         json!({

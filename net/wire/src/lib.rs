@@ -4,6 +4,7 @@
 //! straight into aligned memory. Everything here treats its input as hostile: lengths are bounded before they are
 //! believed, lists before they are allocated, and no input panics.
 
+pub mod admin;
 pub mod codec;
 pub mod frame;
 pub mod header;
@@ -14,6 +15,7 @@ mod request;
 mod response;
 mod writer;
 
+pub use admin::{AdminRequest, MAX_LISTED};
 pub use codec::WireFault;
 pub use frame::{Body, Frame};
 pub use header::{FrameHeader, FrameKind, HEADER_LEN, MAX_CONTROL, MAX_PAYLOAD};

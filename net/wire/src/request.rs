@@ -4,6 +4,7 @@ use bytes::Bytes;
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
 
+use crate::admin;
 use crate::codec::{self, WireFault};
 use crate::header::MAX_CONTROL;
 use crate::message::{MAX_ITEMS, Request};
@@ -27,6 +28,7 @@ mod code {
     pub(super) const FAREWELL: u16 = 14;
     pub(super) const KEEPALIVE: u16 = 15;
     pub(super) const INVALIDATE: u16 = 16;
+    pub(super) const ADMIN: u16 = 40;
 }
 
 /// What a value of an item, and an entry of an index, may take in an answer.
@@ -55,6 +57,7 @@ impl Request {
             Request::Walk { .. } => code::WALK,
             Request::StatFs => code::STAT_FS,
             Request::Status => code::STATUS,
+            Request::Admin { .. } => code::ADMIN,
             Request::Farewell => code::FAREWELL,
             Request::Keepalive => code::KEEPALIVE,
             Request::Invalidate { .. } => code::INVALIDATE,
@@ -77,6 +80,7 @@ impl Request {
             Request::Walk { .. } => "walk",
             Request::StatFs => "statfs",
             Request::Status => "status",
+            Request::Admin { .. } => "admin",
             Request::Farewell => "farewell",
             Request::Keepalive => "keepalive",
             Request::Invalidate { .. } => "invalidate",
@@ -146,6 +150,7 @@ impl Request {
                 codec::put_name(out, *name);
                 writer::u8(out, *mode as u8);
             }
+            Request::Admin { what } => admin::put(out, what),
             Request::WriteData | Request::StatFs | Request::Status | Request::Farewell | Request::Keepalive => {}
         }
     }
@@ -177,6 +182,7 @@ impl Request {
             }
             code::STAT_FS => Request::StatFs,
             code::STATUS => Request::Status,
+            code::ADMIN => Request::Admin { what: admin::get(r)? },
             code::FAREWELL => Request::Farewell,
             code::KEEPALIVE => Request::Keepalive,
             code::INVALIDATE => Request::Invalidate { name: codec::name(r)?, mode: codec::mode(r)? },
