@@ -100,9 +100,9 @@ impl Reactor {
                     client.session.evict();
                     Answer::Done
                 }
-                None if self.known.borrow().contains_key(&rid) => {
-                    Answer::Refused(format!("{rid} has not come back yet: it is reclaimed when the recovery window is over"))
-                }
+                None if self.known.borrow().contains_key(&rid) => Answer::Refused(format!(
+                    "{rid} has not come back yet: it is reclaimed when the recovery window is over"
+                )),
                 None => Answer::Refused(format!("no client {rid}")),
             },
         }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use vellum_base::{BatchNo, Epoch, Rid};
 use vellum_link::{Responder, Session};
 use vellum_proto::GrantOrder;
+use vellum_rt::Instant;
 use vellum_wire::{LockGrant, LockWant};
 
 use crate::commits::Commits;
@@ -25,6 +26,7 @@ pub(crate) enum Phase {
 
 /// A `Lock` request that gets its locks one by one.
 pub(crate) struct OpenLock {
+    pub begun: Instant,
     pub wants: Vec<LockWant>,
     pub grants: Vec<LockGrant>,
     pub responder: Responder,

@@ -23,6 +23,7 @@ mod fact;
 mod identity;
 mod lock_service;
 mod mesh;
+mod metrics;
 mod node;
 mod options;
 mod pages;

@@ -37,6 +37,8 @@ const _: () = assert!(vellum_wire::MAX_PAYLOAD <= 4 << 20 && vellum_base::batch:
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
     pub listen: Vec<Endpoint>,
+    /// Where figures are given to a monitoring system: a unix socket, or loopback.
+    pub metrics: Option<Endpoint>,
     /// One reactor per entry, pinned where it names a core.
     pub cores: Vec<Option<usize>>,
     pub timers: Timers,
@@ -54,6 +56,7 @@ impl Default for NodeOptions {
     fn default() -> NodeOptions {
         NodeOptions {
             listen: Vec::new(),
+            metrics: None,
             cores: vec![None],
             timers: Timers::DEFAULT,
             limits: Limits::default(),
@@ -68,6 +71,11 @@ impl Default for NodeOptions {
 impl NodeOptions {
     /// An endpoint that this node must not listen on, with the reason.
     pub fn refused_endpoint(&self) -> Option<String> {
+        if let Some(endpoint @ Endpoint::Tcp(addr)) = &self.metrics
+            && !addr.ip().is_loopback()
+        {
+            return Some(format!("{endpoint}: metrics are given on a unix socket or on loopback alone"));
+        }
         self.listen.iter().find_map(|endpoint| match endpoint {
             Endpoint::Tcp(addr) if !addr.ip().is_loopback() && !self.insecure_network => Some(format!(
                 "{endpoint} is reachable from the network and has no authentication: listen on a unix socket or on loopback"

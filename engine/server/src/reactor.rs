@@ -10,7 +10,7 @@ use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Peer, Stranger};
 use vellum_proto::{LockTable, Time};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{Class, now, spawn};
+use vellum_rt::{Class, JoinHandle, now, spawn};
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
@@ -18,6 +18,7 @@ use crate::client::Client;
 use crate::fact::Fact;
 use crate::identity::Identity;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
+use crate::metrics::{self, Latencies};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
 
@@ -52,7 +53,9 @@ pub struct Reactor {
     pub(crate) recovery: RefCell<Option<Recovery>>,
     pub(crate) reclaimed: Cell<u64>,
     pub(crate) stopping: Cell<bool>,
+    pub(crate) latencies: RefCell<Latencies>,
     acceptors: RefCell<Vec<Acceptor>>,
+    metrics: RefCell<Option<JoinHandle<()>>>,
     to_self: RefCell<VecDeque<Message>>,
     draining: Cell<bool>,
 }
@@ -87,7 +90,9 @@ impl Reactor {
             recovery: RefCell::new(expected),
             reclaimed: Cell::new(0),
             stopping: Cell::new(false),
+            latencies: RefCell::default(),
             acceptors: RefCell::default(),
+            metrics: RefCell::default(),
             to_self: RefCell::default(),
             draining: Cell::new(false),
         });
@@ -113,6 +118,25 @@ impl Reactor {
         let acceptor = Acceptor::start(at, self.greeter())?;
         let local = acceptor.local_endpoint().clone();
         self.acceptors.borrow_mut().push(acceptor);
+        Ok(local)
+    }
+
+    /// Gives the node's figures to whoever asks on `at`.
+    pub fn give_metrics(self: &Rc<Self>, at: &Endpoint) -> io::Result<Endpoint> {
+        let weak = Rc::downgrade(self);
+        let (local, task) = metrics::serve(
+            at,
+            Rc::new(move || {
+                let weak = weak.clone();
+                Box::pin(async move {
+                    match weak.upgrade() {
+                        Some(reactor) => metrics::render(&reactor.status().await),
+                        None => String::new(),
+                    }
+                })
+            }),
+        )?;
+        *self.metrics.borrow_mut() = Some(task);
         Ok(local)
     }
 
@@ -248,6 +272,9 @@ impl Reactor {
     async fn stop_here(self: &Rc<Self>) {
         self.stopping.set(true);
         self.acceptors.borrow_mut().clear();
+        if let Some(task) = self.metrics.borrow_mut().take() {
+            task.cancel();
+        }
         let clients: Vec<Rc<Client>> = self.clients.borrow_mut().values().cloned().collect();
         for client in &clients {
             client.session.end();

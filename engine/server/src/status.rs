@@ -70,11 +70,7 @@ impl Reactor {
     pub(crate) fn status_here(&self) -> Value {
         let clients = self.clients.borrow();
         let table = self.table.borrow();
-        let listed: Vec<Value> = clients
-            .values()
-            .take(LISTED_CLIENTS)
-            .map(|client| self.describe(client))
-            .collect();
+        let listed: Vec<Value> = clients.values().take(LISTED_CLIENTS).map(|client| self.describe(client)).collect();
         let stats = table.stats();
         json!({
             "reactor": self.me.0,
@@ -84,6 +80,7 @@ impl Reactor {
             "clients_reclaimed": self.reclaimed.get(),
             "recovery_waits_for": self.recovery.borrow().as_ref().map_or(0, Recovery::missing),
             "stopping": self.stopping.get(),
+            "latencies_us": self.latencies.borrow().json(),
             "locks": {
                 "recovering": table.is_recovering(),
                 "locks": stats.locks,

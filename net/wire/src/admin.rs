@@ -12,10 +12,16 @@ pub const MAX_LISTED: u32 = 1024;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AdminRequest {
     /// Locks held and waited for, by whom and since when, those that are waited for longest first.
-    Locks { max: u32 },
-    Clients { max: u32 },
+    Locks {
+        max: u32,
+    },
+    Clients {
+        max: u32,
+    },
     /// Gives a client up as if it had died: it loses its socket now, and what it held when its lease is over.
-    Evict { rid: Rid },
+    Evict {
+        rid: Rid,
+    },
 }
 
 pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {

@@ -7,8 +7,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vellum_base::{Batch, BatchNo, BlockRange, DmaBuf, Epoch, Fsid, Ino, ItemOp, Key, KeyRange, Rid, Term, View};
 use vellum_wire::{
-    AdminRequest, Body, ErrorCode, Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, LockGrant, LockMode, LockName, LockWant,
-    MAX_CONTROL, MAX_LISTED, Refusal, Request, Response, StatFs, WireError, WireFault,
+    AdminRequest, Body, ErrorCode, Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, LockGrant, LockMode, LockName,
+    LockWant, MAX_CONTROL, MAX_LISTED, Refusal, Request, Response, StatFs, WireError, WireFault,
 };
 
 fn key() -> impl Strategy<Value = Key> {

@@ -66,7 +66,8 @@ impl LockTable {
     }
 
     fn info(&self, name: LockName, lock: &Lock) -> LockInfo {
-        let holders = lock.holders.iter().filter(|(_, holder)| holder.mode != LockMode::Null || holder.invalidating.is_some());
+        let holders =
+            lock.holders.iter().filter(|(_, holder)| holder.mode != LockMode::Null || holder.invalidating.is_some());
         let waiters = lock.waiters.iter().filter(|waiter| self.waits(waiter));
         LockInfo {
             name,
@@ -76,10 +77,7 @@ impl LockTable {
                 .map(|(rid, h)| LockHolder { rid: *rid, mode: h.mode, invalidating: h.invalidating, since: h.since })
                 .collect(),
             waiting: waiters.clone().count(),
-            waiters: waiters
-                .take(LISTED)
-                .map(|w| LockWaiter { rid: w.rid, mode: w.mode, since: w.since })
-                .collect(),
+            waiters: waiters.take(LISTED).map(|w| LockWaiter { rid: w.rid, mode: w.mode, since: w.since }).collect(),
         }
     }
 
