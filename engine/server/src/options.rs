@@ -7,6 +7,8 @@ use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
 use vellum_store::OpenOptions;
 
+use crate::cluster::AgentHandle;
+
 /// Bounds of what clients may make the node hold (P5); all are in its status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
@@ -50,6 +52,9 @@ pub struct NodeOptions {
     pub poll: PollMode,
     /// `reactors` in it is ignored: `cores` says.
     pub store: OpenOptions,
+    /// Set by the member of a cluster whose engine this is. Such an engine ends when its store fails, and what it cannot
+    /// answer is left to the next leader.
+    pub quorum: Option<AgentHandle>,
 }
 
 impl Default for NodeOptions {
@@ -64,6 +69,7 @@ impl Default for NodeOptions {
             insecure_network: false,
             poll: PollMode::Adaptive,
             store: OpenOptions::default(),
+            quorum: None,
         }
     }
 }

@@ -68,6 +68,20 @@ impl Process {
         self.pid
     }
 
+    /// Of this host, until it boots again.
+    pub(crate) fn boot_id() -> Option<[u8; 16]> {
+        View::ours().map(|view| view.boot)
+    }
+
+    pub(crate) fn is_this_boot(boot_id: &[u8; 16]) -> bool {
+        View::ours().is_some_and(|view| view.boot == *boot_id)
+    }
+
+    /// When the process of this number began, in ticks after boot; none when there is none to be seen.
+    pub(crate) fn start_of(pid: u32) -> Option<u64> {
+        stat(pid).map(|stat| stat.start)
+    }
+
     pub(crate) fn is_same_view(&self, other: &Process) -> bool {
         self.view == other.view
     }

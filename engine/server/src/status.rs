@@ -25,6 +25,10 @@ impl Reactor {
             Ok(status) => status,
             Err(error) => json!({ "error": error.message }),
         };
+        let quorum = match &self.options.quorum {
+            Some(agent) => agent.status().await,
+            None => None,
+        };
         let (limits, timers) = (&self.options.limits, &self.options.timers);
         json!({
             "fsid": self.backend.fsid().to_string(),
@@ -48,6 +52,7 @@ impl Reactor {
             },
             "reactors": reactors,
             "store": store,
+            "quorum": quorum,
         })
     }
 
@@ -84,6 +89,7 @@ impl Reactor {
             "locks": {
                 "recovering": table.is_recovering(),
                 "locks": stats.locks,
+                "waited_for": stats.waiting,
                 "clients": stats.clients,
                 "granted": stats.granted,
                 "invalidations": stats.invalidations,

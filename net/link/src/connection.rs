@@ -22,6 +22,7 @@ use vellum_wire::{Frame, Greeted, MAX_CONTROL, MAX_PAYLOAD, Request, Response};
 
 use crate::LocalBoxFuture;
 use crate::calls::{Calls, Observer, PendingCall, Reply};
+use crate::dial::{Rotation, dial_any};
 use crate::error::{LinkError, SocketError};
 use crate::in_process::InProcessDialer;
 use crate::socket::Socket;
@@ -30,7 +31,21 @@ use crate::socket::Socket;
 #[derive(Clone, Debug)]
 pub enum Address {
     Net(Endpoint),
+    /// The members of a cluster: one of them leads, and another one may at any time.
+    AnyOf(Vec<Endpoint>),
     InProcess(InProcessDialer),
+}
+
+impl From<Vec<Endpoint>> for Address {
+    fn from(mut endpoints: Vec<Endpoint>) -> Address {
+        match (endpoints.len(), endpoints.pop()) {
+            (1, Some(one)) => Address::Net(one),
+            (_, last) => {
+                endpoints.extend(last);
+                Address::AnyOf(endpoints)
+            }
+        }
+    }
 }
 
 /// Who the client is. `fsid` none: whatever is served.
@@ -66,6 +81,7 @@ const MAX_CALLS: usize = 65_536;
 
 struct Core {
     address: Address,
+    rotation: Rotation,
     rid: Rid,
     session: RefCell<ClientSession>,
     calls: Calls,
@@ -104,6 +120,7 @@ impl Connection {
         let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time());
         let core = Rc::new(Core {
             address,
+            rotation: Rotation::default(),
             rid: identity.rid,
             session: RefCell::new(session),
             calls: Calls::default(),
@@ -298,6 +315,7 @@ impl Core {
                 ClientEvent::Disconnect => self.drop_socket(),
                 ClientEvent::Up { greeted, new_term, first } => {
                     tracing::debug!(rid = %self.rid, term = %greeted.term, new_term, "up");
+                    self.rotation.greeted();
                     self.opened.set();
                     if new_term && !first {
                         self.recover(greeted);
@@ -387,10 +405,11 @@ async fn run_timers(core: Rc<Core>) {
     }
 }
 
-async fn dial(address: &Address, rid: Rid) -> Result<Socket, SocketError> {
-    match address {
+async fn dial(core: &Core) -> Result<Socket, SocketError> {
+    match &core.address {
+        Address::AnyOf(endpoints) => Ok(Socket::Stream(dial_any(endpoints, &core.rotation).await?)),
         Address::Net(endpoint) => Ok(Socket::Stream(Stream::connect(endpoint).await?)),
-        Address::InProcess(dialer) => dialer.dial(rid).await,
+        Address::InProcess(dialer) => dialer.dial(core.rid).await,
     }
 }
 
@@ -406,7 +425,7 @@ async fn run_socket(core: Rc<Core>, number: u64) {
 }
 
 async fn carry(core: &Rc<Core>, number: u64) -> Result<(), SocketError> {
-    let (mut reader, mut writer, guard) = dial(&core.address, core.rid).await?.split();
+    let (mut reader, mut writer, guard) = dial(core).await?.split();
     core.input(|session| session.handle_connected(time()));
     let sender = spawn(Class::Request, "link sender", {
         let core = core.clone();

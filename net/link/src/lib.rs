@@ -10,6 +10,7 @@
 mod accept;
 mod calls;
 mod connection;
+mod dial;
 mod error;
 mod in_process;
 mod session;

@@ -137,6 +137,8 @@ pub struct LockTable {
     outputs: VecDeque<LockOutput>,
     granted: u64,
     invalidations: u64,
+    /// Requests in the queues of all locks.
+    waiting: usize,
     /// For "since when": what people see of the table.
     now: Time,
 }
@@ -145,6 +147,8 @@ pub struct LockTable {
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct LockStats {
     pub locks: usize,
+    /// Requests that wait.
+    pub waiting: usize,
     pub clients: usize,
     pub granted: u64,
     pub invalidations: u64,
@@ -174,6 +178,7 @@ impl LockTable {
             outputs: VecDeque::new(),
             granted: 0,
             invalidations: 0,
+            waiting: 0,
             now: Time(0),
         }
     }
@@ -194,6 +199,7 @@ impl LockTable {
         *client.places.entry(want.name).or_default() += 1;
         let waiter = Waiter { rid, request, mode: want.mode, since: self.now };
         self.locks.entry(want.name).or_default().waiters.push_back(waiter);
+        self.waiting += 1;
         self.advance(want.name);
         Ok(())
     }
@@ -220,6 +226,7 @@ impl LockTable {
         // Requests of reclaimed clients are skipped here instead of being searched for in the queue.
         while self.locks.get(&name)?.waiters.front().is_some_and(|waiter| !self.waits(waiter)) {
             self.locks.get_mut(&name)?.waiters.pop_front();
+            self.waiting -= 1;
         }
         let lock = self.locks.get_mut(&name)?;
         let first = lock.waiters.front()?;
@@ -234,6 +241,7 @@ impl LockTable {
             return None;
         }
         lock.waiters.pop_front();
+        self.waiting -= 1;
         let granted = own.mode.max(mode);
         let is_new = !lock.holders.contains_key(&rid);
         lock.set_mode(rid, granted, self.now);
@@ -394,6 +402,7 @@ impl LockTable {
     pub fn stats(&self) -> LockStats {
         LockStats {
             locks: self.locks.len(),
+            waiting: self.waiting,
             clients: self.clients.len(),
             granted: self.granted,
             invalidations: self.invalidations,

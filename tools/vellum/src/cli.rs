@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::size;
+use crate::slots::{self, SlotAddress};
 
 #[derive(Parser)]
 #[command(name = "vellum", version, about = "A filesystem engine for archives", max_term_width = 110)]
@@ -30,10 +31,17 @@ pub enum Command {
     Stat(Stat),
     /// Show every path of an inode, from its link backrefs.
     InoPath(InoPath),
+    /// Look at, or change, the members of a cluster.
+    #[command(subcommand)]
+    Quorum(Quorum),
     /// Show total, used and available space.
     Df(On),
-    /// Show what the engine is doing, and the bounds it keeps.
+    /// Show what the engine is doing, and the bounds it keeps (all of it with --json).
     Status(On),
+    /// Show who holds which locks and who waits for them, the longest waits first.
+    Locks(List),
+    /// Show the clients of an engine, or give one up.
+    Clients(Clients),
     /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing.
     Check(Check),
     /// Print a device's structures.
@@ -53,6 +61,10 @@ pub struct Mkfs {
     /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
     #[arg(long, value_parser = size::parse)]
     pub size: Option<u64>,
+    /// A quorum member of a cluster: N (0 to 14) and the address at which it listens for members and clients. Give it once
+    /// for each member.
+    #[arg(long = "slot", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub slots: Vec<SlotAddress>,
     /// Overwrite what is there, also another filesystem.
     #[arg(long)]
     pub force: bool,
@@ -84,9 +96,24 @@ pub struct EngineArgs {
 #[derive(Args)]
 pub struct Serve {
     pub device: String,
-    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default: unix:/run/vellum/FSID.sock.
+    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default without --slot:
+    /// unix:/run/vellum/PID.sock. With --slot: besides the slot's own address, while this member leads.
     #[arg(long)]
     pub listen: Vec<String>,
+    /// Be the member of the device's cluster in this slot: vote, and serve whenever this member leads.
+    #[arg(long, value_name = "N", value_parser = slots::parse_number)]
+    pub slot: Option<u8>,
+    /// How earlier leaders are fenced: host (kills processes of this host) or script:PATH. May be given several times:
+    /// they are asked in turn until one succeeds.
+    #[arg(long, requires = "slot", default_value = "host", value_name = "host|script:PATH")]
+    pub fence: Vec<String>,
+    /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
+    #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
+    pub heartbeat_timeout: u64,
+    /// Give figures to a monitoring system (Prometheus text, GET /metrics) at ADDR:PORT of loopback, or unix:PATH. A member
+    /// of a cluster does while it leads.
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
+    pub metrics: Option<String>,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -155,6 +182,73 @@ pub struct On {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Quorum {
+    /// Show slots, terms, the leader, and how late heartbeats were: of a device's blocks (also while it is served), or
+    /// as the leader sees it.
+    Status {
+        /// A device, unix:PATH, tcp:ADDR:PORT (several after commas), or a directory of a mount.
+        on: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Change the slots of a device whose members are all stopped.
+    Change(QuorumChange),
+}
+
+#[derive(Args)]
+pub struct QuorumChange {
+    pub device: String,
+    /// Add a member, or give the one in that slot another address.
+    #[arg(long = "set", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub set: Vec<SlotAddress>,
+    /// Take a member out.
+    #[arg(long = "remove", value_name = "N", value_parser = slots::parse_number)]
+    pub remove: Vec<u8>,
+    /// Members whose last leadership has no orderly end on the device are known to be dead or powered off: mark it as
+    /// over. Wrong, it lets two leaders write.
+    #[arg(long)]
+    pub confirm_dead: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct List {
+    #[command(flatten)]
+    pub on: On,
+    /// List at most so many; the rest is counted.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max: u32,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Clients {
+    /// unix:PATH, tcp:ADDR:PORT, file:DEVICE, or a directory of a mount.
+    #[arg(required = true)]
+    pub on: Option<String>,
+    #[arg(long)]
+    pub json: bool,
+    /// List at most so many; the rest is counted.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max: u32,
+    #[command(subcommand)]
+    pub command: Option<ClientsCommand>,
+}
+
+#[derive(Subcommand)]
+pub enum ClientsCommand {
+    /// Give a client up as if it had died: its mounts fail, what it held goes to others when its lease is over, and what it
+    /// had not made durable is lost. For root, the engine's own user, and nodes.
+    Evict {
+        /// As `vellum clients` shows it.
+        rid: String,
+        #[command(flatten)]
+        on: On,
+    },
 }
 
 #[derive(Args)]

@@ -10,6 +10,7 @@ mod library;
 mod processes;
 mod session;
 mod size;
+mod slots;
 
 use std::process::ExitCode;
 

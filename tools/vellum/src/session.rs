@@ -32,7 +32,7 @@ where
         Target::Served(_) => None,
     };
     let address = match (target, &node) {
-        (Target::Served(endpoint), _) => Address::Net(endpoint.clone()),
+        (Target::Served(endpoints), _) => Address::from(endpoints.clone()),
         (Target::Embedded(_), Some(node)) => Address::InProcess(node.dialer()),
         (Target::Embedded(_), None) => anyhow::bail!("the engine did not start"),
     };

@@ -3,8 +3,10 @@
 mod admin;
 mod bench;
 mod mount;
+mod operate;
 mod query;
 mod quickstart;
+mod quorum;
 mod serve;
 
 use anyhow::Result;
@@ -22,8 +24,11 @@ pub fn run(command: Command) -> Result<()> {
         Command::Walk(args) => query::walk(&args),
         Command::Stat(args) => query::stat(&args),
         Command::InoPath(args) => query::ino_path(&args),
+        Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
-        Command::Status(args) => query::status(&args),
+        Command::Status(args) => operate::status(&args),
+        Command::Locks(args) => operate::locks(&args),
+        Command::Clients(args) => operate::clients(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Quickstart(args) => quickstart::quickstart(&args),
         Command::Completion { shell } => {

@@ -38,7 +38,7 @@ impl Lab {
     }
 
     fn target(&self) -> Target {
-        Target::Served(self.endpoint())
+        Target::Served(vec![self.endpoint()])
     }
 
     fn start(&mut self) -> Result<Duration> {
