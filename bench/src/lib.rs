@@ -6,10 +6,12 @@
 pub mod files;
 pub mod gateways;
 pub mod items;
+mod link;
 pub mod locks;
 pub mod node;
 pub mod nvme;
 pub mod peers;
+pub mod perf;
 pub mod recorder;
 pub mod report;
 pub mod runtime;

@@ -135,6 +135,7 @@ fn sessions(count: usize, recorder: &mut Recorder) -> Result<()> {
         keepalive_ms: 1_000,
         max_requests: window.max_requests,
         max_data_bytes: window.max_bytes as u32,
+        read_only: false,
     };
     server.attach(now, greeting, hello.ack, greeted).map_err(|why| anyhow::anyhow!("{why:?}"))?;
     let mut open = std::collections::VecDeque::with_capacity(DEPTH);
@@ -157,7 +158,7 @@ fn sessions(count: usize, recorder: &mut Recorder) -> Result<()> {
                     let Some(LockOutput::Granted { grant, .. }) = table.poll_output() else {
                         anyhow::bail!("nobody else holds it");
                     };
-                    server.respond(token, Response::Granted { grants: vec![grant] }, None);
+                    server.respond(token, Response::Granted { grants: vec![grant], opens: Vec::new() }, None);
                 }
                 Request::Unlock { to } => {
                     table.unlock(rid, to);

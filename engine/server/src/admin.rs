@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 use vellum_base::Rid;
+use vellum_format::Principal;
 use vellum_link::Responder;
 use vellum_proto::Time;
 use vellum_rt::{Class, now, spawn};
@@ -19,7 +20,9 @@ const COUNTED_CLIENTS: usize = 4096;
 
 impl Reactor {
     pub(crate) fn admin(self: &Rc<Self>, client: &Rc<Client>, what: AdminRequest, responder: Responder) {
-        if matches!(what, AdminRequest::Evict { .. }) && !client.identity.may_administer() {
+        // Plain TCP on loopback is everybody on the host.
+        let known = client.identity.principal != Principal::Anybody;
+        if matches!(what, AdminRequest::Evict { .. }) && !(known && client.access.get().node) {
             let why = "only root, the engine's own user, or a node's certificate may evict a client";
             return responder.fail(ErrorCode::NotPermitted, why);
         }
@@ -38,7 +41,7 @@ impl Reactor {
         .detach();
     }
 
-    async fn ask_all(self: &Rc<Self>, what: AdminRequest) -> Vec<Value> {
+    async fn ask_operators_share(self: &Rc<Self>, what: AdminRequest) -> Vec<Value> {
         let mut answers = Vec::new();
         for reactor in self.mesh.all() {
             if let Answer::Status(value) = self.ask(reactor, Ask::Admin(what)).await {
@@ -49,7 +52,7 @@ impl Reactor {
     }
 
     async fn list_locks(self: &Rc<Self>, max: usize) -> Value {
-        let tables = self.ask_all(AdminRequest::Locks { max: max as u32 }).await;
+        let tables = self.ask_operators_share(AdminRequest::Locks { max: max as u32 }).await;
         let sum = |name: &str| tables.iter().filter_map(|t| t[name].as_u64()).sum::<u64>();
         let mut listed: Vec<Value> = tables.iter().filter_map(|t| t["listed"].as_array()).flatten().cloned().collect();
         listed.sort_by_key(|lock| std::cmp::Reverse(lock["longest_wait_ms"].as_u64().unwrap_or(0)));
@@ -63,7 +66,7 @@ impl Reactor {
     }
 
     async fn list_clients(self: &Rc<Self>, max: usize) -> Value {
-        let homes = self.ask_all(AdminRequest::Clients { max: max as u32 }).await;
+        let homes = self.ask_operators_share(AdminRequest::Clients { max: max as u32 }).await;
         let mut locks: BTreeMap<String, u64> = BTreeMap::new();
         for counted in homes.iter().filter_map(|home| home["locks"].as_object()) {
             for (rid, n) in counted {

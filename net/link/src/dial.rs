@@ -49,7 +49,7 @@ impl Drop for Attempts {
 }
 
 /// The first of `endpoints` that accepts; the last one's error when none does.
-pub(crate) async fn dial_any(endpoints: &[Endpoint], rotation: &Rotation) -> io::Result<Stream> {
+pub(crate) async fn dial_any<'a>(endpoints: &'a [Endpoint], rotation: &Rotation) -> io::Result<(&'a Endpoint, Stream)> {
     let count = endpoints.len();
     let first = rotation.first.get();
     let mut rest = (0..count).map(|i| (first + i) % count).filter_map(|i| Some((i, endpoints.get(i)?.clone())));
@@ -73,7 +73,7 @@ pub(crate) async fn dial_any(endpoints: &[Endpoint], rotation: &Rotation) -> io:
         match answer.flatten() {
             Some((index, Ok(stream))) => {
                 rotation.accepted(index);
-                return Ok(stream);
+                return endpoints.get(index).map(|endpoint| (endpoint, stream)).ok_or(error);
             }
             Some((_, Err(e))) => {
                 failed += 1;

@@ -48,8 +48,14 @@ pub enum Command {
     Dump(Dump),
     /// Measure, beside a peer or a limit in the same run.
     Bench(Bench),
+    /// Look at and prepare NVMe controllers for the polled driver.
+    #[command(subcommand)]
+    Nvme(Nvme),
     /// See it work: make an image, ingest a tree, kill the engine, recover, verify every byte.
     Quickstart(Quickstart),
+    /// Make the certificates that prove who nodes and clients are.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Print a completion script for a shell.
     Completion { shell: clap_complete::Shell },
 }
@@ -93,10 +99,17 @@ pub struct EngineArgs {
     pub cache: Option<u64>,
 }
 
+#[derive(Args, Default)]
+pub struct KeyArgs {
+    /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
+    #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
+    pub dir: Option<PathBuf>,
+}
+
 #[derive(Args)]
 pub struct Serve {
     pub device: String,
-    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default without --slot:
+    /// unix:PATH or tcp:ADDR:PORT (beyond loopback with --keys); may be given several times. Default without --slot:
     /// unix:/run/vellum/PID.sock. With --slot: besides the slot's own address, while this member leads.
     #[arg(long)]
     pub listen: Vec<String>,
@@ -115,6 +128,8 @@ pub struct Serve {
     #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
     pub metrics: Option<String>,
     #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(flatten)]
     pub engine: EngineArgs,
 }
 
@@ -131,6 +146,8 @@ pub struct Mount {
     pub allow_other: bool,
     #[arg(long)]
     pub read_only: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -158,6 +175,8 @@ pub struct Walk {
     /// One JSON object a line.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -165,6 +184,8 @@ pub struct Stat {
     pub path: PathBuf,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -174,6 +195,8 @@ pub struct InoPath {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -182,6 +205,59 @@ pub struct On {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Subcommand)]
+pub enum Keys {
+    /// Make the authority of an installation. It belongs on a machine of its own, or in a safe.
+    Init {
+        /// Must not exist.
+        dir: PathBuf,
+    },
+    /// Make the keys of a node: DIR/nodes/NAME, to be copied to it.
+    Node {
+        /// The authority's directory.
+        dir: PathBuf,
+        name: String,
+        /// IP address at which clients and other nodes reach it; may be given several times.
+        #[arg(long, required = true)]
+        address: Vec<String>,
+        #[command(flatten)]
+        validity: KeyValidity,
+    },
+    /// Make the keys of a client (a gateway, a tool): DIR/clients/NAME, to be copied to it.
+    Client {
+        /// The authority's directory.
+        dir: PathBuf,
+        name: String,
+        /// It may look, and change nothing.
+        #[arg(long)]
+        read_only: bool,
+        /// Refused: an engine cannot hold a client to a subtree (docs/OPERATING.md, "Keys").
+        #[arg(long, value_name = "SUBTREE", hide = true)]
+        path: Option<PathBuf>,
+        #[command(flatten)]
+        validity: KeyValidity,
+    },
+    /// Show whose keys were made, and until when they are valid.
+    List {
+        /// The authority's directory.
+        dir: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct KeyValidity {
+    /// Days until they must be renewed.
+    #[arg(long, default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=7300))]
+    pub days: u32,
+    /// Replace the keys of this name. The same name is the same client to an engine.
+    #[arg(long)]
+    pub renew: bool,
 }
 
 #[derive(Subcommand)]
@@ -193,6 +269,8 @@ pub enum Quorum {
         on: String,
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        keys: KeyArgs,
     },
     /// Change the slots of a device whose members are all stopped.
     Change(QuorumChange),
@@ -235,6 +313,8 @@ pub struct Clients {
     /// List at most so many; the rest is counted.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub max: u32,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(subcommand)]
     pub command: Option<ClientsCommand>,
 }
@@ -328,6 +408,117 @@ pub struct Quickstart {
     /// Ingest through the library even where a mount is possible.
     #[arg(long)]
     pub no_mount: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Nvme {
+    /// Show the controllers on the bus and who drives them.
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand controllers to vfio-pci, and reserve huge pages. Shows what it will do; does it with --yes.
+    Setup(NvmeSetup),
+    /// Give controllers back to the kernel's driver. Shows what it will do; does it with --yes.
+    Reset {
+        /// Such as 0000:00:10.0.
+        #[arg(required = true)]
+        addresses: Vec<String>,
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Show a controller and its namespaces.
+    Identify(NvmeOn),
+    /// Show the health log.
+    Smart(NvmeOn),
+    /// Show the error log, newest first.
+    Log(NvmeOn),
+    /// Measure a device: any DEVICE, not only NVMe.
+    Perf(NvmePerf),
+    /// Format a namespace. Destroys what is on it.
+    Format {
+        /// nvme:ADDRESS/NSID.
+        device: String,
+        /// Bytes of an LBA: 512 or 4096.
+        #[arg(long)]
+        lba: u32,
+        /// Without it nothing is done.
+        #[arg(long)]
+        destroy_all_data: bool,
+    },
+    /// Write zeros over a part of a namespace, or all of it.
+    WriteZeroes {
+        /// nvme:ADDRESS/NSID.
+        device: String,
+        #[arg(long, default_value = "0", value_parser = size::parse)]
+        at: u64,
+        /// Default: to the end.
+        #[arg(long, value_parser = size::parse)]
+        len: Option<u64>,
+        /// Without it nothing is done.
+        #[arg(long)]
+        destroy_all_data: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct NvmeOn {
+    /// nvme:ADDRESS, vfio-user:PATH or emu:SIZE.
+    pub device: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct NvmeSetup {
+    /// Such as 0000:00:10.0.
+    #[arg(required = true)]
+    pub addresses: Vec<String>,
+    /// Huge pages of 2 MiB to reserve.
+    #[arg(long)]
+    pub hugepages: Option<u32>,
+    /// User id that may then use the controllers without being root.
+    #[arg(long)]
+    pub owner: Option<u32>,
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum Pattern {
+    Read,
+    Write,
+    Randread,
+    Randwrite,
+    /// A mix of both, by -M.
+    Randrw,
+}
+
+#[derive(Args)]
+pub struct NvmePerf {
+    pub device: String,
+    /// Operations in flight per core.
+    #[arg(short = 'q', default_value_t = 32)]
+    pub depth: u32,
+    /// Bytes of an operation.
+    #[arg(short = 'o', default_value = "4K", value_parser = size::parse)]
+    pub io_size: u64,
+    #[arg(short = 'w', value_enum, default_value = "randread")]
+    pub pattern: Pattern,
+    /// Per cent of reads in randrw.
+    #[arg(short = 'M', default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub read_percent: u8,
+    /// Seconds.
+    #[arg(short = 't', default_value_t = 5)]
+    pub seconds: u64,
+    /// One thread on each, such as 0,2-3. Default: one thread, unpinned.
+    #[arg(short = 'c', value_parser = parse_cores)]
+    pub cores: Option<Cores>,
+    /// Needed for patterns that write: they overwrite the device.
+    #[arg(long)]
+    pub destroy_all_data: bool,
     #[arg(long)]
     pub json: bool,
 }

@@ -18,15 +18,21 @@ enum Task {
     Ci,
     /// Formats the tree and applies what clippy can mend by itself.
     Fix,
-    /// Runs the simulation: one seed, or seeds for a time.
+    /// Runs the simulation: `--seed S` reproduces, `--shrink` makes a failing seed smaller, `--mutants` hunts deliberate
+    /// bugs; without any, fresh seeds for `--seconds`. `cargo xtask sim --help` has all of it.
+    #[command(disable_help_flag = true)]
     Sim {
-        /// Reproduces this seed exactly.
-        #[arg(long)]
-        seed: Option<u64>,
-        /// How long to try fresh seeds, in seconds.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Fuzzes every decoder (or the named targets), for so many seconds each.
+    Fuzz {
+        targets: Vec<String>,
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Runs jobs of tools/vmlab in a virtual machine with NVMe controllers: all of them, or the named ones.
+    Vm { jobs: Vec<String> },
     /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -51,14 +57,20 @@ fn run(task: Task) -> Result<()> {
             cargo(&["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])?;
             cargo(&["fmt", "--all"])
         }
-        Task::Sim { seed, seconds } => {
-            let (name, value) = match seed {
-                Some(seed) => ("VELLUM_SIM_SEED", seed.to_string()),
-                None => ("VELLUM_SIM_SECONDS", seconds.to_string()),
-            };
-            let mut cmd = Command::new("cargo");
-            cmd.args(["nextest", "run", "-p", "vellum-sim", "--no-capture"]).env(name, value);
-            checked(cmd)
+        Task::Sim { args } => {
+            let mut all = vec!["run", "--quiet", "-p", "vellum-sim", "--"];
+            all.extend(args.iter().map(String::as_str));
+            cargo(&all)
+        }
+        Task::Fuzz { targets, seconds } => {
+            let seconds = seconds.to_string();
+            let mut all = vec!["run", "--release", "--quiet", "-p", "vellum-fuzz", "--", "--seconds", &seconds];
+            all.extend(targets.iter().map(String::as_str));
+            cargo(&all)
+        }
+        Task::Vm { jobs } => {
+            cargo(&["build", "--quiet", "-p", "vellum"])?;
+            vm(&jobs)
         }
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
@@ -80,6 +92,20 @@ fn ci() -> Result<()> {
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
     cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
+}
+
+fn vm(jobs: &[String]) -> Result<()> {
+    let mut setup = Command::new("tools/vmlab/setup.sh");
+    setup.arg("target/vmlab");
+    checked(setup)?;
+    let all = ["basic", "variants"].map(String::from);
+    for job in if jobs.is_empty() { &all[..] } else { jobs } {
+        let mut run = Command::new("tools/vmlab/run.sh");
+        run.args(["target/vmlab", "target/debug/vellum"]).arg(format!("tools/vmlab/jobs/{job}.sh"));
+        run.arg(format!("target/vmlab/{job}"));
+        checked(run)?;
+    }
+    Ok(())
 }
 
 fn have(program: &str) -> bool {

@@ -1,10 +1,12 @@
 //! A member of a cluster in any world: one reactor for the quorum, the others for the engine while this node leads.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vellum_base::{Rid, Slot, Term};
 use vellum_format::quorum::{ProcessIdentity, SlotBlock, SlotState};
+use vellum_keys::quorum_auth;
 use vellum_nvme::{Device, Queue};
 use vellum_proto::quorum::{Quorum, QuorumConfig};
 use vellum_rt::channel::{Receiver, Sender, bounded};
@@ -75,13 +77,16 @@ impl Member {
 
     pub(super) fn with_process(
         device: Arc<dyn Device>,
-        options: MemberOptions,
+        mut options: MemberOptions,
         process: ProcessIdentity,
         progress: impl Fn(MemberProgress) + Send + Sync + 'static,
     ) -> Result<(Arc<Member>, MemberStop), NodeError> {
         let reactors = options.node.cores.len();
         if reactors == 0 {
             return Err(NodeError::Options("a node needs a core".into()));
+        }
+        if let Some(keys) = &options.node.keys {
+            options.auth = keys.quorum().map_err(|e| NodeError::Options(e.to_string()))?;
         }
         let (jobs, seats): (Vec<_>, Vec<_>) = (0..reactors).map(|_| bounded(2)).unzip();
         let (questions, asked) = bounded(QUESTIONS);
@@ -182,6 +187,12 @@ impl Member {
         }
         if let Some(refused) = self.engine_options(&members).refused_endpoint() {
             return Err(NodeError::Options(refused));
+        }
+        // Beyond loopback datagrams are believed by their tag alone.
+        if !self.options.node.insecure_network {
+            let addresses: Vec<SocketAddr> = members.slots().map(|(_, address)| address).collect();
+            quorum_auth(self.options.node.keys.as_deref(), &addresses)
+                .map_err(|e| NodeError::Options(e.to_string()))?;
         }
         let blocks = read_blocks(queue, &members).await;
         Ok((members, blocks))

@@ -17,6 +17,7 @@ pub struct MemberOptions {
     pub node: NodeOptions,
     pub timers: QuorumTimers,
     pub fencer: Arc<dyn Fencer>,
+    /// Of the members' datagrams. The node's keys, where it has them, take its place.
     pub auth: Arc<dyn DatagramAuth + Send + Sync>,
 }
 

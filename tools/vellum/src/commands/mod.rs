@@ -2,7 +2,9 @@
 
 mod admin;
 mod bench;
+mod keys;
 mod mount;
+mod nvme;
 mod operate;
 mod query;
 mod quickstart;
@@ -30,7 +32,9 @@ pub fn run(command: Command) -> Result<()> {
         Command::Locks(args) => operate::locks(&args),
         Command::Clients(args) => operate::clients(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),
+        Command::Keys(args) => keys::keys(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vellum", &mut std::io::stdout());
             Ok(())

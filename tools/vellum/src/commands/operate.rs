@@ -7,14 +7,14 @@ use serde_json::Value;
 use vellum_base::Rid;
 use vellum_wire::AdminRequest;
 
-use crate::cli::{Clients, ClientsCommand, List, On};
+use crate::cli::{Clients, ClientsCommand, KeyArgs, List, On};
 use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
 use crate::session::with_client;
 use crate::size;
 
-fn ask(on: &str, what: AdminRequest) -> Result<String> {
-    with_client(&Target::parse_or_mounted(on)?, async |client| Ok(client.admin(what).await?))
+fn ask(on: &str, keys: &KeyArgs, what: AdminRequest) -> Result<String> {
+    with_client(&Target::parse_or_mounted(on)?, keys, async |client| Ok(client.admin(what).await?))
 }
 
 fn read(json: &str) -> Result<Value> {
@@ -46,7 +46,8 @@ fn text(value: &Value) -> String {
 // ---- status
 
 pub fn status(args: &On) -> Result<()> {
-    let json = with_client(&Target::parse_or_mounted(&args.on)?, async |client| Ok(client.status().await?))?;
+    let json =
+        with_client(&Target::parse_or_mounted(&args.on)?, &args.keys, async |client| Ok(client.status().await?))?;
     if args.json {
         println!("{json}");
     } else {
@@ -150,7 +151,7 @@ fn summary(status: &Value) -> String {
 // ---- locks
 
 pub fn locks(args: &List) -> Result<()> {
-    let json = ask(&args.on.on, AdminRequest::Locks { max: args.max })?;
+    let json = ask(&args.on.on, &args.on.keys, AdminRequest::Locks { max: args.max })?;
     if args.on.json {
         println!("{json}");
     } else {
@@ -196,7 +197,7 @@ pub fn clients(args: &Clients) -> Result<()> {
         return evict(rid, on);
     }
     let on = args.on.as_deref().context("clients takes ENDPOINT|DIR").exit(Exit::Usage)?;
-    let json = ask(on, AdminRequest::Clients { max: args.max })?;
+    let json = ask(on, &args.keys, AdminRequest::Clients { max: args.max })?;
     if args.json {
         println!("{json}");
     } else {
@@ -225,7 +226,7 @@ fn clients_text(list: &Value) -> String {
 fn evict(rid: &str, on: &On) -> Result<()> {
     let number = u64::from_str_radix(rid, 16);
     let number = number.with_context(|| format!("{rid:?} is no rid; `vellum clients` shows them")).exit(Exit::Usage)?;
-    let json = ask(&on.on, AdminRequest::Evict { rid: Rid(number) })?;
+    let json = ask(&on.on, &on.keys, AdminRequest::Evict { rid: Rid(number) })?;
     if on.json {
         println!("{json}");
     } else {

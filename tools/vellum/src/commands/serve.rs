@@ -39,7 +39,7 @@ pub fn serve(args: &Serve) -> Result<()> {
     if listen.is_empty() {
         listen.push(Endpoint::Unix(engine::own_socket()?));
     }
-    let node = engine::start(&args.device, options(args, listen)?)?;
+    let node = engine::start(&args.device, args.node_options(listen)?)?;
     for endpoint in &node.up().endpoints {
         println!("serving {} at {endpoint}: {}", args.device, engine::describe(node.up()));
     }
@@ -51,17 +51,19 @@ pub fn serve(args: &Serve) -> Result<()> {
     stopped
 }
 
-fn options(args: &Serve, listen: Vec<Endpoint>) -> Result<NodeOptions> {
-    let metrics = args.metrics.as_ref().map(|text| {
-        let text =
-            if text.contains("unix:") || text.starts_with("tcp:") { text.clone() } else { format!("tcp:{text}") };
-        text.parse::<Endpoint>()
-            .with_context(|| format!("--metrics {text}: use ADDR:PORT or unix:PATH"))
-            .exit(Exit::Usage)
-    });
-    let metrics = metrics.transpose()?;
-    engine::remove_stale_sockets(metrics.as_slice());
-    Ok(NodeOptions { metrics, ..args.engine.options(listen) })
+impl Serve {
+    fn node_options(&self, listen: Vec<Endpoint>) -> Result<NodeOptions> {
+        let metrics = self.metrics.as_ref().map(|text| {
+            let named = text.starts_with("unix:") || text.starts_with("tcp:");
+            let text = if named { text.clone() } else { format!("tcp:{text}") };
+            text.parse::<Endpoint>()
+                .with_context(|| format!("--metrics {text}: use ADDR:PORT or unix:PATH"))
+                .exit(Exit::Usage)
+        });
+        let metrics = metrics.transpose()?;
+        engine::remove_stale_sockets(metrics.as_slice());
+        Ok(NodeOptions { keys: self.keys.load()?, metrics, ..self.engine.options(listen) })
+    }
 }
 
 fn remove_sockets(endpoints: &[Endpoint]) {
@@ -99,9 +101,10 @@ fn code_of(error: &NodeError) -> Exit {
 
 fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals) -> Result<()> {
     engine::remove_stale_sockets(&listen);
+    engine::raise_descriptor_limit();
     let mode = OpenMode { slot: Some(slot.0), ..OpenMode::default() };
     let device = vellum_nvme::open(&args.device, mode).with_context(|| format!("slot {slot}")).exit(Exit::Device)?;
-    let mut options = MemberOptions::new(slot, options(args, listen.clone())?);
+    let mut options = MemberOptions::new(slot, args.node_options(listen.clone())?);
     options.timers = QuorumTimers::with_heartbeat_timeout(Duration::from_millis(args.heartbeat_timeout));
     options.fencer = fencer(args, &device, slot)?;
     let failed = |error: NodeError| {
