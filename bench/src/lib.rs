@@ -4,8 +4,11 @@
 //! with Vellum and prints ratios. Nothing here is a test; nothing asserts a time.
 
 pub mod files;
+pub mod gateways;
 pub mod items;
 mod link;
+pub mod locks;
+pub mod node;
 pub mod nvme;
 pub mod peers;
 pub mod perf;

@@ -2,12 +2,13 @@
 //! [`Response::Error`]. File data is never inside a message: it is the frame's payload, so that it is received straight
 //! into aligned memory.
 
+use crate::admin::AdminRequest;
 use crate::files::{FileLock, FileLockOutcome, HeldFileLock};
 use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
 
 /// The version of frames and messages. Peers that differ don't talk (N7).
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Most locks in one `Lock`, `Unlock` or `Reassert`.
 pub const MAX_WANTS: usize = 4096;
@@ -218,6 +219,10 @@ pub enum Request {
     StatFs,
     /// JSON for people and tools: what the engine is doing and every bound it keeps.
     Status,
+    /// Of an operator. Answered by [`Response::Status`].
+    Admin {
+        what: AdminRequest,
+    },
     /// The last request of a client: all it held is given up.
     Farewell,
     // ---- from either side

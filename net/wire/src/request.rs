@@ -4,6 +4,7 @@ use bytes::Bytes;
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
 
+use crate::admin;
 use crate::codec::{self, WireFault};
 use crate::files;
 use crate::header::MAX_CONTROL;
@@ -36,6 +37,7 @@ mod code {
     pub(super) const CLOSED: u16 = 22;
     pub(super) const OPENERS: u16 = 23;
     pub(super) const FILE_LOCK_DONE: u16 = 24;
+    pub(super) const ADMIN: u16 = 40;
 }
 
 /// What a value of an item, and an entry of an index, may take in an answer.
@@ -67,6 +69,7 @@ impl Request {
             Request::Walk { .. } => code::WALK,
             Request::StatFs => code::STAT_FS,
             Request::Status => code::STATUS,
+            Request::Admin { .. } => code::ADMIN,
             Request::Farewell => code::FAREWELL,
             Request::Keepalive => code::KEEPALIVE,
             Request::Invalidate { .. } => code::INVALIDATE,
@@ -97,6 +100,7 @@ impl Request {
             Request::Walk { .. } => "walk",
             Request::StatFs => "statfs",
             Request::Status => "status",
+            Request::Admin { .. } => "admin",
             Request::Farewell => "farewell",
             Request::Keepalive => "keepalive",
             Request::Invalidate { .. } => "invalidate",
@@ -179,6 +183,7 @@ impl Request {
                 codec::put_name(out, *name);
                 writer::u8(out, *mode as u8);
             }
+            Request::Admin { what } => admin::put(out, what),
             Request::ReassertFiles { locks, opens } => {
                 files::put_held(out, locks);
                 files::put_inos(out, opens);
@@ -234,6 +239,7 @@ impl Request {
             }
             code::STAT_FS => Request::StatFs,
             code::STATUS => Request::Status,
+            code::ADMIN => Request::Admin { what: admin::get(r)? },
             code::FAREWELL => Request::Farewell,
             code::KEEPALIVE => Request::Keepalive,
             code::INVALIDATE => Request::Invalidate { name: codec::name(r)?, mode: codec::mode(r)? },

@@ -36,8 +36,12 @@ pub enum Command {
     Quorum(Quorum),
     /// Show total, used and available space.
     Df(On),
-    /// Show what the engine is doing, and the bounds it keeps.
+    /// Show what the engine is doing, and the bounds it keeps (all of it with --json).
     Status(On),
+    /// Show who holds which locks and who waits for them, the longest waits first.
+    Locks(List),
+    /// Show the clients of an engine, or give one up.
+    Clients(Clients),
     /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing.
     Check(Check),
     /// Print a device's structures.
@@ -119,6 +123,10 @@ pub struct Serve {
     /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
     #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
     pub heartbeat_timeout: u64,
+    /// Give figures to a monitoring system (Prometheus text, GET /metrics) at ADDR:PORT of loopback, or unix:PATH. A member
+    /// of a cluster does while it leads.
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
+    pub metrics: Option<String>,
     #[command(flatten)]
     pub keys: KeyArgs,
     #[command(flatten)]
@@ -286,6 +294,44 @@ pub struct QuorumChange {
 }
 
 #[derive(Args)]
+pub struct List {
+    #[command(flatten)]
+    pub on: On,
+    /// List at most so many; the rest is counted.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max: u32,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Clients {
+    /// unix:PATH, tcp:ADDR:PORT, file:DEVICE, or a directory of a mount.
+    #[arg(required = true)]
+    pub on: Option<String>,
+    #[arg(long)]
+    pub json: bool,
+    /// List at most so many; the rest is counted.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max: u32,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(subcommand)]
+    pub command: Option<ClientsCommand>,
+}
+
+#[derive(Subcommand)]
+pub enum ClientsCommand {
+    /// Give a client up as if it had died: its mounts fail, what it held goes to others when its lease is over, and what it
+    /// had not made durable is lost. For root, the engine's own user, and nodes.
+    Evict {
+        /// As `vellum clients` shows it.
+        rid: String,
+        #[command(flatten)]
+        on: On,
+    },
+}
+
+#[derive(Args)]
 pub struct Check {
     pub device: String,
     /// Also read every block of file data and verify its checksum.
@@ -323,6 +369,10 @@ pub enum Suite {
     Mount,
     /// A real tree; against cp -r and sync.
     Ingest,
+    /// Locks from request to grant; against bare messages in memory.
+    Locks,
+    /// Two gateways on directories of their own, and on one that they take from each other; against one gateway.
+    Cluster,
     /// The NVMe driver over a controller model that stores nothing; against the model alone.
     Nvme,
 }

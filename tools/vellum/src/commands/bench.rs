@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use vellum_bench::files::{self, Shape as FilesShape};
 use vellum_bench::recorder::measure;
-use vellum_bench::{Report, items, nvme, peers, runtime};
+use vellum_bench::{Report, gateways, items, locks, nvme, peers, runtime};
 
 use crate::cli::{Bench, Suite};
 use crate::processes::{self, Mount};
@@ -22,6 +22,8 @@ pub fn bench(args: &Bench) -> Result<()> {
         Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick))?,
         Suite::Items => items::run(dir, &items_shape(args.quick))?,
         Suite::Mount => mounts(dir, args.quick)?,
+        Suite::Locks => locks::run(&locks_shape(args.quick))?,
+        Suite::Cluster => gateways::run(dir, &gateways_shape(args.quick))?,
         Suite::Nvme => nvme::run(&nvme_shape(args.quick))?,
         Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick)?,
     };
@@ -41,6 +43,16 @@ fn runtime_shape(quick: bool) -> runtime::Shape {
 fn items_shape(quick: bool) -> items::Shape {
     let full = items::Shape::default();
     if quick { items::Shape { keys: 50_000, synced_batches: 200, gets: 20_000, ..full } } else { full }
+}
+
+fn locks_shape(quick: bool) -> locks::Shape {
+    let full = locks::Shape::default();
+    if quick { locks::Shape { round_trips: 50_000, ..full } } else { full }
+}
+
+fn gateways_shape(quick: bool) -> gateways::Shape {
+    let full = gateways::Shape::default();
+    if quick { gateways::Shape { files: 2_000, handovers: 300, ..full } } else { full }
 }
 
 fn nvme_shape(quick: bool) -> nvme::Shape {
