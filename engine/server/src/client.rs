@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use vellum_base::{BatchNo, Epoch, Ino, Rid};
+use vellum_format::ClientIdentity;
 use vellum_link::{Responder, Session};
 use vellum_proto::GrantOrder;
 use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
-use crate::identity::Identity;
+use crate::identity::Access;
 use crate::pages::Pages;
 
 /// How far a client has come.
@@ -46,7 +47,9 @@ impl OpenLock {
 pub(crate) struct Client {
     pub rid: Rid,
     pub session: Rc<Session>,
-    pub identity: Identity,
+    pub identity: ClientIdentity,
+    /// Of its current socket: a renewed certificate may allow something else.
+    pub access: Cell<Access>,
     pub phase: Cell<Phase>,
     pub order: RefCell<GrantOrder>,
     pub locks: RefCell<BTreeMap<u64, OpenLock>>,
@@ -63,11 +66,18 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(rid: Rid, session: Rc<Session>, identity: Identity, phase: Phase, last: BatchNo) -> Rc<Client> {
+    pub(crate) fn new(
+        rid: Rid,
+        session: Rc<Session>,
+        (identity, access): (ClientIdentity, Access),
+        phase: Phase,
+        last: BatchNo,
+    ) -> Rc<Client> {
         Rc::new(Client {
             rid,
             session,
             identity,
+            access: Cell::new(access),
             phase: Cell::new(phase),
             order: RefCell::default(),
             locks: RefCell::default(),

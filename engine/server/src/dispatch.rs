@@ -41,6 +41,9 @@ impl Reactor {
             (Phase::Recovering, _) => return responder.fail(ErrorCode::Malformed, "say your locks first"),
             (Phase::Leaving, _) => return responder.fail(ErrorCode::Stopping, "the client has said farewell"),
         }
+        if let Some(why) = client.access.get().refuses(&request) {
+            return responder.fail(ErrorCode::NotPermitted, why);
+        }
         let backend = self.backend.clone();
         match request {
             Request::Lock { wants } => self.begin_lock(client, wants, responder),

@@ -10,13 +10,14 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use vellum_base::{Ino, ReactorId, Rid};
+use vellum_format::ClientIdentity;
 use vellum_proto::files::{WaitChange, WaitId};
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
 use vellum_wire::{FileLockOutcome, Frame, HeldFileLock, LockGrant, LockMode, LockName, LockWant, Response};
 
 use crate::file_service::FileOp;
-use crate::identity::Identity;
+use crate::identity::Access;
 
 const RING: usize = 1024;
 
@@ -54,7 +55,8 @@ pub(crate) enum Message {
     Adopt {
         tx: channel::Sender<Frame>,
         rx: channel::Receiver<Frame>,
-        identity: Identity,
+        identity: ClientIdentity,
+        access: Access,
     },
     Granted {
         rid: Rid,

@@ -105,8 +105,15 @@ impl Client {
         port.set_upcalls(Rc::new(FromPort(Rc::downgrade(&client))));
         env::spawn("close batches by age", client.clone().close_by_age());
         env::spawn("watch durable epoch", watch_durable(Rc::downgrade(&client), port));
-        client.fetch_groups();
+        if !client.is_read_only() {
+            client.fetch_groups();
+        }
         client
+    }
+
+    /// The engine takes no change from this client: its certificate says so.
+    pub fn is_read_only(&self) -> bool {
+        self.port.greeted().read_only
     }
 
     pub fn rid(&self) -> Rid {

@@ -62,7 +62,8 @@ impl Vfs {
         if file.opens.get() == 0 {
             self.last_closed(&file);
         }
-        if !file.unlinked.get() && handle.was_read.get() && self.options.atime == AtimePolicy::Relative {
+        let tells = self.options.atime == AtimePolicy::Relative && !self.client.is_read_only();
+        if tells && !file.unlinked.get() && handle.was_read.get() {
             self.update_atime(&handle).await;
         }
         self.files.forget_if_idle(&file);

@@ -23,4 +23,4 @@ pub use message::{
     ErrorCode, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, MAX_ENTRIES, MAX_ITEMS, MAX_RANGES,
     MAX_WANTS, PROTOCOL, Refusal, Request, Response, StatFs, WireError,
 };
-pub use quorum::{DatagramAuth, MAX_DATAGRAM, NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};
+pub use quorum::{DatagramAuth, MAX_DATAGRAM, MAX_TAG, NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};

@@ -46,6 +46,8 @@ pub struct Greeted {
     /// Requests that may be unanswered at a time, and bytes of data frames among them.
     pub max_requests: u32,
     pub max_data_bytes: u32,
+    /// The certificate allows nothing that changes: such requests get `NotPermitted`.
+    pub read_only: bool,
 }
 
 /// Why a greeting is not accepted.

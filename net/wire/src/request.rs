@@ -47,6 +47,9 @@ const OP_DELETE: u8 = 2;
 const OP_DELETE_INODE: u8 = 3;
 const MIN_OP_LEN: usize = 9;
 
+/// A status lists a bounded number of clients per reactor.
+const MAX_STATUS_BYTES: u64 = 1 << 20;
+
 impl Request {
     /// What the frame header calls this message.
     pub fn code(&self) -> u16 {
@@ -119,6 +122,9 @@ impl Request {
             Request::Scan { max_bytes, .. } => u64::from(*max_bytes).min(MAX_CONTROL as u64),
             Request::Get { keys, .. } => keys.len() as u64 * MAX_VALUE_BYTES,
             Request::Walk { max, .. } => (u64::from(*max) * ENTRY_BYTES).min(MAX_CONTROL as u64),
+            // What waits for other clients is held for long.
+            Request::Lock { .. } | Request::Unlock { .. } | Request::Reassert { .. } => self.control_len() as u64,
+            Request::Status => MAX_STATUS_BYTES,
             _ => payload_len as u64,
         }
     }

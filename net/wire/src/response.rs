@@ -258,6 +258,7 @@ impl Greeted {
         {
             writer::u32(out, value);
         }
+        writer::u8(out, self.read_only.into());
     }
 
     pub fn decode(control: Bytes) -> Result<Greeted, WireFault> {
@@ -273,6 +274,7 @@ impl Greeted {
             keepalive_ms: r.u32("keepalive")?,
             max_requests: r.u32("request limit")?,
             max_data_bytes: r.u32("data limit")?,
+            read_only: r.bool("read only")?,
         };
         r.end("greeted")?;
         Ok(greeted)

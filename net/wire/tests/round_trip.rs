@@ -168,7 +168,7 @@ fn body() -> impl Strategy<Value = Body> {
         1 => (any::<[u8; 16]>(), any::<[u64; 3]>(), any::<[u32; 6]>()).prop_map(|(fsid, w, n)| {
             Body::Greeted(Greeted {
                 fsid: Fsid(fsid), term: Term(w[0]), last_batch: BatchNo(w[1]), durable: Epoch(w[2]), protocol: n[0],
-                format: n[1], lease_ms: n[2], keepalive_ms: n[3], max_requests: n[4], max_data_bytes: n[5],
+                format: n[1], lease_ms: n[2], keepalive_ms: n[3], max_requests: n[4], max_data_bytes: n[5], read_only: n[5] % 2 == 1,
             })
         }),
         1 => any::<[u8; 16]>().prop_map(|fsid| Body::Refused(Refusal::OtherFilesystem { served: Fsid(fsid) })),

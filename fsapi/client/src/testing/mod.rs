@@ -313,6 +313,7 @@ impl Port for FakePort {
             keepalive_ms: 1_000,
             max_requests: 1024,
             max_data_bytes: 64 << 20,
+            read_only: false,
         }
     }
 
