@@ -26,6 +26,7 @@ mount_on() {
     mount=$!
     for i in $(seq 300); do
         if mountpoint -q /mnt; then return 0; fi
+        kill -0 $mount || return 1
         sleep 0.2
     done
     return 1
@@ -59,7 +60,7 @@ if $VELLUM check $dev/3; then exit 1; fi
 echo "== one queue"
 dev=$(at 13)
 $VELLUM mkfs $dev
-# Two reactors want two queues: refused, and said why. One reactor is content.
+# Two reactors want two queues: refused, and said why. One reactor is content, also with a queue for recovery before.
 if $VELLUM mount file:$dev /mnt --cores 0,1 2> /tmp/refused; then exit 1; fi
 cat /tmp/refused
 grep -e '--cores' /tmp/refused

@@ -22,7 +22,7 @@ pub fn bench(args: &Bench) -> Result<()> {
         Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick))?,
         Suite::Items => items::run(dir, &items_shape(args.quick))?,
         Suite::Mount => mounts(dir, args.quick)?,
-        Suite::Nvme => nvme::run(&nvme_shape(args.quick))?,
+        Suite::Nvme => nvme_layers(dir, args.quick)?,
         Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick)?,
     };
     if args.json {
@@ -40,6 +40,19 @@ fn runtime_shape(quick: bool) -> runtime::Shape {
 fn items_shape(quick: bool) -> items::Shape {
     let full = items::Shape::default();
     if quick { items::Shape { keys: 50_000, synced_batches: 200, gets: 20_000, ..full } } else { full }
+}
+
+/// The driver's layers in this process, then the same driver against a controller in another process on another core.
+fn nvme_layers(dir: &Path, quick: bool) -> Result<Report> {
+    let shape = nvme_shape(quick);
+    let mut report = nvme::run(&shape)?;
+    let socket = dir.join("controller.sock");
+    let _server = processes::NullController::start(&socket)?;
+    vellum_bench::perf::pin(Some(0))?;
+    let spec = format!("vfio-user:{}/1", socket.display());
+    let device = vellum_nvme::open(&spec, vellum_nvme::OpenMode::default())?;
+    nvme::run_device(&device, "vfio-user", &shape, &mut report)?;
+    Ok(report)
 }
 
 fn nvme_shape(quick: bool) -> nvme::Shape {
