@@ -45,6 +45,8 @@ pub enum DeviceError {
     Unaligned { op: &'static str, at_bytes: u64, len_bytes: u64 },
     #[error("{op} of {len_bytes} bytes is larger than one transfer of at most {max_bytes}")]
     TooLarge { op: &'static str, len_bytes: u64, max_bytes: u64 },
+    #[error("this node gave up the device")]
+    Closed,
     #[error("the device was opened read-only")]
     ReadOnly,
     #[error("more than {max} operations wait in one queue")]
@@ -54,6 +56,12 @@ pub enum DeviceError {
 impl DeviceError {
     pub(crate) fn open(path: &str, what: &'static str, err: &io::Error) -> DeviceError {
         DeviceError::Open { path: path.to_owned(), what, errno: err.raw_os_error().unwrap_or(libc::EIO) }
+    }
+
+    /// True when this process has lost the device and another one may have it: it was given up, or taken away (a
+    /// reservation conflict, which Linux calls EBADE).
+    pub fn is_taken_away(&self) -> bool {
+        matches!(self, DeviceError::Closed | DeviceError::Io { errno: libc::EBADE, .. })
     }
 
     /// True when the device is lost for good, as opposed to an error of one operation.

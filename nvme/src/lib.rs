@@ -29,6 +29,7 @@ pub mod spec;
 pub mod testing;
 mod tracker;
 pub mod uring;
+mod valve;
 pub mod vfio;
 pub mod vfio_user;
 
@@ -38,3 +39,4 @@ pub use image::Image;
 pub use open::{NvmeController, OpenMode, open, open_controller};
 pub use ops::{IoFuture, OpFuture, ReadFuture};
 pub use tracker::{MAX_TRACKERS, Ticket};
+pub use valve::Valve;

@@ -35,6 +35,7 @@ impl Vfs {
         }
         let inode = self.inode(&held.guard, ino).await?;
         let file = self.files.get_or_new(ino);
+        self.client.inode_opened(&held.guard, ino);
         if inode.nlink == 0 {
             file.unlinked.set(true);
         }
@@ -42,15 +43,27 @@ impl Vfs {
         Ok((handle, self.attr_of(ino, inode)))
     }
 
+    /// Keeps an inode alive until [`Vfs::release`], as an open descriptor would: for a caller that is about to use what it
+    /// has just looked up. Not for directories.
+    pub async fn pin(&self, ino: Ino) -> Result<FileHandle> {
+        let held = self.lock_shared(ino).await?;
+        if self.inode(&held.guard, ino).await?.is_dir() {
+            return Err(VfsError::ISDIR);
+        }
+        let file = self.files.get_or_new(ino);
+        self.client.inode_opened(&held.guard, ino);
+        Ok(self.handles.add(file, OpenFlags::default()))
+    }
+
     /// The last use of a handle. What was written stays in memory until its turn comes.
     pub async fn release(&self, handle: FileHandle) -> Result<()> {
         let handle = self.handles.remove(handle)?;
         let file = handle.file.clone();
-        if file.unlinked.get() {
-            if file.opens.get() == 0 {
-                self.reap_later(handle.ino);
-            }
-        } else if handle.was_read.get() && self.options.atime == AtimePolicy::Relative {
+        if file.opens.get() == 0 {
+            self.last_closed(&file);
+        }
+        let tells = self.options.atime == AtimePolicy::Relative && !self.client.is_read_only();
+        if tells && !file.unlinked.get() && handle.was_read.get() {
             self.update_atime(&handle).await;
         }
         self.files.forget_if_idle(&file);

@@ -8,6 +8,8 @@ use vellum_base::Ino;
 use vellum_vfs::Vfs;
 
 use super::convert::attr;
+use super::locks::LockOwners;
+use super::stale::Stale;
 use crate::init::SessionInfo;
 use crate::known::Known;
 use crate::notify::Notifier;
@@ -25,6 +27,8 @@ pub struct Gateway {
     pub(super) vfs: Rc<Vfs>,
     pub(super) endpoint: Option<String>,
     pub(super) known: Known,
+    pub(super) lock_owners: LockOwners,
+    pub(super) stale: Stale,
     lease_left: RefCell<Option<LeaseLeft>>,
     session: RefCell<Option<(SessionInfo, Notifier)>>,
 }
@@ -35,6 +39,8 @@ impl Gateway {
             vfs,
             endpoint,
             known: Known::default(),
+            lock_owners: LockOwners::default(),
+            stale: Stale::default(),
             lease_left: RefCell::default(),
             session: RefCell::default(),
         })

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use vellum_vfs::{FileHandle, OpenFlags, VfsError, XattrMode};
+use vellum_vfs::{FileHandle, FileLockMode, FileLockSpace, OpenFlags, VfsError, XattrMode};
 
 use super::ENDPOINT_XATTR;
 use super::cache::Gateway;
 use super::convert::{attr, caller, rename_mode, set_attr, statfs};
+use super::locks;
 use crate::context::Context;
 use crate::dirents::Dirents;
 use crate::filesystem::{Created, Filesystem, Result};
@@ -14,7 +15,8 @@ use crate::init::{SessionInfo, Wants};
 use crate::name::Name;
 use crate::notify::Notifier;
 use crate::types::{
-    Attr, Entry, Errno, OpenRequest, Opened, Payload, ReadRequest, ReleaseRequest, SetAttr, Statfs, WriteRequest,
+    Attr, Entry, Errno, FileLockRange, LockRequest, OpenRequest, Opened, Payload, ReadRequest, ReleaseRequest, SetAttr,
+    Statfs, WriteRequest,
 };
 
 /// An average name, to guess how many entries a listing has room for.
@@ -22,7 +24,7 @@ const NAME_LEN_GUESS: usize = 16;
 
 impl Filesystem for Gateway {
     fn wants(&self) -> Wants {
-        Wants::default()
+        Wants { posix_locks: true, flock_locks: true, ..Wants::default() }
     }
 
     fn started(&self, session: &SessionInfo, notifier: &Notifier) {
@@ -38,7 +40,7 @@ impl Filesystem for Gateway {
     }
 
     async fn lookup(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<Entry> {
-        match self.vfs.lookup(Gateway::ino(parent), name).await {
+        match self.stale.lookup(&self.vfs, Gateway::ino(parent), name).await {
             Ok(found) => Ok(self.entry(&found)),
             Err(VfsError::NOENT) => self.negative().ok_or(Errno::ENOENT),
             Err(error) => Err(error.into()),
@@ -46,17 +48,17 @@ impl Filesystem for Gateway {
     }
 
     async fn getattr(&self, _ctx: &Context, ino: u64, _fh: Option<u64>) -> Result<(Attr, Duration)> {
-        let found = self.vfs.getattr(Gateway::ino(ino)).await?;
+        let found = self.stale.note(self.vfs.getattr(Gateway::ino(ino)).await)?;
         Ok((attr(&found), self.attr_ttl()))
     }
 
     async fn setattr(&self, _ctx: &Context, ino: u64, set: &SetAttr) -> Result<(Attr, Duration)> {
-        let found = self.vfs.setattr(Gateway::ino(ino), set_attr(set)).await?;
+        let found = self.stale.note(self.vfs.setattr(Gateway::ino(ino), set_attr(set)).await)?;
         Ok((attr(&found), self.attr_ttl()))
     }
 
     async fn readlink(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
-        Ok(Payload::Bytes(self.vfs.readlink(Gateway::ino(ino)).await?.to_vec()))
+        Ok(Payload::Bytes(self.stale.note(self.vfs.readlink(Gateway::ino(ino)).await)?.to_vec()))
     }
 
     async fn symlink(&self, ctx: &Context, parent: u64, name: &Name, target: &[u8]) -> Result<Entry> {
@@ -88,13 +90,13 @@ impl Filesystem for Gateway {
     }
 
     async fn link(&self, _ctx: &Context, ino: u64, parent: u64, name: &Name) -> Result<Entry> {
-        let linked = self.vfs.link(Gateway::ino(ino), Gateway::ino(parent), name).await?;
+        let linked = self.stale.note(self.vfs.link(Gateway::ino(ino), Gateway::ino(parent), name).await)?;
         Ok(self.entry(&linked))
     }
 
     async fn open(&self, _ctx: &Context, ino: u64, request: &OpenRequest) -> Result<Opened> {
         let flags = open_flags(request);
-        let (handle, found) = self.vfs.open(Gateway::ino(ino), flags).await?;
+        let (handle, found) = self.stale.note(self.vfs.open(Gateway::ino(ino), flags).await)?;
         Ok(self.opened(handle.0, flags.append, found.offline_blocks > 0))
     }
 
@@ -124,12 +126,41 @@ impl Filesystem for Gateway {
         u32::try_from(written).map_err(|_| Errno::EIO)
     }
 
-    async fn flush(&self, _ctx: &Context, _ino: u64, fh: u64, _lock_owner: u64) -> Result<()> {
-        Ok(self.vfs.flush(FileHandle(fh)).await?)
+    /// A close of a descriptor: the process loses its fcntl locks of the file, also those through other descriptors.
+    async fn flush(&self, _ctx: &Context, ino: u64, fh: u64, lock_owner: u64) -> Result<()> {
+        let ino = Gateway::ino(ino);
+        self.lock_owners.flushed(ino, lock_owner);
+        let dropped = self.vfs.drop_file_locks(ino, FileLockSpace::Posix, lock_owner).await;
+        self.vfs.flush(FileHandle(fh)).await?;
+        Ok(dropped?)
     }
 
-    async fn release(&self, _ctx: &Context, _ino: u64, request: &ReleaseRequest) -> Result<()> {
-        Ok(self.vfs.release(FileHandle(request.fh)).await?)
+    async fn release(&self, _ctx: &Context, ino: u64, request: &ReleaseRequest) -> Result<()> {
+        let ino = Gateway::ino(ino);
+        let descriptions = self.lock_owners.released(ino, request.fh);
+        let released = self.vfs.release(FileHandle(request.fh)).await;
+        for owner in descriptions {
+            self.vfs.drop_file_locks(ino, FileLockSpace::Posix, owner).await?;
+        }
+        if request.flock_unlock {
+            self.vfs.drop_file_locks(ino, FileLockSpace::Flock, request.lock_owner).await?;
+        }
+        Ok(released?)
+    }
+
+    async fn getlk(&self, _ctx: &Context, ino: u64, request: &LockRequest) -> Result<FileLockRange> {
+        let lock = locks::wanted(request)?;
+        let found = self.vfs.get_file_lock(Gateway::ino(ino), lock).await?;
+        Ok(locks::found(request, found))
+    }
+
+    /// Waiting ends with any signal: the lock is then taken back at the engine before the caller hears of it.
+    async fn setlk(&self, ctx: &Context, ino: u64, request: &LockRequest) -> Result<()> {
+        let (ino, lock) = (Gateway::ino(ino), locks::wanted(request)?);
+        if lock.space == FileLockSpace::Posix && lock.mode != FileLockMode::Unlocked {
+            self.lock_owners.note(ino, request.fh, request.owner);
+        }
+        Ok(self.vfs.set_file_lock(ino, lock, request.wait, ctx.until_interrupted()).await?)
     }
 
     async fn fsync(&self, _ctx: &Context, _ino: u64, fh: u64, _data_only: bool) -> Result<()> {
@@ -181,11 +212,11 @@ impl Filesystem for Gateway {
         if let (ENDPOINT_XATTR, Some(endpoint)) = (&name[..], &self.endpoint) {
             return Ok(Payload::Bytes(endpoint.clone().into_bytes()));
         }
-        Ok(Payload::Bytes(self.vfs.getxattr(Gateway::ino(ino), name).await?.to_vec()))
+        Ok(Payload::Bytes(self.stale.note(self.vfs.getxattr(Gateway::ino(ino), name).await)?.to_vec()))
     }
 
     async fn listxattr(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
-        let names = self.vfs.listxattr(Gateway::ino(ino)).await?;
+        let names = self.stale.note(self.vfs.listxattr(Gateway::ino(ino)).await)?;
         Ok(Payload::Bytes(names.iter().flat_map(|name| [&name[..], b"\0"].concat()).collect()))
     }
 
@@ -197,12 +228,12 @@ impl Filesystem for Gateway {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return Err(Errno::EINVAL),
         };
-        Ok(self.vfs.setxattr(Gateway::ino(ino), name, value, mode).await?)
+        Ok(self.stale.note(self.vfs.setxattr(Gateway::ino(ino), name, value, mode).await)?)
     }
 
     async fn removexattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<()> {
         not_acl(name)?;
-        Ok(self.vfs.removexattr(Gateway::ino(ino), name).await?)
+        Ok(self.stale.note(self.vfs.removexattr(Gateway::ino(ino), name).await)?)
     }
 }
 

@@ -2,10 +2,12 @@
 
 mod admin;
 mod bench;
+mod keys;
 mod mount;
 mod nvme;
 mod query;
 mod quickstart;
+mod quorum;
 mod serve;
 
 use anyhow::Result;
@@ -23,11 +25,13 @@ pub fn run(command: Command) -> Result<()> {
         Command::Walk(args) => query::walk(&args),
         Command::Stat(args) => query::stat(&args),
         Command::InoPath(args) => query::ino_path(&args),
+        Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),
+        Command::Keys(args) => keys::keys(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vellum", &mut std::io::stdout());
             Ok(())

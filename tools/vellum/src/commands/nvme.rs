@@ -302,7 +302,8 @@ fn perf(args: &NvmePerf) -> Result<()> {
     if read_percent < 100 && !args.destroy_all_data {
         bail!("this pattern overwrites {}: add --destroy-all-data", args.device);
     }
-    let device = device::open(&args.device, read_percent == 100)?;
+    let device =
+        if read_percent == 100 { device::open_still(&args.device)? } else { device::open_alone(&args.device)? };
     let load = Load {
         depth: args.depth.max(1),
         io_bytes: usize::try_from(args.io_size)?,
