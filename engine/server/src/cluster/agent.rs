@@ -95,7 +95,8 @@ impl Agent {
                 self.input(Quorum::handle_timeout);
             }
             self.send_outgoing(&socket).await;
-            if let Some(end) = self.end.borrow_mut().take() {
+            let end = self.end.borrow_mut().take();
+            if let Some(end) = end {
                 self.send_outgoing(&socket).await; // a resignation, say
                 return end;
             }

@@ -23,8 +23,12 @@ impl Batches {
     }
 
     fn settle(&mut self, is_durable: impl Fn(Term, Epoch) -> bool) {
-        while let Some((number, ..)) = self.open.pop_front_if(|(_, term, epoch)| is_durable(*term, *epoch)) {
+        while let Some((number, term, epoch)) = self.open.front().copied() {
+            if !is_durable(term, epoch) {
+                break;
+            }
             self.certain = self.certain.max(number);
+            self.open.pop_front();
         }
     }
 }
