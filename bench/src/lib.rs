@@ -5,6 +5,7 @@
 
 pub mod files;
 pub mod items;
+mod link;
 pub mod nvme;
 pub mod peers;
 pub mod recorder;

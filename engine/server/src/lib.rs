@@ -20,6 +20,7 @@ pub mod cluster;
 mod commits;
 pub mod dispatch;
 mod fact;
+mod file_service;
 mod first;
 mod identity;
 mod lock_service;

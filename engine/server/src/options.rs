@@ -1,7 +1,9 @@
 //! What an operator may choose, and the bounds that follow.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use vellum_keys::Keys;
 use vellum_proto::{Timers, Window};
 use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
@@ -13,6 +15,8 @@ use crate::cluster::AgentHandle;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     pub clients: u32,
+    /// Of these with one identity (a certificate, a uid).
+    pub clients_per_identity: u32,
     /// Unanswered requests of one client.
     pub requests: u32,
     /// Bytes of data and batches that unanswered requests of one client stand for.
@@ -23,7 +27,13 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { clients: 4096, requests: 1024, data_bytes: 64 << 20, invalidation: Duration::from_secs(60) }
+        Limits {
+            clients: 4096,
+            clients_per_identity: 2048,
+            requests: 1024,
+            data_bytes: 64 << 20,
+            invalidation: Duration::from_secs(60),
+        }
     }
 }
 
@@ -45,7 +55,9 @@ pub struct NodeOptions {
     pub limits: Limits,
     /// Users that may connect over unix sockets, besides root and the node's own.
     pub allowed_uids: Vec<u32>,
-    /// TCP beyond loopback has no authentication yet: it must be asked for.
+    /// With a node's keys every TCP socket is TLS with certificates on both sides; without, TCP stays on loopback.
+    pub keys: Option<Arc<Keys>>,
+    /// Plain TCP beyond loopback. For simulations: no command sets it.
     pub insecure_network: bool,
     pub poll: PollMode,
     /// `reactors` in it is ignored: `cores` says.
@@ -63,6 +75,7 @@ impl Default for NodeOptions {
             timers: Timers::DEFAULT,
             limits: Limits::default(),
             allowed_uids: Vec::new(),
+            keys: None,
             insecure_network: false,
             poll: PollMode::Adaptive,
             store: OpenOptions::default(),
@@ -72,11 +85,15 @@ impl Default for NodeOptions {
 }
 
 impl NodeOptions {
-    /// An endpoint that this node must not listen on, with the reason.
+    /// Why this node must not listen where it was told to.
     pub fn refused_endpoint(&self) -> Option<String> {
+        if let Some(keys) = &self.keys {
+            return keys.server().err().map(|error| error.to_string());
+        }
         self.listen.iter().find_map(|endpoint| match endpoint {
             Endpoint::Tcp(addr) if !addr.ip().is_loopback() && !self.insecure_network => Some(format!(
-                "{endpoint} is reachable from the network and has no authentication: listen on a unix socket or on loopback"
+                "{endpoint} is reachable from the network: that needs a node's keys (vellum keys, --keys); without, \
+                 listen on a unix socket or on loopback"
             )),
             _ => None,
         })

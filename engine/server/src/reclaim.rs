@@ -9,14 +9,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::{BatchNo, Mutant, Rid, mutant, probe};
+use vellum_format::Origin;
 use vellum_link::Responder;
 use vellum_rt::{Class, sleep, spawn};
 use vellum_wire::Response;
 
 use crate::client::{Client, Phase};
 use crate::fact::Fact;
-use crate::identity::Origin;
 use crate::mesh::{Absent, Ask, Message};
+use crate::process;
 use crate::reactor::{COORDINATOR, Reactor};
 
 /// A client that said farewell is kept at most so long for the answer to arrive; then its missing record is the answer.
@@ -58,7 +59,7 @@ impl Reactor {
                 if client.session.has_ended() {
                     return;
                 }
-                if !client.session.is_up() && process.is_gone() {
+                if !client.session.is_up() && process::is_gone(&process) {
                     return reactor.reclaim_expired(client.rid);
                 }
                 sleep(LOOK).await;
@@ -159,6 +160,7 @@ impl Reactor {
         client.session.end();
         client.commits.stop();
         client.locks.borrow_mut().clear();
+        client.file_requests.borrow_mut().clear();
         self.undurable.borrow_mut().remove(&client.rid);
         self.clients.borrow_mut().remove(&client.rid);
     }

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use vellum_client::{Client, ClientOptions, ConnectOptions};
-use vellum_proto::Timers;
 use vellum_proto::quorum::QuorumTimers;
 use vellum_rt::Class;
 use vellum_rt::sim::{SimConfig, World};
@@ -36,7 +35,7 @@ pub fn idle(nodes: usize, clients: usize, time: Duration) -> Idle {
     for _ in 0..clients {
         let machine = world.add_node();
         let on = world.add_reactor(machine);
-        let link = ConnectOptions { timers: Timers::DEFAULT, open_within: None };
+        let link = ConnectOptions { open_within: None, insecure_network: true, ..ConnectOptions::default() };
         let task = async move {
             let client = Client::connect(address(nodes), None, link, ClientOptions::default()).await;
             std::future::pending::<()>().await;

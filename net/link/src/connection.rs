@@ -10,11 +10,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_base::{DmaSlice, Epoch, Fsid, Rid};
+use vellum_keys::Keys;
 use vellum_proto::channel::Urgency;
-use vellum_proto::{ClientEvent, ClientSession, Closed, Time, Timers};
+use vellum_proto::{ClientEvent, ClientSession, Time, Timers};
 use vellum_rt::local::{Event, Notify};
 use vellum_rt::net::{Endpoint, Stream};
 use vellum_rt::{Class, Instant, JoinHandle, now, random_u64, spawn, timeout};
@@ -25,7 +27,8 @@ use crate::calls::{Calls, Observer, PendingCall, Reply};
 use crate::dial::{Rotation, dial_any};
 use crate::error::{LinkError, SocketError};
 use crate::in_process::InProcessDialer;
-use crate::socket::Socket;
+use crate::socket::{Socket, TlsSocket};
+use crate::tls::TlsStream;
 
 /// Where the engine is.
 #[derive(Clone, Debug)]
@@ -55,16 +58,25 @@ pub struct Identity {
     pub fsid: Option<Fsid>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectOptions {
     pub timers: Timers,
     /// [`Connection::open`] gives up after this; none: it tries for ever.
     pub open_within: Option<Duration>,
+    /// With keys every TCP socket is TLS; without, TCP goes no further than loopback.
+    pub keys: Option<Arc<Keys>>,
+    /// Plain TCP to anywhere. For simulations: no command sets it.
+    pub insecure_network: bool,
 }
 
 impl Default for ConnectOptions {
     fn default() -> ConnectOptions {
-        ConnectOptions { timers: Timers::DEFAULT, open_within: Some(Duration::from_secs(10)) }
+        ConnectOptions {
+            timers: Timers::DEFAULT,
+            open_within: Some(Duration::from_secs(10)),
+            keys: None,
+            insecure_network: false,
+        }
     }
 }
 
@@ -83,6 +95,7 @@ struct Core {
     address: Address,
     rotation: Rotation,
     rid: Rid,
+    options: ConnectOptions,
     session: RefCell<ClientSession>,
     calls: Calls,
     handler: RefCell<Option<Handler>>,
@@ -96,6 +109,8 @@ struct Core {
     /// Set when the first greeting was answered, or never will be.
     opened: Event,
     closed: RefCell<Option<LinkError>>,
+    /// Why the last socket ended.
+    last_error: RefCell<Option<String>>,
     socket_number: Cell<u64>,
     attempts: Cell<u64>,
 }
@@ -118,10 +133,12 @@ impl Connection {
         options: ConnectOptions,
     ) -> Result<Rc<Connection>, LinkError> {
         let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time());
+        let open_within = options.open_within;
         let core = Rc::new(Core {
             address,
             rotation: Rotation::default(),
             rid: identity.rid,
+            options,
             session: RefCell::new(session),
             calls: Calls::default(),
             handler: RefCell::new(None),
@@ -133,13 +150,18 @@ impl Connection {
             durable: Notify::new(),
             opened: Event::new(),
             closed: RefCell::new(None),
+            last_error: RefCell::new(None),
             socket_number: Cell::new(0),
             attempts: Cell::new(0),
         });
         let timer_task = spawn(Class::Request, "link timers", run_timers(core.clone()));
         let connection = Rc::new(Connection { core: core.clone(), timer_task });
-        match options.open_within {
-            Some(limit) => timeout(limit, core.opened.wait()).await.map_err(|_| LinkError::TimedOut)?,
+        match open_within {
+            Some(limit) => timeout(limit, core.opened.wait()).await.map_err(|_| {
+                let last = core.last_error.borrow();
+                tracing::warn!(rid = %core.rid, error = last.as_deref().unwrap_or("no answer"), "the last attempt to connect");
+                LinkError::TimedOut
+            })?,
             None => core.opened.wait().await,
         }
         let closed = core.closed.borrow().clone();
@@ -339,17 +361,16 @@ impl Core {
                 ClientEvent::Response { id, response, payload } => self.calls.resolve(id, response, payload),
                 ClientEvent::Interrupted { id } => self.calls.finish(id, Err(LinkError::Interrupted)),
                 ClientEvent::Durable(_) => self.durable.notify_all(),
-                ClientEvent::Closed(why) => self.close(why),
+                ClientEvent::Closed(why) => self.close(LinkError::from(why)),
             }
         }
         self.transmit.notify_one();
         self.timer.notify_one();
     }
 
-    fn close(&self, why: Closed) {
-        tracing::debug!(rid = %self.rid, ?why, "closed");
-        let error = LinkError::from(why);
-        *self.closed.borrow_mut() = Some(error.clone());
+    fn close(&self, error: LinkError) {
+        tracing::debug!(rid = %self.rid, ?error, "closed");
+        let error = self.closed.borrow_mut().get_or_insert(error).clone(); // the first reason is the reason
         if let Some(recovery) = self.recovery.borrow_mut().take() {
             recovery.cancel();
         }
@@ -407,9 +428,25 @@ async fn run_timers(core: Rc<Core>) {
 
 async fn dial(core: &Core) -> Result<Socket, SocketError> {
     match &core.address {
-        Address::AnyOf(endpoints) => Ok(Socket::Stream(dial_any(endpoints, &core.rotation).await?)),
-        Address::Net(endpoint) => Ok(Socket::Stream(Stream::connect(endpoint).await?)),
+        Address::AnyOf(endpoints) => {
+            let (endpoint, stream) = dial_any(endpoints, &core.rotation).await?;
+            secured(&endpoint, stream, &core.options).await
+        }
+        Address::Net(endpoint) => secured(endpoint, Stream::connect(endpoint).await?, &core.options).await,
         Address::InProcess(dialer) => dialer.dial(core.rid).await,
+    }
+}
+
+/// What a new stream to `endpoint` must be before anything is said on it.
+async fn secured(endpoint: &Endpoint, stream: Stream, options: &ConnectOptions) -> Result<Socket, SocketError> {
+    match (endpoint, &options.keys) {
+        (Endpoint::Tcp(addr), Some(keys)) => {
+            Ok(Socket::Tls(TlsSocket(TlsStream::connect(stream, addr.ip(), keys.client()).await?)))
+        }
+        (Endpoint::Tcp(addr), None) if !addr.ip().is_loopback() && !options.insecure_network => {
+            Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
+        }
+        _ => Ok(Socket::Stream(stream)),
     }
 }
 
@@ -417,6 +454,15 @@ async fn dial(core: &Core) -> Result<Socket, SocketError> {
 async fn run_socket(core: Rc<Core>, number: u64) {
     if let Err(error) = carry(&core, number).await {
         tracing::debug!(rid = %core.rid, %error, "socket ended");
+        *core.last_error.borrow_mut() = Some(error.to_string());
+        if error.is_about_trust() && core.socket_number.get() == number {
+            if !core.opened.is_set() {
+                core.close(LinkError::NotTrusted(error.to_string()));
+                return core.input(ClientSession::abandon);
+            }
+            // Keys are renewed now and then: a client that was believed once goes on trying.
+            tracing::warn!(rid = %core.rid, %error, "the engine does not believe us, or we don't believe it");
+        }
     }
     if core.socket_number.get() == number {
         core.drop_socket();
@@ -426,6 +472,7 @@ async fn run_socket(core: Rc<Core>, number: u64) {
 
 async fn carry(core: &Rc<Core>, number: u64) -> Result<(), SocketError> {
     let (mut reader, mut writer, guard) = dial(core).await?.split();
+    writer.set_stall(core.options.timers.send_stall);
     core.input(|session| session.handle_connected(time()));
     let sender = spawn(Class::Request, "link sender", {
         let core = core.clone();

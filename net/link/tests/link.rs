@@ -17,7 +17,12 @@ use vellum_rt::{sleep, timeout};
 use vellum_wire::{LockMode, LockName, Refusal, Request, Response, WireError};
 
 fn options(timers: Timers) -> ConnectOptions {
-    ConnectOptions { timers, open_within: Some(Duration::from_secs(5)) }
+    ConnectOptions {
+        timers,
+        open_within: Some(Duration::from_secs(5)),
+        insecure_network: true,
+        ..ConnectOptions::default()
+    }
 }
 
 async fn connect(address: Address, rid: u64, timers: Timers) -> Rc<Connection> {
@@ -178,7 +183,7 @@ fn a_new_term_is_recovered_before_calls_go_on() {
 fn the_engine_calls_its_clients_and_is_heard_in_order() {
     block_on(async {
         let server = Server::new(Timers::DEFAULT, {
-            Rc::new(|_, _| Box::pin(async { (Response::Granted { grants: vec![] }, None) }))
+            Rc::new(|_, _| Box::pin(async { (Response::Granted { grants: vec![], opens: vec![] }, None) }))
         });
         let dialer = server.in_process();
         let conn = connect(Address::InProcess(dialer), 14, server.timers).await;
@@ -401,7 +406,7 @@ fn a_cluster_that_nobody_leads_is_an_error_in_time() {
             let at = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
             format!("tcp:{at}").parse().unwrap()
         };
-        let options = ConnectOptions { timers: Timers::DEFAULT, open_within: Some(Duration::from_millis(300)) };
+        let options = ConnectOptions { open_within: Some(Duration::from_millis(300)), ..ConnectOptions::default() };
         let address = Address::AnyOf((0..3).map(dead).collect());
         let opened = Connection::open(address, Identity { rid: Rid(19), fsid: None }, options).await;
         assert_eq!(opened.err(), Some(LinkError::TimedOut));

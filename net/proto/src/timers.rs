@@ -19,6 +19,8 @@ pub struct Timers {
     pub greeting: Duration,
     /// The answer to a greeting may need an epoch; a client waits so long for it.
     pub greeted: Duration,
+    /// One send of ours (a frame or many small ones) is taken by the peer within this, or its socket is closed.
+    pub send_stall: Duration,
     pub connect_attempt: Duration,
     pub retry_min: Duration,
     pub retry_max: Duration,
@@ -43,6 +45,7 @@ impl Timers {
         recovery_window: RECOVERY_WINDOW,
         greeting: Duration::from_millis(2_000),
         greeted: Duration::from_millis(5_000),
+        send_stall: Duration::from_millis(10_000),
         connect_attempt: Duration::from_millis(1_000),
         retry_min: Duration::from_millis(50),
         retry_max: Duration::from_millis(500),
@@ -58,6 +61,7 @@ impl Timers {
             &mut self.recovery_window,
             &mut self.greeting,
             &mut self.greeted,
+            &mut self.send_stall,
             &mut self.connect_attempt,
             &mut self.retry_min,
             &mut self.retry_max,

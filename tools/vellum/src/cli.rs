@@ -46,6 +46,9 @@ pub enum Command {
     Bench(Bench),
     /// See it work: make an image, ingest a tree, kill the engine, recover, verify every byte.
     Quickstart(Quickstart),
+    /// Make the certificates that prove who nodes and clients are.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Print a completion script for a shell.
     Completion { shell: clap_complete::Shell },
 }
@@ -89,10 +92,17 @@ pub struct EngineArgs {
     pub cache: Option<u64>,
 }
 
+#[derive(Args, Default)]
+pub struct KeyArgs {
+    /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
+    #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
+    pub dir: Option<PathBuf>,
+}
+
 #[derive(Args)]
 pub struct Serve {
     pub device: String,
-    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default without --slot:
+    /// unix:PATH or tcp:ADDR:PORT (beyond loopback with --keys); may be given several times. Default without --slot:
     /// unix:/run/vellum/PID.sock. With --slot: besides the slot's own address, while this member leads.
     #[arg(long)]
     pub listen: Vec<String>,
@@ -106,6 +116,8 @@ pub struct Serve {
     /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
     #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
     pub heartbeat_timeout: u64,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -123,6 +135,8 @@ pub struct Mount {
     pub allow_other: bool,
     #[arg(long)]
     pub read_only: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -150,6 +164,8 @@ pub struct Walk {
     /// One JSON object a line.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -157,6 +173,8 @@ pub struct Stat {
     pub path: PathBuf,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -166,6 +184,8 @@ pub struct InoPath {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -174,6 +194,59 @@ pub struct On {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Subcommand)]
+pub enum Keys {
+    /// Make the authority of an installation. It belongs on a machine of its own, or in a safe.
+    Init {
+        /// Must not exist.
+        dir: PathBuf,
+    },
+    /// Make the keys of a node: DIR/nodes/NAME, to be copied to it.
+    Node {
+        /// The authority's directory.
+        dir: PathBuf,
+        name: String,
+        /// IP address at which clients and other nodes reach it; may be given several times.
+        #[arg(long, required = true)]
+        address: Vec<String>,
+        #[command(flatten)]
+        validity: KeyValidity,
+    },
+    /// Make the keys of a client (a gateway, a tool): DIR/clients/NAME, to be copied to it.
+    Client {
+        /// The authority's directory.
+        dir: PathBuf,
+        name: String,
+        /// It may look, and change nothing.
+        #[arg(long)]
+        read_only: bool,
+        /// Refused: an engine cannot hold a client to a subtree (docs/OPERATING.md, "Keys").
+        #[arg(long, value_name = "SUBTREE", hide = true)]
+        path: Option<PathBuf>,
+        #[command(flatten)]
+        validity: KeyValidity,
+    },
+    /// Show whose keys were made, and until when they are valid.
+    List {
+        /// The authority's directory.
+        dir: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct KeyValidity {
+    /// Days until they must be renewed.
+    #[arg(long, default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=7300))]
+    pub days: u32,
+    /// Replace the keys of this name. The same name is the same client to an engine.
+    #[arg(long)]
+    pub renew: bool,
 }
 
 #[derive(Subcommand)]
@@ -185,6 +258,8 @@ pub enum Quorum {
         on: String,
         #[arg(long)]
         json: bool,
+        #[command(flatten)]
+        keys: KeyArgs,
     },
     /// Change the slots of a device whose members are all stopped.
     Change(QuorumChange),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
-use vellum_server::{Node, NodeError, NodeOptions, Up};
+use vellum_server::{Limits, Node, NodeError, NodeOptions, Up};
 
 use crate::cli::{EngineArgs, Poll};
 use crate::exit::{Exit, WithExit};
@@ -41,6 +41,7 @@ impl EngineArgs {
 }
 
 pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
+    raise_descriptor_limit(&options.limits);
     let target = device::open_alone(spec)?;
     refuse_cluster(spec, &target)?;
     let listens = options.listen.clone();
@@ -76,6 +77,22 @@ fn refuse_cluster(spec: &str, target: &std::sync::Arc<dyn vellum_nvme::Device>) 
         return Err(error).exit(Exit::Usage);
     }
     Ok(())
+}
+
+/// Every client is a descriptor, and so is every stranger: a limit below their bounds would turn clients away for the
+/// sake of strangers.
+pub fn raise_descriptor_limit(limits: &Limits) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const OTHERS: u64 = 256;
+    let needed = u64::from(limits.clients) + vellum_link::MAX_SILENT as u64 + OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
+    if !enough(limit.current) {
+        let current = if enough(limit.maximum) { Some(needed) } else { limit.maximum };
+        if setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum }).is_err() || !enough(current) {
+            tracing::warn!("{current:?} open files allowed; {needed} would hold all clients (ulimit -n)");
+        }
+    }
 }
 
 /// A socket file whose server is gone refuses connections; only then it is removed.

@@ -6,6 +6,7 @@ mod device;
 mod endpoint;
 mod engine;
 mod exit;
+mod keys;
 mod library;
 mod processes;
 mod session;

@@ -25,6 +25,12 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Fuzzes every decoder (or the named targets), for so many seconds each.
+    Fuzz {
+        targets: Vec<String>,
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
+    },
     /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -52,6 +58,12 @@ fn run(task: Task) -> Result<()> {
         Task::Sim { args } => {
             let mut all = vec!["run", "--quiet", "-p", "vellum-sim", "--"];
             all.extend(args.iter().map(String::as_str));
+            cargo(&all)
+        }
+        Task::Fuzz { targets, seconds } => {
+            let seconds = seconds.to_string();
+            let mut all = vec!["run", "--release", "--quiet", "-p", "vellum-fuzz", "--", "--seconds", &seconds];
+            all.extend(targets.iter().map(String::as_str));
             cargo(&all)
         }
         Task::Bench { args } => {

@@ -11,8 +11,10 @@ use vellum_rt::channel::{Receiver, Sender, bounded};
 use vellum_rt::net::{Datagram, Endpoint};
 use vellum_rt::{Class, add_poller, random_u64, spawn, wall_clock, watch_fd};
 use vellum_store::StoreError;
+use vellum_wire::DatagramAuth;
 
 use super::agent::{Agent, time};
+use super::auth::auth_of;
 use super::blocks::{Membership, read_blocks};
 use super::gate::{AgentHandle, QUESTIONS, Question};
 use super::leadership::{Engine, Job};
@@ -47,6 +49,7 @@ struct AgentSeat {
 pub struct Member {
     pub(super) device: Arc<dyn Device>,
     pub(super) options: MemberOptions,
+    pub(super) auth: Arc<dyn DatagramAuth + Send + Sync>,
     pub(super) progress: Box<dyn Fn(MemberProgress) + Send + Sync>,
     process: ProcessIdentity,
     handle: AgentHandle,
@@ -86,8 +89,10 @@ impl Member {
         let (jobs, seats): (Vec<_>, Vec<_>) = (0..reactors).map(|_| bounded(2)).unzip();
         let (questions, asked) = bounded(QUESTIONS);
         let (stop, stopped) = bounded(1);
+        let secret = options.node.keys.as_ref().and_then(|keys| keys.quorum().ok());
         let member = Member {
             device,
+            auth: auth_of(secret),
             options,
             progress: Box::new(progress),
             process,

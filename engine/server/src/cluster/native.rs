@@ -11,7 +11,7 @@ use super::gate::AgentHandle;
 use super::member::{Member, MemberProgress, MemberStop};
 use super::options::MemberOptions;
 use crate::plan::NodeError;
-use crate::process::Process;
+use crate::process;
 
 /// Dropping it ends the member as a crash would; [`MemberNode::leave`] is the clean end.
 pub struct MemberNode {
@@ -24,7 +24,7 @@ pub struct MemberNode {
 
 fn own_process() -> ProcessIdentity {
     let pid = std::process::id();
-    match (Process::boot_id(), Process::start_of(pid)) {
+    match (process::boot_id(), process::start_of(pid)) {
         (Some(boot_id), Some(start_ticks)) => ProcessIdentity { pid, boot_id, start_ticks },
         _ => ProcessIdentity::default(), // no /proc: fenced by other means
     }

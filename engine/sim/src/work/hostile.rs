@@ -29,7 +29,12 @@ pub async fn live(shared: Rc<Shared>, machine: usize) {
 async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), LinkError> {
     let mut prng = Prng::new(random_u64());
     let (rid, name) = shared.begin_life(machine);
-    let options = ConnectOptions { timers: shared.timers, open_within: Some(PATIENCE) };
+    let options = ConnectOptions {
+        timers: shared.timers,
+        open_within: Some(PATIENCE),
+        insecure_network: true,
+        ..ConnectOptions::default()
+    };
     let identity = Identity { rid, fsid: None };
     let connection = Connection::open(shared.address(), identity, options).await?;
     for _ in 0..1 + prng.below(30) {

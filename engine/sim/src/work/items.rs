@@ -69,7 +69,12 @@ pub async fn live(shared: Rc<Shared>, index: usize) {
 
 async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {
     let mut prng = Prng::new(random_u64());
-    let link = ConnectOptions { timers: shared.timers, open_within: None };
+    let link = ConnectOptions {
+        timers: shared.timers,
+        open_within: None,
+        insecure_network: true,
+        ..ConnectOptions::default()
+    };
     // Small bounds are reached.
     let options = ClientOptions {
         rid: Some(rid),

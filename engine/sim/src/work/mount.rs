@@ -36,7 +36,12 @@ impl Mount {
     pub async fn new(shared: &Rc<Shared>, machine: usize, prng: &mut Prng) -> Result<Mount, End> {
         let failures = shared.device_failures.get();
         let (rid, _) = shared.begin_life(machine);
-        let link = ConnectOptions { timers: shared.timers, open_within: None };
+        let link = ConnectOptions {
+            timers: shared.timers,
+            open_within: None,
+            insecure_network: true,
+            ..ConnectOptions::default()
+        };
         let options = ClientOptions {
             rid: Some(rid),
             cache_bytes: 8 << 10 << prng.below(8),

@@ -2,6 +2,7 @@
 
 mod admin;
 mod bench;
+mod keys;
 mod mount;
 mod query;
 mod quickstart;
@@ -28,6 +29,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Status(args) => query::status(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Quickstart(args) => quickstart::quickstart(&args),
+        Command::Keys(args) => keys::keys(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vellum", &mut std::io::stdout());
             Ok(())

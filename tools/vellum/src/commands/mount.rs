@@ -56,7 +56,7 @@ fn stop(node: Node, socket: &Endpoint) -> Result<()> {
 
 /// Serves the mount on this thread's reactor until it is gone.
 async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Signals) -> Result<()> {
-    let client = Client::connect(address, None, connect_options(), ClientOptions::default())
+    let client = Client::connect(address, None, connect_options(args.keys.load()?), ClientOptions::default())
         .await
         .with_context(|| format!("cannot reach {}", args.endpoint))
         .exit(Exit::Endpoint)?;
@@ -67,6 +67,7 @@ async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Si
     let mut options =
         MountOptions { fsname: args.endpoint.clone(), read_only: args.read_only, ..MountOptions::default() };
     options.allow_other |= args.allow_other;
+    options.read_only |= client.is_read_only();
     let handle = match mount_vfs(vfs.clone(), &args.dir, Some(endpoint), &options).exit(Exit::Mount) {
         Ok(handle) => handle,
         Err(refused) => {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use vellum_server::cluster::{Membership, block_status, read_blocks};
 use vellum_store::SlotChange;
 
-use crate::cli::{Quorum, QuorumChange};
+use crate::cli::{KeyArgs, Quorum, QuorumChange};
 use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
 use crate::session::with_client;
@@ -16,13 +16,13 @@ use crate::{device, slots};
 
 pub fn quorum(what: &Quorum) -> Result<()> {
     match what {
-        Quorum::Status { on, json } => status(on, *json),
+        Quorum::Status { on, json, keys } => status(on, keys, *json),
         Quorum::Change(args) => change(args),
     }
 }
 
-fn status(on: &str, json: bool) -> Result<()> {
-    let value = if is_device(on) { of_device(on)? } else { of_leader(on)? };
+fn status(on: &str, keys: &KeyArgs, json: bool) -> Result<()> {
+    let value = if is_device(on) { of_device(on)? } else { of_leader(on, keys)? };
     if json {
         return print(&format!("{value}\n"));
     }
@@ -56,8 +56,8 @@ fn of_device(spec: &str) -> Result<Value> {
     })
 }
 
-fn of_leader(on: &str) -> Result<Value> {
-    let text = with_client(&Target::parse_or_mounted(on)?, async |client| Ok(client.status().await?))?;
+fn of_leader(on: &str, keys: &KeyArgs) -> Result<Value> {
+    let text = with_client(&Target::parse_or_mounted(on)?, keys, async |client| Ok(client.status().await?))?;
     let value: Value = serde_json::from_str(&text).context("the engine's status cannot be read")?;
     match value.get("quorum") {
         Some(quorum) if !quorum.is_null() => Ok(quorum.clone()),
