@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod keys;
 mod mount;
+mod nvme;
 mod query;
 mod quickstart;
 mod quorum;
@@ -28,6 +29,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),
         Command::Keys(args) => keys::keys(&args),
         Command::Completion { shell } => {
