@@ -18,10 +18,14 @@ use crate::reactor::Reactor;
 impl Reactor {
     /// A socket that greeted on this reactor: it is handed to the home of its rid.
     pub(crate) async fn welcome(self: &Rc<Self>, stranger: Stranger) {
-        let identity = Identity::of(&stranger.peer);
+        let identity = Identity::of(&stranger.peer).greeting_as(&stranger.greeting);
         if let Some(uid) = identity.uid.filter(|uid| !self.may_connect(*uid)) {
             tracing::warn!(uid, "a user that may not connect");
             return;
+        }
+        if identity.is_worker && !identity.may_work(self.own_uid()) {
+            tracing::warn!(uid = ?identity.uid, "a user whose workers are not believed");
+            return stranger.refuse(Refusal::NoWorker).await;
         }
         let home = self.backend.home_of(stranger.greeting.rid);
         if home == self.me {

@@ -10,6 +10,7 @@ use vellum_proto::GrantOrder;
 use vellum_wire::{LockGrant, LockWant};
 
 use crate::commits::Commits;
+use crate::crew::Seat;
 use crate::identity::Identity;
 use crate::pages::Pages;
 
@@ -44,6 +45,8 @@ pub(crate) struct Client {
     pub pages: Pages,
     /// Newest batch that was applied.
     pub applied: Cell<BatchNo>,
+    /// Of a worker.
+    seat: Option<Rc<Seat>>,
 }
 
 impl Client {
@@ -60,7 +63,12 @@ impl Client {
             undurable: RefCell::default(),
             pages: Pages::default(),
             applied: Cell::new(last),
+            seat: identity.is_worker.then(Rc::default),
         })
+    }
+
+    pub(crate) fn seat(&self) -> Option<Rc<Seat>> {
+        self.seat.clone()
     }
 
     /// A batch was applied in `epoch`.

@@ -39,6 +39,13 @@ impl Reactor {
             (Phase::Recovering, _) => return responder.fail(ErrorCode::Malformed, "say your locks first"),
             (Phase::Leaving, _) => return responder.fail(ErrorCode::Stopping, "the client has said farewell"),
         }
+        let workers = matches!(
+            request,
+            Request::Work { .. } | Request::Reassert { .. } | Request::Farewell | Request::Status | Request::Keepalive
+        );
+        if client.identity.is_worker && !workers {
+            return responder.fail(ErrorCode::NotPermitted, "a worker holds no locks and changes nothing");
+        }
         let backend = self.backend.clone();
         match request {
             Request::Lock { wants } => self.begin_lock(client, wants, responder),
@@ -86,6 +93,11 @@ impl Reactor {
                 self.later(client, responder, status, |json| Response::Status { json });
             }
             Request::Keepalive => responder.send(Response::Alive, None),
+            Request::Work { jobs } => self.work(client, jobs, responder),
+            Request::CompactAll => {
+                self.later(client, responder, backend.compact_all(), |()| Response::CompactedAll);
+            }
+            Request::Compact { .. } => responder.fail(ErrorCode::Malformed, "only the engine hands compactions over"),
             Request::Invalidate { .. } => responder.fail(ErrorCode::Malformed, "only the engine invalidates"),
         }
     }

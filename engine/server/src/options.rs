@@ -1,11 +1,14 @@
 //! What an operator may choose, and the bounds that follow.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_proto::{Timers, Window};
 use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
-use vellum_store::OpenOptions;
+use vellum_store::{OpenOptions, Prefer};
+
+use crate::crew::WorkerProbe;
 
 /// Bounds of what clients may make the node hold (P5); all are in its status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,11 +20,19 @@ pub struct Limits {
     pub data_bytes: u32,
     /// A client that has not answered an invalidation by then is given up.
     pub invalidation: Duration,
+    /// A compaction that a worker has not answered by then is lost (longer ones get more time).
+    pub job: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { clients: 4096, requests: 1024, data_bytes: 64 << 20, invalidation: Duration::from_secs(60) }
+        Limits {
+            clients: 4096,
+            requests: 1024,
+            data_bytes: 64 << 20,
+            invalidation: Duration::from_secs(60),
+            job: Duration::from_secs(60),
+        }
     }
 }
 
@@ -48,6 +59,10 @@ pub struct NodeOptions {
     pub poll: PollMode,
     /// `reactors` in it is ignored: `cores` says.
     pub store: OpenOptions,
+    /// Who runs compactions first while there are workers.
+    pub prefer: Prefer,
+    /// What the cluster knows of members that worked and were lost; without one, their processes are looked at.
+    pub worker_probe: Option<Arc<dyn WorkerProbe>>,
 }
 
 impl Default for NodeOptions {
@@ -61,6 +76,8 @@ impl Default for NodeOptions {
             insecure_network: false,
             poll: PollMode::Adaptive,
             store: OpenOptions::default(),
+            prefer: Prefer::default(),
+            worker_probe: None,
         }
     }
 }

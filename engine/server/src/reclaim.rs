@@ -31,6 +31,9 @@ impl Reactor {
             // Its farewell is being worked on, or only the answer was not taken.
             return;
         }
+        if client.identity.is_worker {
+            return self.worker_lost(&client);
+        }
         tracing::warn!(%rid, "the client did not come back: it is reclaimed");
         probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
         let reactor = self.clone();
@@ -89,9 +92,25 @@ impl Reactor {
         .detach();
     }
 
+    /// A worker of a term before that did not greet in this one and is quiet.
+    pub(crate) fn reclaim_old_worker_here(self: &Rc<Self>, rid: Rid) {
+        if self.client(rid).is_some() || self.known.borrow_mut().remove(&rid).is_none() {
+            return; // it is here, or is being reclaimed already
+        }
+        tracing::info!(%rid, "a worker of an earlier term is quiet");
+        let reactor = self.clone();
+        spawn(Class::Request, "reclaim", async move {
+            reactor.release(rid).await;
+            reactor.reclaimed.set(reactor.reclaimed.get() + 1);
+            reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
+        })
+        .detach();
+    }
+
     pub(crate) fn farewell(self: &Rc<Self>, client: &Rc<Client>, responder: Responder) {
         probe::tell(|| Fact::Farewell { term: self.backend.term(), rid: client.rid });
         let before = client.phase.replace(Phase::Leaving);
+        self.worker_leaves(client);
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "farewell", async move {
             let rid = client.rid;
@@ -99,6 +118,9 @@ impl Reactor {
             reactor.release(rid).await;
             if before == Phase::Recovering {
                 reactor.send(COORDINATOR, Message::Returned { rid });
+            }
+            if client.identity.is_worker {
+                reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
             }
             responder.send(Response::Farewelled, None);
             for _ in 0..LINGER_STEPS {
@@ -130,7 +152,7 @@ impl Reactor {
     }
 
     /// Locks everywhere, pending extents, the record.
-    async fn release(self: &Rc<Self>, rid: Rid) {
+    pub(crate) async fn release(self: &Rc<Self>, rid: Rid) {
         for reactor in self.mesh.all() {
             self.ask(reactor, Ask::Release { rid }).await;
         }
@@ -140,7 +162,7 @@ impl Reactor {
         }
     }
 
-    fn forget(&self, client: &Rc<Client>) {
+    pub(crate) fn forget(&self, client: &Rc<Client>) {
         client.session.end();
         client.commits.stop();
         client.locks.borrow_mut().clear();

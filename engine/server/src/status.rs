@@ -37,6 +37,7 @@ impl Reactor {
                 "control_bytes_per_frame": vellum_wire::MAX_CONTROL,
                 "payload_bytes_per_frame": vellum_wire::MAX_PAYLOAD,
                 "invalidation_ms": limits.invalidation.as_millis() as u64,
+                "job_ms": limits.job.as_millis() as u64,
             },
             "timers_ms": {
                 "keepalive": timers.keepalive.as_millis() as u64,
@@ -67,6 +68,9 @@ impl Reactor {
                     "commits_in_work": client.commits.in_work(),
                     "last_batch": client.applied.get().0,
                     "locks_waited_for": client.locks.borrow().len(),
+                    "worker": client.seat().map(|seat| json!({
+                        "jobs": seat.in_hand(), "slot": client.identity.slot, "quiet": seat.is_quiet()
+                    })),
                 })
             })
             .collect();
@@ -79,6 +83,8 @@ impl Reactor {
             "clients_reclaimed": self.reclaimed.get(),
             "recovery_waits_for": self.recovery.borrow().as_ref().map_or(0, Recovery::missing),
             "stopping": self.stopping.get(),
+            "workers": self.crew.len(),
+            "workers_of_earlier_terms": self.old_workers.borrow().missing(),
             "locks": {
                 "recovering": table.is_recovering(),
                 "locks": stats.locks,

@@ -44,7 +44,7 @@ impl Agent {
     }
 
     async fn one_life(&self, shared: &Rc<Shared>, rid: Rid) -> Result<(), ClientError> {
-        let link = ConnectOptions { timers: shared.timers, open_within: None };
+        let link = ConnectOptions { timers: shared.timers, open_within: None, ..ConnectOptions::default() };
         let options = ClientOptions { rid: Some(rid), spare_groups: 0, ..ClientOptions::default() };
         let client = Client::connect(Address::Net(endpoint()), None, link, options).await?;
         loop {

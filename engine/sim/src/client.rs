@@ -111,7 +111,7 @@ pub async fn live(shared: Rc<Shared>, name: String) {
 
 async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {
     let mut prng = Prng::new(random_u64());
-    let link = ConnectOptions { timers: shared.timers, open_within: None };
+    let link = ConnectOptions { timers: shared.timers, open_within: None, ..ConnectOptions::default() };
     // Small bounds are reached.
     let options = ClientOptions {
         rid: Some(rid),

@@ -67,7 +67,7 @@ pub async fn live(shared: Rc<Shared>, index: u64, own: Own) {
 async fn one_life(shared: &Rc<Shared>, index: u64, own: &Own) -> Result<(), End> {
     let mut prng = Prng::new(random_u64());
     let failures = shared.device_failures.get();
-    let link = ConnectOptions { timers: shared.timers, open_within: None };
+    let link = ConnectOptions { timers: shared.timers, open_within: None, ..ConnectOptions::default() };
     let options = ClientOptions {
         rid: Some(Rid(random_u64())),
         cache_bytes: 8 << 10 << prng.below(8),

@@ -52,3 +52,4 @@ pub use options::{MkfsOptions, OpenOptions};
 pub use query::WalkPage;
 pub use status::{CompactionStatus, ReactorStatus, StatFs, StoreStatus};
 pub use store::{Authority, Everyone, Store};
+pub use superblock::fsid;

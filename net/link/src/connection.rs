@@ -45,11 +45,13 @@ pub struct ConnectOptions {
     pub timers: Timers,
     /// [`Connection::open`] gives up after this; none: it tries for ever.
     pub open_within: Option<Duration>,
+    /// What the greetings say besides: see `vellum_wire::Greeting::worker_flags`.
+    pub flags: u32,
 }
 
 impl Default for ConnectOptions {
     fn default() -> ConnectOptions {
-        ConnectOptions { timers: Timers::DEFAULT, open_within: Some(Duration::from_secs(10)) }
+        ConnectOptions { timers: Timers::DEFAULT, open_within: Some(Duration::from_secs(10)), flags: 0 }
     }
 }
 
@@ -101,7 +103,8 @@ impl Connection {
         identity: Identity,
         options: ConnectOptions,
     ) -> Result<Rc<Connection>, LinkError> {
-        let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time());
+        let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time())
+            .with_flags(options.flags);
         let core = Rc::new(Core {
             address,
             rid: identity.rid,

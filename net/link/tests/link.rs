@@ -17,7 +17,7 @@ use vellum_rt::{sleep, timeout};
 use vellum_wire::{LockMode, LockName, Refusal, Request, Response, WireError};
 
 fn options(timers: Timers) -> ConnectOptions {
-    ConnectOptions { timers, open_within: Some(Duration::from_secs(5)) }
+    ConnectOptions { timers, open_within: Some(Duration::from_secs(5)), ..ConnectOptions::default() }
 }
 
 async fn connect(address: Address, rid: u64, timers: Timers) -> Rc<Connection> {

@@ -27,6 +27,9 @@ mod code {
     pub(super) const FAREWELL: u16 = 14;
     pub(super) const KEEPALIVE: u16 = 15;
     pub(super) const INVALIDATE: u16 = 16;
+    pub(super) const COMPACT_ALL: u16 = 32;
+    pub(super) const WORK: u16 = 33;
+    pub(super) const COMPACT: u16 = 34;
 }
 
 /// What a value of an item, and an entry of an index, may take in an answer.
@@ -58,6 +61,9 @@ impl Request {
             Request::Farewell => code::FAREWELL,
             Request::Keepalive => code::KEEPALIVE,
             Request::Invalidate { .. } => code::INVALIDATE,
+            Request::CompactAll => code::COMPACT_ALL,
+            Request::Work { .. } => code::WORK,
+            Request::Compact { .. } => code::COMPACT,
         }
     }
 
@@ -80,6 +86,9 @@ impl Request {
             Request::Farewell => "farewell",
             Request::Keepalive => "keepalive",
             Request::Invalidate { .. } => "invalidate",
+            Request::CompactAll => "compact_all",
+            Request::Work { .. } => "work",
+            Request::Compact { .. } => "compact",
         }
     }
 
@@ -93,6 +102,7 @@ impl Request {
             // Whatever is asked for, no answer is longer than a frame.
             Request::Scan { max_bytes, .. } => u64::from(*max_bytes).min(MAX_CONTROL as u64),
             Request::Get { keys, .. } => keys.len() as u64 * MAX_VALUE_BYTES,
+            Request::Compact { job } => job.len() as u64,
             Request::Walk { max, .. } => (u64::from(*max) * ENTRY_BYTES).min(MAX_CONTROL as u64),
             _ => payload_len as u64,
         }
@@ -107,6 +117,7 @@ impl Request {
                 Request::Reassert { locks, .. } => locks.len() * codec::GRANT_LEN,
                 Request::Get { keys, .. } => keys.len() * Key::LEN,
                 Request::ReadData { ranges } => ranges.len() * codec::RANGE_LEN,
+                Request::Compact { job } => job.len(),
                 Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() + MIN_OP_LEN).sum(),
                 _ => 0,
             }
@@ -146,7 +157,14 @@ impl Request {
                 codec::put_name(out, *name);
                 writer::u8(out, *mode as u8);
             }
-            Request::WriteData | Request::StatFs | Request::Status | Request::Farewell | Request::Keepalive => {}
+            Request::Work { jobs } => writer::u32(out, *jobs),
+            Request::Compact { job } => writer::bytes(out, job),
+            Request::WriteData
+            | Request::StatFs
+            | Request::Status
+            | Request::Farewell
+            | Request::Keepalive
+            | Request::CompactAll => {}
         }
     }
 
@@ -179,6 +197,9 @@ impl Request {
             code::STATUS => Request::Status,
             code::FAREWELL => Request::Farewell,
             code::KEEPALIVE => Request::Keepalive,
+            code::COMPACT_ALL => Request::CompactAll,
+            code::WORK => Request::Work { jobs: r.u32("jobs")? },
+            code::COMPACT => Request::Compact { job: codec::job(r)? },
             code::INVALIDATE => Request::Invalidate { name: codec::name(r)?, mode: codec::mode(r)? },
             found => return Err(WireFault::Value { what: "request code", found: found.into() }),
         };

@@ -26,6 +26,9 @@ mod code {
     pub(super) const ALIVE: u16 = 15;
     pub(super) const INVALIDATED: u16 = 16;
     pub(super) const ERROR: u16 = 17;
+    pub(super) const COMPACTED_ALL: u16 = 32;
+    pub(super) const WORKING: u16 = 33;
+    pub(super) const COMPACTED: u16 = 34;
 }
 
 /// Length that says "no such item".
@@ -50,6 +53,9 @@ impl Response {
             Response::Farewelled => code::FAREWELLED,
             Response::Alive => code::ALIVE,
             Response::Invalidated => code::INVALIDATED,
+            Response::CompactedAll => code::COMPACTED_ALL,
+            Response::Working => code::WORKING,
+            Response::Compacted { .. } => code::COMPACTED,
             Response::Error(_) => code::ERROR,
         }
     }
@@ -69,6 +75,7 @@ impl Response {
                 Response::Written { ranges } => ranges.len() * codec::RANGE_LEN,
                 Response::Walked { entries, .. } => entries.len() * 16,
                 Response::Status { json } => json.len(),
+                Response::Compacted { outcome } => outcome.len(),
                 Response::Error(e) => e.message.len(),
                 _ => 0,
             }
@@ -117,7 +124,10 @@ impl Response {
                 writer::u16(out, e.code as u16);
                 writer::bytes(out, e.message.as_bytes());
             }
+            Response::Compacted { outcome } => writer::bytes(out, outcome),
             Response::Unlocked
+            | Response::CompactedAll
+            | Response::Working
             | Response::Reasserted
             | Response::Data
             | Response::Farewelled
@@ -164,6 +174,9 @@ impl Response {
             code::FAREWELLED => Response::Farewelled,
             code::ALIVE => Response::Alive,
             code::INVALIDATED => Response::Invalidated,
+            code::COMPACTED_ALL => Response::CompactedAll,
+            code::WORKING => Response::Working,
+            code::COMPACTED => Response::Compacted { outcome: codec::job(r)? },
             code::ERROR => Response::Error(WireError {
                 code: ErrorCode::from_u16(r.u16("error code")?),
                 message: r.string("error message")?,
@@ -265,6 +278,7 @@ impl Refusal {
                 writer::u8(out, 5);
                 writer::u32(out, *limit);
             }
+            Refusal::NoWorker => writer::u8(out, 16),
         }
     }
 
@@ -276,6 +290,7 @@ impl Refusal {
             3 => Refusal::Fenced,
             4 => Refusal::NotServing,
             5 => Refusal::TooManyClients { limit: r.u32("limit")? },
+            16 => Refusal::NoWorker,
             found => return Err(WireFault::Value { what: "refusal", found: found.into() }),
         };
         r.end("refusal")?;

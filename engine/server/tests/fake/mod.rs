@@ -289,7 +289,7 @@ pub struct TestClient {
 
 impl TestClient {
     pub async fn connect(address: Address, rid: u64, timers: Timers) -> Rc<TestClient> {
-        let options = ConnectOptions { timers, open_within: Some(Duration::from_secs(5)) };
+        let options = ConnectOptions { timers, open_within: Some(Duration::from_secs(5)), ..ConnectOptions::default() };
         let identity = Identity { rid: Rid(rid), fsid: None };
         let conn = Connection::open(address, identity, options).await.unwrap();
         let client = Rc::new(TestClient {
