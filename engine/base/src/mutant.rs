@@ -101,6 +101,35 @@ mutants! {
     SplitBatch,
     /// Data is not sent again to a new leader.
     ForgetData,
+    // ---- quorum
+    /// A vote leaves before it is durable.
+    VoteBeforeDurable,
+    /// A member that starts again forgets the terms that it has seen.
+    ForgetTerm,
+    /// A candidate stands without asking whether anybody would vote for it.
+    SkipPreVote,
+    /// The blocks are read before our own ELECT is durable.
+    ReadBeforeElect,
+    /// A new leader serves without having those before it fenced.
+    LeadUnfenced,
+    /// A fence that failed counts as done.
+    BelieveFailedFence,
+    /// A block that cannot be read counts as one of nobody.
+    UnreadableIsNobody,
+    /// STOP is written before the engine has stopped.
+    StopTooEarly,
+    /// A leader does not care for newer terms, nor for answers.
+    DeafLeader,
+    /// A heartbeat round counts as answered at once.
+    ConfirmUnanswered,
+    /// While fencing goes on no heartbeat is sent.
+    SilentWhileFencing,
+    /// A timeout is believed however late it is noticed.
+    BelieveLateTimeout,
+    /// A leader whose device stalls keeps leading.
+    KeepSlowLeader,
+    /// A member writes its block although another process does.
+    ShareSlot,
 }
 
 #[cfg(debug_assertions)]

@@ -22,6 +22,9 @@ pub struct QuorumConfig {
     /// Milliseconds since 1970 at the `now` of [`super::Quorum::new`].
     pub wall_ms: u64,
     pub process: ProcessIdentity,
+    /// The run that the slot's block names last may be alive, on another host: watch it for a while before we write.
+    /// A driver that holds the slot's lock knows better and says false.
+    pub watch: bool,
 }
 
 impl QuorumConfig {
@@ -36,6 +39,7 @@ impl QuorumConfig {
             floor: Term::NONE,
             wall_ms: 0,
             process: ProcessIdentity::default(),
+            watch: false,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use vellum_base::Slot;
+use vellum_base::mutant::{self, Mutant};
 use vellum_format::quorum::EventKind;
 use vellum_wire::{QuorumKind, QuorumMessage};
 
@@ -74,7 +75,8 @@ impl Quorum {
             return;
         }
         // We were not scheduled for long: the leader's heartbeats may not have been delivered either (scenario 27).
-        if now - self.deadline >= heartbeat && !std::mem::replace(&mut self.forgiven, true) {
+        let late = now - self.deadline >= heartbeat && !mutant::active(Mutant::BelieveLateTimeout);
+        if late && !std::mem::replace(&mut self.forgiven, true) {
             self.counters.late_wakes += 1;
             self.deadline = now + 2 * heartbeat;
             return;
@@ -106,7 +108,7 @@ impl Quorum {
 
     fn count_pre_votes(&mut self, now: Time) {
         let Role::PreCandidate { proposed, .. } = self.role else { return };
-        if self.granted() < self.majority {
+        if self.granted() < self.majority && !mutant::active(Mutant::SkipPreVote) {
             return;
         }
         self.term = proposed;
@@ -143,16 +145,17 @@ impl Quorum {
 
     /// Goes on with what was waiting for a write.
     pub(super) fn settle_votes(&mut self, now: Time) {
+        let hasty = mutant::active(Mutant::VoteBeforeDurable);
         match self.role {
             Role::Starting { begin } if self.own.is_durable(begin) => self.start_following(now),
-            Role::Candidate { vote, asked: None } if self.own.is_durable(vote) => {
+            Role::Candidate { vote, asked: None } if hasty || self.own.is_durable(vote) => {
                 self.ask_for_votes(now);
                 self.count_votes(now);
             }
             _ => {}
         }
         if let Some(PendingVote { to, term, write }) = self.vote
-            && self.own.is_durable(write)
+            && (hasty || self.own.is_durable(write))
         {
             self.vote = None;
             self.send(now, to, QuorumKind::Vote, term, 0, true);

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use vellum_base::mutant::{self, Mutant};
 use vellum_base::{Rid, Slot, Term};
 use vellum_format::quorum::{EventKind, SlotEvent, SlotState};
 use vellum_wire::QuorumKind;
@@ -53,6 +54,8 @@ pub(super) struct Leadership {
     /// Heartbeats of this term have this number or a greater one.
     pub first_round: u64,
     pub heartbeat_at: Time,
+    /// A busy engine's rounds put heartbeats off for ever; whether we may lead is looked at all the same.
+    check_at: Time,
     pub fenced: BTreeSet<(Slot, Option<Rid>, Option<Term>)>,
     pub fence_attempts: u32,
     read_attempts: u32,
@@ -66,6 +69,7 @@ impl Leadership {
             since: now,
             first_round,
             heartbeat_at: now,
+            check_at: now,
             fenced: BTreeSet::new(),
             fence_attempts: 0,
             read_attempts: 0,
@@ -131,7 +135,9 @@ impl Quorum {
     /// Goes on with what was waiting for a write.
     pub(super) fn settle_leadership(&mut self, now: Time) {
         match self.phase() {
-            Some(Phase::Electing { elect }) if self.own.is_durable(*elect) => {
+            Some(Phase::Electing { elect })
+                if self.own.is_durable(*elect) || mutant::active(Mutant::ReadBeforeElect) =>
+            {
                 self.set_phase(Phase::Reading { at: None });
                 self.read_blocks();
             }
@@ -162,7 +168,7 @@ impl Quorum {
         let own = self.config.slot;
         if let SlotState::Written(found) = &blocks[own.index()]
             && self.own.is_foreign(found)
-            && !matches!(self.role, Role::Over { .. })
+            && !matches!(self.role, Role::Watching { .. } | Role::Over { .. })
         {
             return self.slot_taken(format!("another process has written the block of slot {own}"));
         }
@@ -176,7 +182,15 @@ impl Quorum {
             }
             return;
         }
+        let own_before = self.blocks[own.index()].block().map_or(0, |b| b.newest_write());
         self.blocks.clone_from(blocks);
+        if let (Role::Watching { .. }, SlotState::Written(found)) = (&self.role, &blocks[own.index()]) {
+            return if found.newest_write() == own_before {
+                self.begin(now);
+            } else {
+                self.slot_taken(format!("another process, perhaps on another host, runs in slot {own}"));
+            };
+        }
         if reading {
             self.judge(now);
         }
@@ -201,7 +215,7 @@ impl Quorum {
             // Somebody was elected after us, or tried to: another election decides, and all terms grow.
             return self.adopt(now, newest);
         }
-        let targets = self.targets();
+        let targets = if mutant::active(Mutant::LeadUnfenced) { Vec::new() } else { self.targets() };
         let Role::Leader(leadership) = &mut self.role else { return };
         if targets.is_empty() {
             let term = leadership.term;
@@ -242,6 +256,7 @@ impl Quorum {
             match &self.blocks[slot.index()] {
                 SlotState::Empty => None,
                 SlotState::Written(block) => block.unstopped().filter(|e| e.term >= ended).map(elected),
+                SlotState::Unreadable(_) if mutant::active(Mutant::UnreadableIsNobody) => None,
                 SlotState::Unreadable(_) => self.config.is_configured(slot).then_some(FenceTarget {
                     slot,
                     rid: None,
@@ -255,7 +270,10 @@ impl Quorum {
         others.filter_map(target).filter(|t| !leadership.fenced.contains(&(t.slot, t.rid, t.term))).collect()
     }
 
-    pub(super) fn fenced(&mut self, now: Time, term: Term, result: Result<(), String>) {
+    pub(super) fn fenced(&mut self, now: Time, term: Term, mut result: Result<(), String>) {
+        if mutant::active(Mutant::BelieveFailedFence) {
+            result = Ok(());
+        }
         if let Some(Predecessor { target, state: PredecessorState::Fencing(_), .. }) = &self.predecessor
             && target.term == Some(term)
         {
@@ -330,10 +348,14 @@ impl Quorum {
     pub(super) fn settle_predecessor(&mut self, now: Time) {
         let (timeout, ended) = (self.config.timers.fence_timeout, self.newest_fence());
         let Some(predecessor) = &mut self.predecessor else { return };
-        match predecessor.state {
-            PredecessorState::Recording(write) if self.own.is_durable(write) => self.predecessor = None,
+        let recorded = |write: &u64| self.own.is_durable(*write);
+        match &predecessor.state {
+            PredecessorState::Recording(write) if recorded(write) => return self.predecessor_gone(now),
             // A leader of another slot has fenced it.
-            _ if predecessor.target.term < Some(ended) => self.predecessor = None,
+            _ if predecessor.target.term < Some(ended) => return self.predecessor_gone(now),
+            _ => {}
+        }
+        match predecessor.state {
             PredecessorState::Due(at)
                 if now >= at && !matches!(self.role, Role::Starting { .. } | Role::Over { .. }) =>
             {
@@ -350,10 +372,18 @@ impl Quorum {
         }
     }
 
+    fn predecessor_gone(&mut self, now: Time) {
+        self.predecessor = None;
+        if self.config.peers().next().is_none() {
+            self.deadline = now;
+        }
+    }
+
     pub(super) fn leader_timeout(&mut self, now: Time) {
         let timers = self.config.timers;
         let Role::Leader(leadership) = &mut self.role else { return };
         let term = leadership.term;
+        leadership.check_at = now + timers.heartbeat;
         match leadership.phase {
             Phase::Reading { at: Some(at) } if now >= at => {
                 leadership.phase = Phase::Reading { at: None };
@@ -376,10 +406,11 @@ impl Quorum {
         if !matches!(self.role, Role::Leader(_)) {
             return;
         }
-        if now >= self.majority_heard(now) + timers.heartbeat_timeout {
+        if now >= self.majority_heard(now) + timers.heartbeat_timeout && !mutant::active(Mutant::DeafLeader) {
             return self.step_down(now, StopReason::LostMajority);
         }
-        if now >= self.slow_at() && self.device_takes_others_writes(now) {
+        let slow = now >= self.slow_at() && !mutant::active(Mutant::KeepSlowLeader);
+        if slow && self.device_takes_others_writes(now) {
             self.stand_aside(now);
             return self.step_down(now, StopReason::SlowDevice);
         }
@@ -404,7 +435,7 @@ impl Quorum {
         };
         // Alone there is nobody to send heartbeats to.
         let alone = self.config.peers().next().is_none();
-        let heartbeat = (!alone).then_some(leadership.heartbeat_at);
+        let heartbeat = (!alone).then_some(leadership.heartbeat_at.min(leadership.check_at));
         let far = leadership.heartbeat_at + Duration::from_secs(3600);
         phase.into_iter().chain(heartbeat).min().unwrap_or(far)
     }
@@ -462,6 +493,10 @@ impl Quorum {
         match phase {
             Phase::Leading => {
                 self.stopping = Some(Stopping { term, write: None, resigns: false });
+                if mutant::active(Mutant::StopTooEarly) {
+                    let write = self.record(now, EventKind::Stop, term, None);
+                    self.stopping = Some(Stopping { term, write: Some(write), resigns });
+                }
                 self.push(QuorumOutput::StopLeading { term, why });
                 if resigns {
                     self.send_all(now, QuorumKind::Resignation, term, self.round);

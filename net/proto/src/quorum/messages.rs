@@ -1,6 +1,8 @@
 //! What a datagram does.
 
+use vellum_base::mutant::{self, Mutant};
 use vellum_base::{Slot, Term};
+use vellum_format::quorum::EventKind;
 use vellum_wire::{QuorumKind, QuorumMessage};
 
 use super::leadership::Phase;
@@ -17,7 +19,7 @@ impl Quorum {
             self.counters.dropped += 1;
             return;
         }
-        if matches!(self.role, Role::Starting { .. } | Role::Over { .. }) {
+        if matches!(self.role, Role::Watching { .. } | Role::Starting { .. } | Role::Over { .. }) {
             return;
         }
         self.note_peer(now, from, &message);
@@ -120,6 +122,9 @@ impl Quorum {
 
     /// A newer term: whatever we were, we follow, and write it down.
     pub(super) fn adopt(&mut self, now: Time, term: Term) {
+        if mutant::active(Mutant::DeafLeader) && matches!(self.role, Role::Leader(_)) {
+            return;
+        }
         if let Role::Leader(_) = self.role {
             self.step_down(now, super::StopReason::NewerTerm(term));
         }
@@ -130,7 +135,7 @@ impl Quorum {
         self.role = Role::Follower;
         self.forgiven = false;
         self.deadline = now + self.election_span();
-        self.record(now, vellum_format::quorum::EventKind::Term, term, None);
+        self.record(now, EventKind::Term, term, None);
     }
 
     pub(super) fn heartbeat_round(&mut self, now: Time) {
@@ -139,7 +144,10 @@ impl Quorum {
         if let Role::Leader(leadership) = &mut self.role {
             leadership.heartbeat_at = now + self.config.timers.heartbeat;
         }
-        self.send_all(now, QuorumKind::Heartbeat, term, round);
+        let fencing = matches!(&self.role, Role::Leader(l) if matches!(l.phase, Phase::Fencing { .. }));
+        if !(fencing && mutant::active(Mutant::SilentWhileFencing)) {
+            self.send_all(now, QuorumKind::Heartbeat, term, round);
+        }
     }
 
     /// Reports the newest round that a majority has answered, if somebody waits for one.
@@ -151,8 +159,10 @@ impl Quorum {
         let mut answered: Vec<u64> = self.peers.iter().flatten().map(|p| p.answered_round).collect();
         answered.push(self.round);
         answered.sort_unstable_by(|a, b| b.cmp(a));
-        let confirmed = answered.get(self.majority - 1).copied().unwrap_or(0).min(self.asked_round);
-        if confirmed > self.confirmed_round {
+        let needed = if mutant::active(Mutant::ConfirmUnanswered) { 0 } else { self.majority - 1 };
+        let confirmed = answered.get(needed).copied().unwrap_or(0).min(self.asked_round);
+        // What an earlier engine of ours waited for is over with its term.
+        if confirmed > self.confirmed_round && confirmed >= leadership.first_round {
             self.confirmed_round = confirmed;
             self.push(super::QuorumOutput::RoundConfirmed { round: confirmed });
         }

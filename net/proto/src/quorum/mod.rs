@@ -36,6 +36,7 @@ mod timers;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use vellum_base::mutant::{self, Mutant};
 use vellum_base::prng::Prng;
 use vellum_base::{Slot, Term};
 use vellum_format::quorum::{EventKind, SlotBlock, SlotEvent, SlotState};
@@ -58,6 +59,10 @@ const MAX_OUTPUTS: usize = 1024;
 
 #[derive(Debug)]
 enum Role {
+    /// Nothing is written before `until`: a live member would have written its block by then.
+    Watching {
+        until: Time,
+    },
     /// BEGIN is on its way to the device.
     Starting {
         begin: u64,
@@ -138,7 +143,8 @@ impl Quorum {
             SlotState::Written(block) => *block,
             SlotState::Unreadable(error) => return Err(error.clone().into()),
         };
-        let term = blocks.iter().filter_map(|b| b.block()).map(SlotBlock::newest_term).max().unwrap_or_default();
+        let known = if mutant::active(Mutant::ForgetTerm) { &[] } else { &blocks[..] };
+        let term = known.iter().filter_map(|b| b.block()).map(SlotBlock::newest_term).max().unwrap_or_default();
         let timers = config.timers;
         let backoff = |salt: u64, min, max| Backoff::new(min, max, config.seed ^ salt);
         let mut quorum = Quorum {
@@ -173,12 +179,16 @@ impl Quorum {
         for slot in quorum.config.peers().collect::<Vec<_>>() {
             quorum.peers[slot.index()] = Some(Peer::default());
         }
-        quorum.begin(now);
+        if quorum.config.watch && quorum.own.block().running().is_some() {
+            quorum.role = Role::Watching { until: now + 3 * timers.probe() };
+        } else {
+            quorum.begin(now);
+        }
         quorum.settle(now);
         Ok(quorum)
     }
 
-    fn begin(&mut self, now: Time) {
+    pub(in crate::quorum) fn begin(&mut self, now: Time) {
         let own = *self.own.block();
         let ended = self.newest_fence();
         self.predecessor = own.unstopped().filter(|elect| elect.term >= ended).map(|elect| {
@@ -358,6 +368,11 @@ impl Quorum {
                 self.leaving = false;
                 self.push(QuorumOutput::Stopped);
             }
+            Role::Watching { .. } if self.leaving => {
+                self.leaving = false;
+                self.role = Role::Over { end: None };
+                self.push(QuorumOutput::Stopped);
+            }
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. }
                 if self.leaving && self.stopping.is_none() && self.vote.is_none() =>
             {
@@ -370,6 +385,9 @@ impl Quorum {
 
     /// Another process runs in our slot: whoever of us is wrong, two writers of one block are (Q3).
     fn slot_taken(&mut self, why: String) {
+        if mutant::active(Mutant::ShareSlot) {
+            return;
+        }
         if let Role::Leader(Leadership { term, phase: Phase::Leading, .. }) = self.role {
             self.push(QuorumOutput::StopLeading { term, why: StopReason::SlotTaken });
         }
@@ -381,6 +399,11 @@ impl Quorum {
     fn timeout(&mut self, now: Time) {
         match &self.role {
             Role::Over { .. } | Role::Starting { .. } => return,
+            Role::Watching { until } if now >= *until => {
+                self.role = Role::Watching { until: now + self.config.timers.probe() };
+                return self.read_blocks();
+            }
+            Role::Watching { .. } => return,
             Role::Leader(_) => self.leader_timeout(now),
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => self.election_timeout(now),
         }
@@ -401,6 +424,7 @@ impl Quorum {
         let role = match &self.role {
             Role::Over { end: None } => return None,
             Role::Over { .. } | Role::Starting { .. } => return self.own.retry_at(),
+            Role::Watching { until } => return Some(*until),
             Role::Leader(leadership) => Some(self.leader_due(leadership)),
             Role::Candidate { asked: Some(asked), .. } => {
                 Some(self.deadline.min(*asked + self.config.timers.heartbeat))

@@ -85,7 +85,7 @@ impl Quorum {
 
     pub fn status(&self, now: Time) -> QuorumStatus {
         let (role, fencing) = match &self.role {
-            Role::Starting { .. } => (QuorumRole::Starting, Vec::new()),
+            Role::Watching { .. } | Role::Starting { .. } => (QuorumRole::Starting, Vec::new()),
             Role::Follower => (QuorumRole::Follower, Vec::new()),
             Role::PreCandidate { .. } => (QuorumRole::PreCandidate, Vec::new()),
             Role::Candidate { .. } => (QuorumRole::Candidate, Vec::new()),

@@ -79,6 +79,8 @@ pub struct Checkers {
     /// Newest PRE_VOTE of a slot: its term and attempt.
     attempts: BTreeMap<Slot, (Term, u64)>,
     votes: BTreeMap<Slot, Term>,
+    /// The story starts two processes in one slot.
+    pub two_writers: bool,
     pub leads: u64,
     pub rounds: u64,
 }
@@ -140,7 +142,8 @@ impl Checkers {
     /// later finds the newer one when it reads the blocks.
     fn alive_before(&self, term: Term) -> Option<Term> {
         let ours = self.elected.get(&term).map_or(Time(u64::MAX), |e| e.1);
-        let over = |t: &Term, rid: &Rid| self.stopped.contains(t) || self.fenced.contains(rid);
+        let over =
+            |t: &Term, rid: &Rid| self.stopped.contains(t) || self.fenced.contains(rid) || self.failed.contains(rid);
         self.elected.iter().find(|(t, (rid, at))| **t < term && *at <= ours && !over(t, rid)).map(|(t, _)| *t)
     }
 
@@ -154,7 +157,7 @@ impl Checkers {
     }
 
     fn q2_terms_never_go_back(&self, before: &SlotState, block: &SlotBlock) -> Result<(), String> {
-        let Some(before) = before.block() else { return Ok(()) };
+        let Some(before) = before.block().filter(|_| !self.two_writers) else { return Ok(()) };
         for kind in [EventKind::Term, EventKind::Elect, EventKind::Fence, EventKind::Stop] {
             let term = |b: &SlotBlock| b.get(kind).map_or(Term::NONE, |e| e.term);
             if term(block) < term(before) {

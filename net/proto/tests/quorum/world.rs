@@ -155,6 +155,8 @@ pub struct World {
     manifest_term: Term,
     /// Who leaves comes back.
     pub peace: bool,
+    /// Members start on a host that cannot know whether the run before is gone.
+    pub watch: bool,
 }
 
 type SlotBlockBytes = [u8; 4096];
@@ -185,6 +187,7 @@ impl World {
             seed,
             manifest_term: Term::NONE,
             peace: false,
+            watch: false,
         };
         for slot in 0..slots {
             world.add_node(Slot(slot as u8));
@@ -268,6 +271,7 @@ impl World {
         let slot = self.nodes[node].slot;
         let mut config = QuorumConfig::new(slot, self.configured, rid, self.prng.next_u64());
         config.timers = self.timers;
+        config.watch = self.watch;
         self.say(format!("node {node} slot {slot} starts as {rid}"));
         match Quorum::new(config, &blocks, self.now) {
             Ok(machine) => {
