@@ -18,7 +18,7 @@ use vellum_nvme::fault::{FaultConfig, FaultDevice, ProcessId};
 use vellum_nvme::{Image, Queue};
 use vellum_rt::channel::{Sender, bounded};
 use vellum_rt::sim::{NodeId, ReactorHandle, SimConfig, World};
-use vellum_rt::{Class, add_poller, net::Endpoint};
+use vellum_rt::{Class, PollerHandle, add_poller, net::Endpoint};
 use vellum_server::worker::{self, WorkerError, WorkerOptions};
 use vellum_server::{Limits, NodeOptions, Plan, Progress, StopHandle, WorkerProbe};
 use vellum_store::lsm::{Cancel, CompactionJob, execute};
@@ -298,7 +298,7 @@ impl Lab {
         let flags = Greeting::worker_flags(Some(slot));
         let link = ConnectOptions { open_within: None, flags, ..ConnectOptions::default() };
         let task = async move {
-            let queue = open(&device);
+            let (queue, _poller) = open(&device);
             let identity = Identity { rid: Rid(1000 + u64::from(slot)), fsid: None };
             let connection = Connection::open(address(), identity, link).await.expect("a connection");
             connection.set_handler(Rc::new(move |request| -> LocalBoxFuture<Response> {
@@ -347,7 +347,7 @@ impl Lab {
             FaultConfig { hook: Some(Arc::new(vellum_rt::wake_after)), ..FaultConfig::default() },
         );
         let report = self.world.block_on(on, LONG, async move {
-            let queue = open(&target);
+            let (queue, _poller) = open(&target);
             vellum_store::check(&target.as_device(), &queue, CheckOptions { data: true }).await
         });
         let report = report.expect("it ends").expect("it can be checked");
@@ -355,11 +355,12 @@ impl Lab {
     }
 }
 
-fn open(device: &FaultDevice) -> Rc<dyn Queue> {
+/// A queue that is polled as long as the handle lives.
+fn open(device: &FaultDevice) -> (Rc<dyn Queue>, PollerHandle) {
     let queue = device.as_device().open_queue(32).unwrap();
     let polled = queue.clone();
-    std::mem::forget(add_poller("test", move || polled.process_completions()));
-    queue
+    let poller = add_poller("test", move || polled.process_completions());
+    (queue, poller)
 }
 
 struct Worker {
@@ -559,7 +560,7 @@ fn c3_what_a_dead_leader_handed_over_is_not_reused_before_its_worker_is_quiet() 
     let flag = written.clone();
     lab.world
         .spawn(puppet.on, Class::Compaction, "late", async move {
-            let queue = open(&queue_of);
+            let (queue, _poller) = open(&queue_of);
             let _ = execute(&queue, &old, &Cancel::default()).await; // its inputs may be gone
             for range in &old.space {
                 let data = vellum_base::DmaBuf::copy_from(&vec![0xee; range.len_bytes()], true).freeze();

@@ -6,6 +6,7 @@ mod mount;
 mod query;
 mod quickstart;
 mod serve;
+mod worker;
 
 use anyhow::Result;
 use clap::CommandFactory;
@@ -24,6 +25,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::InoPath(args) => query::ino_path(&args),
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
+        Command::Compact(args) => worker::compact(&args),
+        Command::CompactWorker(args) => worker::compact_worker(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Quickstart(args) => quickstart::quickstart(&args),
         Command::Completion { shell } => {
