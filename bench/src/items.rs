@@ -111,7 +111,7 @@ fn batch(number: u64, first: usize, keys: &[[u8; 24]]) -> Batch {
 
 fn vellum(image: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
     std::fs::File::create(image)?.set_len((shape.keys as u64 * 1000).max(1 << 30))?;
-    let device = vellum_nvme::open(&image.display().to_string(), OpenMode { read_only: false, exclusive: true })?;
+    let device = vellum_nvme::open(&image.display().to_string(), OpenMode { exclusive: true, ..OpenMode::default() })?;
     let shape = *shape;
     let rows = native::block_on(async move {
         let queue: Rc<dyn Queue> = device.open_queue(64)?;

@@ -6,6 +6,7 @@
 pub mod compaction;
 pub mod files;
 pub mod items;
+mod link;
 pub mod nvme;
 pub mod peers;
 pub mod recorder;

@@ -12,6 +12,7 @@ use vellum_nvme::{OpenMode, Queue};
 use vellum_rt::net::{Endpoint, Listener, Stream};
 use vellum_rt::{Class, channel, native};
 
+use crate::link;
 use crate::peers::sockets::{self, Wait};
 use crate::recorder::{Recorder, Usage};
 use crate::report::{Report, Row};
@@ -20,13 +21,15 @@ use crate::report::{Report, Row};
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub rounds: usize,
+    /// Of 1 MiB over the link.
+    pub frames: usize,
     pub reads: usize,
     pub file_bytes: u64,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { rounds: 50_000, reads: 40_000, file_bytes: 512 << 20 }
+        Shape { rounds: 50_000, frames: 2_000, reads: 40_000, file_bytes: 512 << 20 }
     }
 }
 
@@ -40,6 +43,7 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     }
     report.push(case("echo 64 B", "vellum", |r| echo(&dir.join("echo.sock"), shape.rounds, r))?);
     report.push(case("core to core", "vellum", |r| messages(shape.rounds, r))?);
+    links(dir, shape, &mut report)?;
     let file = dir.join("reads.img");
     fill(&file, shape.file_bytes)?;
     let blocks = shape.file_bytes / BLOCK_SIZE as u64;
@@ -52,6 +56,28 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     report.push(idle()?);
     std::fs::remove_file(&file)?;
     Ok(report)
+}
+
+type LinkCase = fn(Option<&link::Both>, usize, &mut Recorder) -> Result<()>;
+
+/// The framed link over loopback TCP, plain and within TLS, one beside the other.
+fn links(dir: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
+    let keys = link::Both::make(&dir.join("keys"))?;
+    let cases: [(&str, LinkCase, usize); 3] = [
+        ("link call", link::calls, shape.rounds / 2),
+        ("link write 1 MiB", link::writes, shape.frames),
+        ("link read 1 MiB", link::reads, shape.frames),
+    ];
+    for (name, work, count) in cases {
+        let plain = case(name, "plain tcp", |r| work(None, count, r))?;
+        let tls = case(name, "tls", |r| work(Some(&keys), count, r))?;
+        let note = |row: &crate::report::Row| format!("{:.0} MB/s", row.mb_per_s());
+        let ratio = tls.ops_per_s / plain.ops_per_s;
+        let (plain_note, tls_note) = (note(&plain), format!("{}, {ratio:.2}x of plain", note(&tls)));
+        report.push(plain.note(plain_note));
+        report.push(tls.note(tls_note));
+    }
+    Ok(())
 }
 
 fn case(name: &str, system: &str, work: impl FnOnce(&mut Recorder) -> Result<()>) -> Result<Row> {
@@ -226,9 +252,9 @@ mod tests {
     #[test]
     fn every_case_runs_small() {
         let dir = tempfile::tempdir().unwrap();
-        let shape = Shape { rounds: 20, reads: 256, file_bytes: 1 << 20 };
+        let shape = Shape { rounds: 20, frames: 10, reads: 256, file_bytes: 1 << 20 };
         match run(dir.path(), &shape) {
-            Ok(report) => assert!(report.rows.len() >= 8, "{}", report.table()),
+            Ok(report) => assert!(report.rows.len() >= 14, "{}", report.table()),
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
             Err(e) => panic!("{e:#}"),
         }

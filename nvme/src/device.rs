@@ -31,6 +31,12 @@ pub trait Device: Send + Sync {
     /// A queue for the calling thread, with room for `depth` operations at the device at once. More may be submitted
     /// (up to [`crate::MAX_TRACKERS`]); they wait in the queue.
     fn open_queue(&self, depth: u32) -> Result<Rc<dyn Queue>, DeviceError>;
+
+    /// Whether another opening of the device on this host, for the member in `slot`, may still have operations at the
+    /// device; its process may be dead already. `None` where the backend cannot tell.
+    fn slot_has_io(&self, _slot: u8) -> Result<Option<bool>, DeviceError> {
+        Ok(None)
+    }
 }
 
 /// One operation. Addresses and lengths are multiples of 4 KiB.

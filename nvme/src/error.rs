@@ -45,6 +45,8 @@ pub enum DeviceError {
     Unaligned { op: &'static str, at_bytes: u64, len_bytes: u64 },
     #[error("{op} of {len_bytes} bytes is larger than one transfer of at most {max_bytes}")]
     TooLarge { op: &'static str, len_bytes: u64, max_bytes: u64 },
+    #[error("this node gave up the device")]
+    Closed,
     #[error("the device was opened read-only")]
     ReadOnly,
     #[error("more than {max} operations wait in one queue")]

@@ -29,6 +29,7 @@ pub mod spec;
 pub mod testing;
 mod tracker;
 pub mod uring;
+mod valve;
 
 pub use device::{Device, Geometry, IoDone, IoOp, Queue};
 pub use error::DeviceError;
@@ -36,3 +37,4 @@ pub use image::Image;
 pub use open::{OpenMode, open};
 pub use ops::{IoFuture, OpFuture, ReadFuture};
 pub use tracker::{MAX_TRACKERS, Ticket};
+pub use valve::Valve;

@@ -10,11 +10,16 @@ use crate::{Device, DeviceError};
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct OpenMode {
-    /// Writes, flushes and discards are refused. Takes a shared lock: fails while somebody holds the device exclusively.
+    /// Writes, flushes and discards are refused. Fails while anybody may write: a device that is being served.
     pub read_only: bool,
     /// Nobody else may have it open (through Vellum; for block devices also not mounted). Without it, writers share the
-    /// device, as the nodes of a cluster do, and only an exclusive opener is kept out. Ignored with `read_only`.
+    /// device, and only an exclusive opener is kept out. Ignored with `read_only`.
     pub exclusive: bool,
+    /// The member of a cluster in this slot, which shares the device with those in other slots. Fails while a member in
+    /// the same slot runs on this host; waits for what a dead one has at the device. Ignored with `read_only`.
+    pub slot: Option<u8>,
+    /// Reads what others may be writing at the moment: for blocks that are verified one by one. Implies `read_only`.
+    pub observe: bool,
 }
 
 /// Opens
@@ -23,6 +28,7 @@ pub struct OpenMode {
 /// - `emu:SIZE`, `emu:null:SIZE`, `emu:file:PATH`: the NVMe driver over a modelled controller in this process, on new memory,
 ///   on nothing, on a file (which must be there, and is not locked): for tests and measurements.
 pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> {
+    let mode = OpenMode { read_only: mode.read_only || mode.observe, ..mode };
     let not_built = |backend| Err(DeviceError::NotBuilt { spec: spec.to_owned(), backend });
     match spec.split_once(':') {
         Some(("uring" | "file", path)) => Ok(Arc::new(UringDevice::open(path, mode)?)),

@@ -22,6 +22,11 @@ pub struct Ticket {
 /// The ticket of an operation that found no room.
 const REFUSED: Ticket = Ticket { slot: u32::MAX, generation: 0 };
 
+/// The ticket of an operation that a closed [`crate::Valve`] did not let pass; no queue knows it.
+pub(crate) const CLOSED: Ticket = Ticket { slot: u32::MAX - 1, generation: 0 };
+
+const _: () = assert!(MAX_TRACKERS < u32::MAX as usize - 1);
+
 enum State<T> {
     Free,
     Running { op: T, waker: Option<Waker>, forgotten: bool },

@@ -104,7 +104,7 @@ fn a_file_is_an_array() {
     std::fs::File::create(&path).unwrap().set_len((BLOCKS * BLOCK_SIZE) as u64).unwrap();
     for seed in 0..4 {
         std::fs::File::create(&path).unwrap().set_len((BLOCKS * BLOCK_SIZE) as u64).unwrap();
-        match open(path.to_str().unwrap(), OpenMode { exclusive: true, read_only: false }) {
+        match open(path.to_str().unwrap(), OpenMode { exclusive: true, ..OpenMode::default() }) {
             Ok(device) => run(&two_queues(&*device), seed, 3),
             Err(err @ (DeviceError::NoDirectIo { .. } | DeviceError::Ring { .. })) => eprintln!("SKIPPED: {err}"),
             Err(err) => panic!("{err}"),

@@ -147,9 +147,9 @@ mod switch {
         ACTIVE.with(|active| active.get() == Some(mutant))
     }
 
-    /// Switches a bug of this thread on (and every other one off).
-    pub fn set(mutant: Option<Mutant>) {
-        ACTIVE.with(|active| active.set(mutant));
+    /// Switches a bug of this thread on (and every other one off); gives the one that was.
+    pub fn replace(mutant: Option<Mutant>) -> Option<Mutant> {
+        ACTIVE.with(|active| active.replace(mutant))
     }
 }
 
@@ -163,10 +163,12 @@ mod switch {
     }
 
     /// Does nothing in a release build.
-    pub fn set(_: Option<Mutant>) {}
+    pub fn replace(_: Option<Mutant>) -> Option<Mutant> {
+        None
+    }
 }
 
-pub use switch::{active, set};
+pub use switch::{active, replace};
 
 #[cfg(test)]
 mod tests {
@@ -175,10 +177,10 @@ mod tests {
     #[test]
     #[cfg(debug_assertions)]
     fn one_bug_at_a_time_and_only_in_its_thread() {
-        set(Some(Mutant::SkipFlush));
+        replace(Some(Mutant::SkipFlush));
         assert!(active(Mutant::SkipFlush) && !active(Mutant::KeepCache));
         std::thread::spawn(|| assert!(!active(Mutant::SkipFlush))).join().unwrap();
-        set(None);
+        assert_eq!(replace(None), Some(Mutant::SkipFlush));
         assert!(!active(Mutant::SkipFlush));
         assert_eq!(Mutant::SkipFlush.what(), "An epoch is called durable without a flush.");
     }

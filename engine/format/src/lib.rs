@@ -8,6 +8,7 @@
 pub mod bitmap;
 pub mod block;
 pub mod codec;
+pub mod identity;
 pub mod item;
 pub mod log;
 pub mod manifest;
@@ -20,6 +21,7 @@ pub mod system;
 pub use bitmap::{BITMAP_BLOCKS, Bitmap};
 pub use block::BlockError;
 pub use codec::CodecError;
+pub use identity::{ClientIdentity, Origin, Principal, ProcessId, WorkerMark};
 pub use item::{
     Dirent, Extent, ExtentHeader, FileKind, IndexKind, Inode, ItemError, ItemKind, Timestamp, Value, name_hash,
 };

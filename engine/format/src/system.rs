@@ -2,7 +2,7 @@
 //!
 //! | kind   | first  | value                                                    |
 //! |--------|--------|----------------------------------------------------------|
-//! | Client | rid    | the identity that brought the rid, as the server wrote it |
+//! | Client | rid    | [`crate::ClientIdentity`]: who brought the rid            |
 //! | Batch  | rid    | last batch number u64, its epoch u64                      |
 //! | Group  | 0      | group counters below this number are taken, u64          |
 

@@ -13,8 +13,8 @@ use vellum_format::block::{self, BLOCK_HEADER, fsid_tag};
 use vellum_format::item::{self, IndexKind, ItemKind, xattr};
 use vellum_format::segment::{self, entry, filter};
 use vellum_format::{
-    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Record, log, manifest, name_hash, quorum, seal,
-    superblock as sb, system,
+    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Record, log, manifest, name_hash, quorum,
+    seal, superblock as sb, system,
 };
 
 #[test]
@@ -35,6 +35,7 @@ fn constants_are_those_of_the_code() {
         ("SEGMENT_BLOCK_VERSION", segment::block::VERSION.into()),
         ("META_VERSION", segment::META_VERSION.into()),
         ("INODE_VERSION", item::INODE_VERSION.into()),
+        ("IDENTITY_VERSION", vellum_format::identity::IDENTITY_VERSION.into()),
         ("MAGIC", block::MAGIC.into()),
         ("SEGMENT_MAGIC", segment::block::MAGIC.into()),
         ("KNOWN.incompatible", known.incompatible),
@@ -588,6 +589,24 @@ fn items_are_as_described() {
     let last = last_batch();
     let want = [("number", int(last.number.0)), ("epoch", int(last.epoch.0))];
     check("last batch", 0, &image("last_batch"), &want);
+    let identity = identity();
+    let Origin::Process(process) = identity.origin else { panic!("the sample has a process") };
+    let mut subject = b"client/gw-1".to_vec();
+    subject.resize(vellum_format::identity::MAX_SUBJECT, 0);
+    let want = [
+        ("version", int(2)),
+        ("principal", int(vellum_format::identity::BY_CERTIFICATE)),
+        ("origin", int(vellum_format::identity::FROM_PROCESS)),
+        ("subject_len", int(11)),
+        ("uid", int(0)),
+        ("boot", raw(&process.boot)),
+        ("namespace", int(process.namespace)),
+        ("start", int(process.start)),
+        ("pid", int(process.pid)),
+        ("reserved", int(0)),
+        ("subject", raw(&subject)),
+    ];
+    check("client identity", 0, &image("client_identity"), &want);
     check("counter", 0, &image("counter"), &[("value", int(0x0e0f_1011))]);
 }
 

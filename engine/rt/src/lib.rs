@@ -21,6 +21,7 @@ mod backend;
 mod poller;
 mod reactor;
 mod ready;
+mod scope;
 mod stats;
 mod task;
 mod time;
@@ -30,6 +31,7 @@ mod yielding;
 
 pub use poller::{FdWatch, PollerHandle, add_poller, watch_fd};
 pub use reactor::{has_reactor, now, random_u64, reactor_id, wall_clock};
+pub use scope::scope;
 pub use stats::{ClassStats, Stall, Stats, stats};
 pub use task::{Cancelled, JoinHandle, spawn};
 pub use time::{Instant, WallTime};

@@ -3,7 +3,7 @@
 //! A slot's generation grows when its task ends, so that a stale wake finds nothing. While a task is polled it is
 //! moved out of its slot, and nothing of the slab is borrowed: a task may spawn, wake and cancel freely.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -27,7 +27,12 @@ struct Task {
     waker: Waker,
     cell: Arc<WakeCell>,
     name: &'static str,
+    scope: ScopeId,
 }
+
+/// The scope that a task belongs to and its spawns inherit.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct ScopeId(u64);
 
 enum State {
     Free,
@@ -56,6 +61,9 @@ struct Slab {
 pub(crate) struct Tasks {
     slab: RefCell<Slab>,
     ready: RefCell<Ready>,
+    /// Of what runs now.
+    scope: Cell<ScopeId>,
+    last_scope: Cell<u64>,
 }
 
 impl Tasks {
@@ -75,7 +83,7 @@ impl Tasks {
         });
         let id = self.reserve();
         let cell = Arc::new(WakeCell::new(remote.clone(), id, class));
-        let task = Task { future, waker: Waker::from(cell.clone()), cell: cell.clone(), name };
+        let task = Task { future, waker: Waker::from(cell.clone()), cell: cell.clone(), name, scope: self.scope.get() };
         self.slab.borrow_mut().slots[id.slot as usize].state = State::Idle(task);
         task_wake(&cell);
         JoinHandle { join, cell }
@@ -133,6 +141,7 @@ impl Tasks {
         };
         task.cell.begin_poll();
         let polled = Polled { name: task.name };
+        let outer = self.enter_scope(task.scope);
         let mut done = task.cell.is_cancelled();
         if !done {
             done = task.future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_ready();
@@ -144,7 +153,18 @@ impl Tasks {
         } else {
             self.slab.borrow_mut().slots[id.slot as usize].state = State::Idle(task);
         }
+        self.enter_scope(outer);
         Some(polled)
+    }
+
+    pub fn new_scope(&self) -> ScopeId {
+        self.last_scope.set(self.last_scope.get() + 1);
+        ScopeId(self.last_scope.get())
+    }
+
+    /// What is spawned from now on belongs to `scope`; gives the one before.
+    pub fn enter_scope(&self, scope: ScopeId) -> ScopeId {
+        self.scope.replace(scope)
     }
 
     fn release(&self, id: TaskId) {
@@ -157,11 +177,24 @@ impl Tasks {
 
     /// Drops every task, also those that destructors spawn meanwhile. Bounded: a destructor that always spawns is a bug.
     pub fn clear(&self) {
+        self.drop_where(|_| true);
+        self.ready.borrow_mut().clear();
+    }
+
+    /// Drops every task of the scope, as [`Self::clear`] does.
+    pub fn clear_scope(&self, scope: ScopeId) {
+        let outer = self.enter_scope(scope);
+        self.drop_where(|task| task.scope == scope);
+        self.enter_scope(outer);
+    }
+
+    fn drop_where(&self, drops: impl Fn(&Task) -> bool) {
         for _ in 0..64 {
             let ids: Vec<TaskId> = {
                 let slab = self.slab.borrow();
-                let idle = slab.slots.iter().enumerate().filter(|(_, slot)| matches!(slot.state, State::Idle(_)));
-                idle.map(|(i, slot)| TaskId { slot: i as u32, generation: slot.generation }).collect()
+                let slots = slab.slots.iter().enumerate();
+                let dropped = slots.filter(|(_, slot)| matches!(&slot.state, State::Idle(task) if drops(task)));
+                dropped.map(|(i, slot)| TaskId { slot: i as u32, generation: slot.generation }).collect()
             };
             if ids.is_empty() {
                 break;
@@ -175,7 +208,6 @@ impl Tasks {
                 self.release(id);
             }
         }
-        self.ready.borrow_mut().clear();
     }
 }
 

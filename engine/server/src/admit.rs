@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use vellum_base::{BatchNo, Mutant, Rid, Term, mutant, probe};
+use vellum_format::{ClientIdentity, Principal};
 use vellum_link::{Peer, Session, Socket, Stranger, bridge, refuse};
 use vellum_proto::server::judge;
 use vellum_rt::channel;
@@ -11,29 +12,33 @@ use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal};
 
 use crate::client::{Client, Phase};
 use crate::fact::Fact;
-use crate::identity::Identity;
+use crate::identity::{Access, access_of, admits, greeting_as, identity_of};
 use crate::mesh::Message;
 use crate::reactor::Reactor;
 
 impl Reactor {
     /// A socket that greeted on this reactor: it is handed to the home of its rid.
     pub(crate) async fn welcome(self: &Rc<Self>, stranger: Stranger) {
-        let identity = Identity::of(&stranger.peer).greeting_as(&stranger.greeting);
-        if let Some(uid) = identity.uid.filter(|uid| !self.may_connect(*uid)) {
+        let identity = greeting_as(identity_of(&stranger.peer), &stranger.greeting);
+        let who = (identity, access_of(&stranger.peer, self.own_uid()));
+        if let Principal::Uid(uid) = who.0.principal
+            && !self.may_connect(uid)
+        {
             tracing::warn!(uid, "a user that may not connect");
             return;
         }
-        if identity.is_worker && !identity.may_work(self.own_uid()) {
-            tracing::warn!(uid = ?identity.uid, "a user whose workers are not believed");
+        if who.0.worker.is_some() && !who.1.node {
+            tracing::warn!(principal = ?who.0.principal, "no node: its workers are not believed");
             return stranger.refuse(Refusal::NoWorker).await;
         }
         let home = self.backend.home_of(stranger.greeting.rid);
         if home == self.me {
-            return self.admit(stranger, identity).await;
+            return self.admit(stranger, who).await;
         }
         let first = stranger.greeting_frame();
         let (tx, rx) = bridge(first, stranger.reader, stranger.writer, stranger.guard);
-        self.send(home, Message::Adopt { tx, rx, identity });
+        let (identity, access) = who;
+        self.send(home, Message::Adopt { tx, rx, identity, access });
     }
 
     fn may_connect(&self, uid: u32) -> bool {
@@ -44,66 +49,81 @@ impl Reactor {
         rustix::process::geteuid().as_raw()
     }
 
-    pub(crate) fn adopt(self: &Rc<Self>, tx: channel::Sender<Frame>, rx: channel::Receiver<Frame>, identity: Identity) {
+    pub(crate) fn adopt(
+        self: &Rc<Self>,
+        tx: channel::Sender<Frame>,
+        rx: channel::Receiver<Frame>,
+        who: (ClientIdentity, Access),
+    ) {
         let reactor = self.clone();
         spawn(Class::Request, "adopt", async move {
             let (mut reader, writer, guard) = Socket::InProcess { tx, rx }.split();
             if let Ok(Frame { body: Body::Greeting(greeting), ack, .. }) = reader.recv_greeting().await {
                 let peer = Peer::SameProcess; // of the bridge; who is behind it came along
-                reactor.admit(Stranger { greeting, ack, peer, reader, writer, guard }, identity).await;
+                reactor.admit(Stranger { greeting, ack, peer, reader, writer, guard }, who).await;
             }
         })
         .detach();
     }
 
-    async fn admit(self: &Rc<Self>, stranger: Stranger, identity: Identity) {
+    async fn admit(self: &Rc<Self>, stranger: Stranger, (identity, access): (ClientIdentity, Access)) {
         let rid = stranger.greeting.rid;
-        let client = match self.client_for(&stranger, identity).await {
+        let client = match self.client_for(&stranger, identity, access).await {
             Ok(client) => client,
             Err(refusal) => {
                 tracing::info!(%rid, ?refusal, "refused");
                 return stranger.refuse(refusal).await;
             }
         };
-        let greeted = self.greeted(&client);
-        probe::tell(|| Fact::Greeted { term: greeted.term, rid });
+        let greeted = self.greeted(&client, access);
+        if client.phase.get() != Phase::Leaving {
+            probe::tell(|| Fact::Greeted { term: greeted.term, rid });
+        }
         client.session.set_durable(greeted.durable, false);
         let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
-        if let Err((refusal, writer, guard)) = client.session.attach(reader, writer, guard, (&greeting, ack), greeted) {
-            tracing::info!(%rid, ?refusal, "refused");
-            refuse(writer, guard, refusal).await;
+        match client.session.attach(reader, writer, guard, (&greeting, ack), greeted) {
+            Ok(()) => client.access.set(access),
+            Err((refusal, writer, guard)) => {
+                tracing::info!(%rid, ?refusal, "refused");
+                refuse(writer, guard, refusal).await;
+            }
         }
     }
 
-    async fn client_for(self: &Rc<Self>, stranger: &Stranger, identity: Identity) -> Result<Rc<Client>, Refusal> {
+    async fn client_for(
+        self: &Rc<Self>,
+        stranger: &Stranger,
+        identity: ClientIdentity,
+        access: Access,
+    ) -> Result<Rc<Client>, Refusal> {
         let (rid, greeting) = (stranger.greeting.rid, &stranger.greeting);
         if self.stopping.get() {
             return Err(Refusal::NotServing);
         }
         judge(greeting, self.backend.fsid())?;
         if let Some(client) = self.client(rid) {
-            return if client.identity.admits(&identity) { Ok(client) } else { Err(Refusal::Fenced) };
+            return if admits(&client.identity, &identity) { Ok(client) } else { Err(Refusal::Fenced) };
         }
         if greeting.term == self.backend.term() {
             return Err(Refusal::Fenced); // it was reclaimed, or it said farewell
         }
-        let known = self.known.borrow().get(&rid).copied();
+        let known = self.known.borrow().get(&rid).cloned();
         match &known {
             // A record of the term before, and the client knows of it or (term 0) never heard the answer.
-            Some(bound) if bound.admits(&identity) => {}
+            Some(Some(bound)) if admits(bound, &identity) => {}
             Some(_) => return Err(Refusal::Fenced),
             // N6: it had a term, and has no record any more.
             None if greeting.term != Term(0) && !mutant::active(Mutant::AdmitFenced) => return Err(Refusal::Fenced),
             None => {}
         }
-        let limit = (self.options.limits.clients as usize).div_ceil(self.mesh.reactors());
-        if known.is_none() && self.clients.borrow().len() + self.admitting.borrow().len() >= limit {
-            return Err(Refusal::TooManyClients { limit: self.options.limits.clients });
+        if known.is_none() {
+            self.check_room(&identity.principal)?;
         }
         // Two sockets of one new rid at once: the second comes back later.
-        if !self.admitting.borrow_mut().insert(rid) {
+        if self.admitting.borrow().contains_key(&rid) {
             return Err(Refusal::NotServing);
         }
+        self.admitting.borrow_mut().insert(rid, identity.principal.clone());
         let opened = self.backend.open_rid(rid, identity.encode()).await;
         self.admitting.borrow_mut().remove(&rid);
         let last = opened.map_err(|error| {
@@ -118,14 +138,32 @@ impl Reactor {
             return Err(Refusal::Fenced);
         }
         let phase = if greeting.term == Term(0) { Phase::Serving } else { Phase::Recovering };
-        let client = self.new_client(rid, known.unwrap_or(identity), phase, last);
+        let bound = known.clone().flatten().unwrap_or(identity);
+        let client = self.new_client(rid, (bound, access), phase, last);
         if known.is_some() && phase == Phase::Serving {
             self.has_recovered(&client); // it holds nothing
         }
         Ok(client)
     }
 
-    fn new_client(self: &Rc<Self>, rid: Rid, identity: Identity, phase: Phase, last: BatchNo) -> Rc<Client> {
+    /// Room for one more client, of all and of those with this identity: one that takes what it can get leaves the rest
+    /// to others. (Homes are spread by rid, so each reactor judges for its share.)
+    fn check_room(&self, principal: &Principal) -> Result<(), Refusal> {
+        let share = |limit: u32| (limit as usize).div_ceil(self.mesh.reactors());
+        let limits = &self.options.limits;
+        let (clients, admitting) = (self.clients.borrow(), self.admitting.borrow());
+        if clients.len() + admitting.len() >= share(limits.clients) {
+            return Err(Refusal::TooManyClients { limit: limits.clients });
+        }
+        let principals = clients.values().map(|client| &client.identity.principal).chain(admitting.values());
+        let same = principals.filter(|other| *other == principal).count();
+        if same >= share(limits.clients_per_identity) {
+            return Err(Refusal::TooManyClients { limit: limits.clients_per_identity });
+        }
+        Ok(())
+    }
+
+    fn new_client(self: &Rc<Self>, rid: Rid, who: (ClientIdentity, Access), phase: Phase, last: BatchNo) -> Rc<Client> {
         let weak = Rc::downgrade(self);
         let handler = Rc::new(move |request, payload, responder| {
             if let Some(reactor) = weak.upgrade()
@@ -142,14 +180,14 @@ impl Reactor {
         };
         let term = self.backend.term();
         let session = Session::new(rid, term, self.options.limits.window(), self.options.timers, handler, expired);
-        let client = Client::new(rid, session, identity, phase, last);
+        let client = Client::new(rid, session, who, phase, last);
         spawn(Class::Request, "commits", client.commits.clone().run()).detach();
         self.clients.borrow_mut().insert(rid, client.clone());
         self.watch_process(&client);
         client
     }
 
-    fn greeted(&self, client: &Client) -> Greeted {
+    fn greeted(&self, client: &Client, access: Access) -> Greeted {
         let timers = &self.options.timers;
         let ms = |d: std::time::Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
         Greeted {
@@ -163,6 +201,7 @@ impl Reactor {
             keepalive_ms: ms(timers.keepalive),
             max_requests: self.options.limits.requests,
             max_data_bytes: self.options.limits.data_bytes,
+            read_only: access.read_only,
         }
     }
 }

@@ -4,14 +4,15 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
-use vellum_base::{BatchNo, Epoch, Rid};
+use vellum_base::{BatchNo, Epoch, Ino, Rid};
+use vellum_format::ClientIdentity;
 use vellum_link::{Responder, Session};
 use vellum_proto::GrantOrder;
-use vellum_wire::{LockGrant, LockWant};
+use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
 use crate::crew::Seat;
-use crate::identity::Identity;
+use crate::identity::Access;
 use crate::pages::Pages;
 
 /// How far a client has come.
@@ -28,16 +29,34 @@ pub(crate) enum Phase {
 pub(crate) struct OpenLock {
     pub wants: Vec<LockWant>,
     pub grants: Vec<LockGrant>,
+    pub opens: Vec<Ino>,
     pub responder: Responder,
+}
+
+impl OpenLock {
+    /// More than one answer holds is told as "any".
+    pub(crate) fn add_opens(&mut self, opens: Vec<Ino>) {
+        let any = self.opens.first() == Some(&Ino::NONE);
+        if !any && self.opens.len() + opens.len() <= MAX_ITEMS {
+            self.opens.extend(opens);
+        } else {
+            self.opens = vec![Ino::NONE];
+        }
+    }
 }
 
 pub(crate) struct Client {
     pub rid: Rid,
     pub session: Rc<Session>,
-    pub identity: Identity,
+    pub identity: ClientIdentity,
+    /// Of its current socket: a renewed certificate may allow something else.
+    pub access: Cell<Access>,
     pub phase: Cell<Phase>,
     pub order: RefCell<GrantOrder>,
     pub locks: RefCell<BTreeMap<u64, OpenLock>>,
+    /// Requests about file locks that a table has not answered.
+    pub file_requests: RefCell<BTreeMap<u64, Responder>>,
+    /// Number of the next request that a table answers.
     pub next_lock: Cell<u64>,
     pub commits: Rc<Commits>,
     /// Applied batches that are not durable yet, ascending.
@@ -50,20 +69,29 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(rid: Rid, session: Rc<Session>, identity: Identity, phase: Phase, last: BatchNo) -> Rc<Client> {
+    pub(crate) fn new(
+        rid: Rid,
+        session: Rc<Session>,
+        (identity, access): (ClientIdentity, Access),
+        phase: Phase,
+        last: BatchNo,
+    ) -> Rc<Client> {
+        let seat = identity.worker.is_some().then(Rc::default);
         Rc::new(Client {
             rid,
             session,
             identity,
+            access: Cell::new(access),
             phase: Cell::new(phase),
             order: RefCell::default(),
             locks: RefCell::default(),
+            file_requests: RefCell::default(),
             next_lock: Cell::new(1),
             commits: Rc::default(),
             undurable: RefCell::default(),
             pages: Pages::default(),
             applied: Cell::new(last),
-            seat: identity.is_worker.then(Rc::default),
+            seat,
         })
     }
 

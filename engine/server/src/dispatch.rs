@@ -11,6 +11,7 @@ use vellum_wire::{ErrorCode, MAX_PAYLOAD, Request, Response};
 
 use crate::backend::BackendFuture;
 use crate::client::{Client, Phase};
+use crate::file_service::FileOp;
 use crate::reactor::Reactor;
 
 /// Keys of one `Get`: their values fit a frame unless nearly all are of the greatest length.
@@ -35,15 +36,19 @@ impl Reactor {
         responder: Responder,
     ) {
         match (client.phase.get(), &request) {
-            (Phase::Serving, _) | (Phase::Recovering, Request::Reassert { .. } | Request::Farewell) => {}
+            (Phase::Serving, _)
+            | (Phase::Recovering, Request::Reassert { .. } | Request::ReassertFiles { .. } | Request::Farewell) => {}
             (Phase::Recovering, _) => return responder.fail(ErrorCode::Malformed, "say your locks first"),
             (Phase::Leaving, _) => return responder.fail(ErrorCode::Stopping, "the client has said farewell"),
         }
-        let workers = matches!(
+        if let Some(why) = client.access.get().refuses(&request) {
+            return responder.fail(ErrorCode::NotPermitted, why);
+        }
+        let works = matches!(
             request,
             Request::Work { .. } | Request::Reassert { .. } | Request::Farewell | Request::Status | Request::Keepalive
         );
-        if client.identity.is_worker && !workers {
+        if client.seat().is_some() && !works {
             return responder.fail(ErrorCode::NotPermitted, "a worker holds no locks and changes nothing");
         }
         let backend = self.backend.clone();
@@ -51,6 +56,17 @@ impl Reactor {
             Request::Lock { wants } => self.begin_lock(client, wants, responder),
             Request::Unlock { to } => self.unlock(client, to, responder),
             Request::Reassert { locks, last } => self.reassert(client, locks, last, responder),
+            Request::ReassertFiles { locks, opens } => self.reassert_files(client, locks, opens, responder),
+            Request::FileLock { ino, lock, ticket } => {
+                self.begin_file_op(client, ino, FileOp::Lock { lock, ticket }, responder);
+            }
+            Request::FileLockTest { ino, lock } => self.begin_file_op(client, ino, FileOp::Test { lock }, responder),
+            Request::FileLockCancel { ino, ticket } => {
+                self.begin_file_op(client, ino, FileOp::Cancel { ticket }, responder);
+            }
+            Request::Opened { inos } => self.opened(client, inos, responder),
+            Request::Closed { inos } => self.closed(client, inos, responder),
+            Request::Openers { inos } => self.openers(client, inos, responder),
             Request::Commit { batch } => self.commit(client, batch, responder),
             Request::Sync { through } => self.sync(client, through, responder),
             Request::Farewell => self.farewell(client, responder),
@@ -97,8 +113,9 @@ impl Reactor {
             Request::CompactAll => {
                 self.later(client, responder, backend.compact_all(), |()| Response::CompactedAll);
             }
-            Request::Compact { .. } => responder.fail(ErrorCode::Malformed, "only the engine hands compactions over"),
-            Request::Invalidate { .. } => responder.fail(ErrorCode::Malformed, "only the engine invalidates"),
+            Request::Invalidate { .. } | Request::FileLockDone { .. } | Request::Compact { .. } => {
+                responder.fail(ErrorCode::Malformed, "only the engine says that");
+            }
         }
     }
 

@@ -10,16 +10,19 @@
 //! [`Backend`], so that sessions, locks and recovery are tested without one. [`Node`] starts it all on native reactors,
 //! [`Plan`] in any world.
 //!
-//! Not here: quorum, fencing of other nodes.
+//! [`cluster`] makes a node the member of a quorum, whose leader runs the [`Plan`].
 
 mod admit;
 mod authority;
 mod backend;
 mod client;
+pub mod cluster;
 mod commits;
 mod crew;
 pub mod dispatch;
 mod fact;
+mod file_service;
+mod first;
 mod identity;
 mod lock_service;
 mod mesh;

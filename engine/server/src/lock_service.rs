@@ -33,7 +33,7 @@ impl Reactor {
         }
     }
 
-    fn by_owner<T>(&self, locks: Vec<T>, name: impl Fn(&T) -> LockName) -> BTreeMap<ReactorId, Vec<T>> {
+    pub(crate) fn by_owner<T>(&self, locks: Vec<T>, name: impl Fn(&T) -> LockName) -> BTreeMap<ReactorId, Vec<T>> {
         let mut by_owner: BTreeMap<ReactorId, Vec<T>> = BTreeMap::new();
         for lock in locks {
             by_owner.entry(self.owner_of(name(&lock))).or_default().push(lock);
@@ -57,7 +57,13 @@ impl Reactor {
             let output = self.table.borrow_mut().poll_output();
             match output {
                 Some(LockOutput::Granted { rid, request, grant }) => {
-                    self.send(self.backend.home_of(rid), Message::Granted { rid, request, grant });
+                    let opens = match grant.name {
+                        LockName::Group(group) if grant.mode == LockMode::Write => {
+                            self.opens.borrow().elsewhere_in(rid, group)
+                        }
+                        _ => Vec::new(),
+                    };
+                    self.send(self.backend.home_of(rid), Message::Granted { rid, request, grant, opens });
                 }
                 Some(LockOutput::Invalidate { rid, name, mode }) => {
                     self.send(self.backend.home_of(rid), Message::Invalidate { rid, name, mode });
@@ -89,7 +95,7 @@ impl Reactor {
         let id = client.next_lock.get();
         client.next_lock.set(id + 1);
         let grants = Vec::with_capacity(wants.len());
-        client.locks.borrow_mut().insert(id, OpenLock { wants, grants, responder });
+        client.locks.borrow_mut().insert(id, OpenLock { wants, grants, opens: Vec::new(), responder });
         self.go_on(client, id);
     }
 
@@ -104,8 +110,8 @@ impl Reactor {
             return self.send(self.owner_of(want.name), Message::Lock { rid: client.rid, request: id, want });
         }
         let open = client.locks.borrow_mut().remove(&id);
-        if let Some(OpenLock { wants, grants, responder }) = open {
-            self.reply(client, responder, Response::Granted { grants });
+        if let Some(OpenLock { wants, grants, opens, responder }) = open {
+            self.reply(client, responder, Response::Granted { grants, opens });
             let released = client.order.borrow_mut().answered(wants.iter().map(|want| want.name));
             for (name, mode) in released {
                 self.tell_invalidation(client, name, mode);
@@ -113,12 +119,13 @@ impl Reactor {
         }
     }
 
-    pub(crate) fn granted(self: &Rc<Self>, rid: Rid, request: u64, grant: LockGrant) {
+    pub(crate) fn granted(self: &Rc<Self>, rid: Rid, request: u64, grant: LockGrant, opens: Vec<Ino>) {
         // A client that is gone has its locks released by its reclaim, which is on its way to the owner.
         let Some(client) = self.client(rid) else { return };
         let known = match client.locks.borrow_mut().get_mut(&request) {
             Some(open) => {
                 open.grants.push(grant);
+                open.add_opens(opens);
                 true
             }
             None => false,

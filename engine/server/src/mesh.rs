@@ -10,13 +10,16 @@ use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
-use vellum_base::{ReactorId, Rid};
+use vellum_base::{Ino, ReactorId, Rid};
+use vellum_format::ClientIdentity;
+use vellum_proto::files::{WaitChange, WaitId};
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
-use vellum_wire::{Frame, LockGrant, LockMode, LockName, LockWant};
+use vellum_wire::{FileLockOutcome, Frame, HeldFileLock, LockGrant, LockMode, LockName, LockWant, Response};
 
 use crate::crew::{Hand, JobEnd};
-use crate::identity::Identity;
+use crate::file_service::FileOp;
+use crate::identity::Access;
 
 const RING: usize = 1024;
 
@@ -35,6 +38,18 @@ pub(crate) enum Message {
         rid: Rid,
         name: LockName,
     },
+    /// A request about a file's locks.
+    File {
+        rid: Rid,
+        request: u64,
+        ino: Ino,
+        op: FileOp,
+    },
+    /// This wait for a file lock closes a circle.
+    FileDeadlock {
+        ino: Ino,
+        id: WaitId,
+    },
     /// To every reactor: grants flow.
     Recovered,
     // ---- to the home of a client
@@ -42,12 +57,25 @@ pub(crate) enum Message {
     Adopt {
         tx: channel::Sender<Frame>,
         rx: channel::Receiver<Frame>,
-        identity: Identity,
+        identity: ClientIdentity,
+        access: Access,
     },
     Granted {
         rid: Rid,
         request: u64,
         grant: LockGrant,
+        /// Inodes of the group that others have open, when it was granted for WRITE.
+        opens: Vec<Ino>,
+    },
+    FileAnswered {
+        rid: Rid,
+        request: u64,
+        response: Response,
+    },
+    FileEnded {
+        rid: Rid,
+        ticket: u64,
+        outcome: FileLockOutcome,
     },
     LockFailed {
         rid: Rid,
@@ -62,7 +90,7 @@ pub(crate) enum Message {
     /// To every reactor: a worker takes jobs, or does not any more.
     WorkerUp {
         hand: Hand,
-        identity: Identity,
+        identity: ClientIdentity,
     },
     WorkerDown {
         rid: Rid,
@@ -75,6 +103,11 @@ pub(crate) enum Message {
     /// Came back and said all its locks, or is gone for good.
     Returned {
         rid: Rid,
+    },
+    /// Who waits for whom has changed; what may be told once the graph knows it.
+    FileWaits {
+        changes: Vec<WaitChange>,
+        then: Vec<Message>,
     },
     // ---- calls
     Ask {
@@ -103,7 +136,25 @@ pub(crate) enum Ask {
         rid: Rid,
         grants: Vec<LockGrant>,
     },
-    /// The lock table forgets the client.
+    ReassertFiles {
+        rid: Rid,
+        locks: Vec<HeldFileLock>,
+        opens: Vec<Ino>,
+    },
+    Opened {
+        rid: Rid,
+        inos: Vec<Ino>,
+    },
+    Closed {
+        rid: Rid,
+        inos: Vec<Ino>,
+    },
+    /// Which of these have others open?
+    Openers {
+        rid: Rid,
+        inos: Vec<Ino>,
+    },
+    /// The tables forget the client.
     Release {
         rid: Rid,
     },
@@ -139,6 +190,7 @@ pub(crate) enum Ask {
 pub(crate) enum Answer {
     Done,
     Refused(String),
+    Openers(Vec<(Ino, bool)>),
     Status(serde_json::Value),
     Job(JobEnd),
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use vellum_keys::Keys;
 use vellum_proto::{Timers, Window};
 use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
@@ -10,10 +11,14 @@ use vellum_store::{OpenOptions, Prefer};
 
 use crate::crew::WorkerProbe;
 
+use crate::cluster::AgentHandle;
+
 /// Bounds of what clients may make the node hold (P5); all are in its status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
     pub clients: u32,
+    /// Of these with one identity (a certificate, a uid).
+    pub clients_per_identity: u32,
     /// Unanswered requests of one client.
     pub requests: u32,
     /// Bytes of data and batches that unanswered requests of one client stand for.
@@ -28,6 +33,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             clients: 4096,
+            clients_per_identity: 2048,
             requests: 1024,
             data_bytes: 64 << 20,
             invalidation: Duration::from_secs(60),
@@ -54,11 +60,16 @@ pub struct NodeOptions {
     pub limits: Limits,
     /// Users that may connect over unix sockets, besides root and the node's own.
     pub allowed_uids: Vec<u32>,
-    /// TCP beyond loopback has no authentication yet: it must be asked for.
+    /// With a node's keys every TCP socket is TLS with certificates on both sides; without, TCP stays on loopback.
+    pub keys: Option<Arc<Keys>>,
+    /// Plain TCP beyond loopback. For simulations: no command sets it.
     pub insecure_network: bool,
     pub poll: PollMode,
     /// `reactors` in it is ignored: `cores` says.
     pub store: OpenOptions,
+    /// Set by the member of a cluster whose engine this is. Such an engine ends when its store fails, and what it cannot
+    /// answer is left to the next leader.
+    pub quorum: Option<AgentHandle>,
     /// Who runs compactions first while there are workers.
     pub prefer: Prefer,
     /// What the cluster knows of members that worked and were lost; without one, their processes are looked at.
@@ -73,9 +84,11 @@ impl Default for NodeOptions {
             timers: Timers::DEFAULT,
             limits: Limits::default(),
             allowed_uids: Vec::new(),
+            keys: None,
             insecure_network: false,
             poll: PollMode::Adaptive,
             store: OpenOptions::default(),
+            quorum: None,
             prefer: Prefer::default(),
             worker_probe: None,
         }
@@ -83,11 +96,15 @@ impl Default for NodeOptions {
 }
 
 impl NodeOptions {
-    /// An endpoint that this node must not listen on, with the reason.
+    /// Why this node must not listen where it was told to.
     pub fn refused_endpoint(&self) -> Option<String> {
+        if let Some(keys) = &self.keys {
+            return keys.server().err().map(|error| error.to_string());
+        }
         self.listen.iter().find_map(|endpoint| match endpoint {
             Endpoint::Tcp(addr) if !addr.ip().is_loopback() && !self.insecure_network => Some(format!(
-                "{endpoint} is reachable from the network and has no authentication: listen on a unix socket or on loopback"
+                "{endpoint} is reachable from the network: that needs a node's keys (vellum keys, --keys); without, \
+                 listen on a unix socket or on loopback"
             )),
             _ => None,
         })

@@ -23,6 +23,7 @@ use vellum_wire::WireError;
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::fact::Fact;
+use crate::first::{First, first_of};
 use crate::mesh::{MeshEnds, mesh};
 use crate::options::NodeOptions;
 use crate::reactor::{Reactor, ReactorParts};
@@ -38,6 +39,9 @@ pub enum NodeError {
     Listen { endpoint: String, reason: String },
     #[error("{0}")]
     Options(String),
+    /// The quorum does not have this node as a member, or not any more.
+    #[error("{0}")]
+    Member(String),
     #[error("reactors: {0}")]
     Reactors(String),
     #[error("the node has stopped")]
@@ -191,7 +195,7 @@ impl Plan {
         authority: TableAuthority,
         known: Vec<(Rid, Bytes)>,
     ) -> Rc<Reactor> {
-        let backend = Rc::new(StoreBackend::new(store));
+        let backend = Rc::new(StoreBackend::new(store, self.options.quorum.is_some()));
         let reactor = Reactor::start(ReactorParts { ends, backend, authority, options: self.options.clone(), known });
         reactor.listen_in_process(listener);
         reactor
@@ -211,12 +215,12 @@ impl Plan {
             leader.reports.recv().await.ok_or(NodeError::Stopped)??;
         }
         // Before anybody listens, so that every reactor knows the same clients of the term before.
-        let backend = StoreBackend::new(store.clone());
+        let backend = StoreBackend::new(store.clone(), false);
         let known = backend.rids().await?;
         for to in &leader.known {
             let _ = to.send(known.clone()).await;
         }
-        let reactor = self.start_reactor(slot.ends, slot.listener, store, authority, known);
+        let reactor = self.start_reactor(slot.ends, slot.listener, store.clone(), authority, known);
         for _ in 1..n {
             leader.reports.recv().await.ok_or(NodeError::Stopped)??;
         }
@@ -231,9 +235,17 @@ impl Plan {
         tracing::info!(%fsid, %term, "serving");
         probe::tell(|| Fact::Serving { term });
         (self.progress)(Progress::Up(Up { fsid, term, report, endpoints }));
-        let stopped = match leader.stop.recv().await {
-            Some(()) => reactor.shutdown().await.map_err(NodeError::from),
-            None => Ok(()), // killed
+        // A single node stays, and says what is wrong; of a cluster, another one may do better.
+        let fails = async {
+            match self.options.quorum {
+                Some(_) => store.until_failed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let stopped = match first_of(fails, leader.stop.recv()).await {
+            First::A(failed) => Err(failed.into()),
+            First::B(Some(())) => reactor.shutdown().await.map_err(NodeError::from),
+            First::B(None) => Ok(()), // killed
         };
         drop(leader.ends);
         Ok(stopped)

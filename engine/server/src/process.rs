@@ -1,41 +1,23 @@
-//! A process of this host, so named that it is never taken for another.
+//! Processes of this host, and whether they are gone.
 
 use std::fs;
 use std::sync::OnceLock;
 
-use bytes::{BufMut, BytesMut};
 use rustix::io::Errno;
 use rustix::process::{Pid, test_kill_process};
-
-const ENCODED: usize = 16 + 8 + 4 + 8;
+use vellum_format::ProcessId;
 
 /// Within which a pid and a start time mean one process: a boot of a host, and a pid namespace of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct View {
-    boot: [u8; 16],
-    namespace: u64,
-}
-
-impl View {
-    fn ours() -> Option<View> {
-        static OURS: OnceLock<Option<View>> = OnceLock::new();
-        *OURS.get_or_init(|| {
-            let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-            let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-            let boot = u128::from_str_radix(&hex, 16).ok()?.to_be_bytes();
-            let link = fs::read_link("/proc/self/ns/pid").ok()?; // pid:[4026531836]
-            let namespace = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()?;
-            Some(View { boot, namespace })
-        })
-    }
-}
-
-/// A pid with the time (ticks after boot) at which its process began: the number alone is used again.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Process {
-    view: View,
-    pid: u32,
-    start: u64,
+fn our_view() -> Option<([u8; 16], u64)> {
+    static OURS: OnceLock<Option<([u8; 16], u64)>> = OnceLock::new();
+    *OURS.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        let hex: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+        let boot = u128::from_str_radix(&hex, 16).ok()?.to_be_bytes();
+        let link = fs::read_link("/proc/self/ns/pid").ok()?; // pid:[4026531836]
+        let namespace = link.to_str()?.strip_prefix("pid:[")?.strip_suffix(']')?.parse().ok()?;
+        Some((boot, namespace))
+    })
 }
 
 struct Stat {
@@ -55,47 +37,43 @@ fn stat(pid: u32) -> Option<Stat> {
     Some(Stat { start, is_over: matches!(fields.first()?, &"Z" | &"X") && threads <= 1 })
 }
 
-impl Process {
-    /// The process of this number; none where it can't be seen (or there are no processes, as in a simulation).
-    pub(crate) fn running(pid: u32) -> Option<Process> {
-        if pid == 0 {
-            return None;
-        }
-        Some(Process { view: View::ours()?, pid, start: stat(pid)?.start })
+/// The process of this number; none where it can't be seen (or there are no processes, as in a simulation).
+pub(crate) fn running(pid: u32) -> Option<ProcessId> {
+    if pid == 0 {
+        return None;
     }
+    let (boot, namespace) = our_view()?;
+    Some(ProcessId { boot, namespace, pid, start: stat(pid)?.start })
+}
 
-    pub(crate) fn is_same_view(&self, other: &Process) -> bool {
-        self.view == other.view
-    }
+/// Of this host, until it boots again.
+pub(crate) fn boot_id() -> Option<[u8; 16]> {
+    our_view().map(|(boot, _)| boot)
+}
 
-    /// True only when it is certain: a process of another boot, host or namespace may live.
-    pub(crate) fn is_gone(&self) -> bool {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return false };
-        if View::ours() != Some(self.view) {
-            return false;
-        }
-        if test_kill_process(pid) == Err(Errno::SRCH) {
-            return true;
-        }
-        stat(self.pid).is_some_and(|stat| stat.start != self.start || stat.is_over)
-    }
+pub(crate) fn is_this_boot(boot_id: &[u8; 16]) -> bool {
+    our_view().is_some_and(|(boot, _)| boot == *boot_id)
+}
 
-    pub(crate) fn encode(&self, out: &mut BytesMut) {
-        out.put_slice(&self.view.boot);
-        out.put_u64_le(self.view.namespace);
-        out.put_u32_le(self.pid);
-        out.put_u64_le(self.start);
-    }
+/// When the process of this number began, in ticks after boot; none when there is none to be seen.
+pub(crate) fn start_of(pid: u32) -> Option<u64> {
+    stat(pid).map(|stat| stat.start)
+}
 
-    pub(crate) fn decode(bytes: &[u8]) -> Option<Process> {
-        let bytes: &[u8; ENCODED] = bytes.try_into().ok()?;
-        let (boot, rest) = bytes.split_first_chunk::<16>()?;
-        let (namespace, rest) = rest.split_first_chunk::<8>()?;
-        let (pid, rest) = rest.split_first_chunk::<4>()?;
-        let start = u64::from_le_bytes(rest.try_into().ok()?);
-        let view = View { boot: *boot, namespace: u64::from_le_bytes(*namespace) };
-        Some(Process { view, pid: u32::from_le_bytes(*pid), start })
+pub(crate) fn is_same_view(one: &ProcessId, other: &ProcessId) -> bool {
+    (one.boot, one.namespace) == (other.boot, other.namespace)
+}
+
+/// True only when it is certain: a process of another boot, host or namespace may live.
+pub(crate) fn is_gone(process: &ProcessId) -> bool {
+    let Some(pid) = i32::try_from(process.pid).ok().and_then(Pid::from_raw) else { return false };
+    if our_view() != Some((process.boot, process.namespace)) {
+        return false;
     }
+    if test_kill_process(pid) == Err(Errno::SRCH) {
+        return true;
+    }
+    stat(process.pid).is_some_and(|stat| stat.start != process.start || stat.is_over)
 }
 
 #[cfg(test)]
@@ -106,24 +84,23 @@ mod tests {
 
     #[test]
     fn a_process_is_gone_when_it_is_gone() {
-        let me = Process::running(std::process::id()).unwrap();
-        assert!(!me.is_gone());
-        assert!(Process { start: me.start - 1, ..me }.is_gone(), "the number was used again");
-        let elsewhere = View { boot: [7; 16], ..me.view };
-        assert!(!Process { view: elsewhere, start: 1, ..me }.is_gone(), "another host's");
+        let me = running(std::process::id()).unwrap();
+        assert!(!is_gone(&me));
+        assert!(is_gone(&ProcessId { start: me.start - 1, ..me }), "the number was used again");
+        assert!(!is_gone(&ProcessId { boot: [7; 16], start: 1, ..me }), "another host's");
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let process = Process::running(child.id()).unwrap();
-        assert!(!process.is_gone());
+        let process = running(child.id()).unwrap();
+        assert!(!is_gone(&process));
         child.kill().unwrap();
         for _ in 0..500 {
-            if process.is_gone() {
+            if is_gone(&process) {
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
-        assert!(process.is_gone(), "dead, though nobody has waited for it");
+        assert!(is_gone(&process), "dead, though nobody has waited for it");
         child.wait().unwrap();
-        assert!(process.is_gone());
-        assert_eq!(Process::running(child.id()), None);
+        assert!(is_gone(&process));
+        assert_eq!(running(child.id()), None);
     }
 }

@@ -7,8 +7,9 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
-use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Peer, Stranger};
-use vellum_proto::LockTable;
+use vellum_format::{ClientIdentity, Origin, Principal};
+use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
+use vellum_proto::{FileLockTable, LockTable, OpenTable, WaitGraph};
 use vellum_rt::net::Endpoint;
 use vellum_rt::{Class, spawn};
 
@@ -17,7 +18,6 @@ use crate::backend::Backend;
 use crate::client::Client;
 use crate::crew::{Crew, CrewHelpers, OldWorkers, answer_later};
 use crate::fact::Fact;
-use crate::identity::Identity;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
@@ -42,11 +42,17 @@ pub struct Reactor {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) mesh: Mesh,
     pub(crate) table: Rc<RefCell<LockTable>>,
+    /// File locks and open inodes of the groups whose buckets are owned here.
+    pub(crate) files: RefCell<FileLockTable>,
+    pub(crate) opens: RefCell<OpenTable>,
+    /// On the coordinator: who waits for whose file locks, on all reactors.
+    pub(crate) waits: RefCell<WaitGraph>,
     pub(crate) clients: RefCell<BTreeMap<Rid, Rc<Client>>>,
-    /// Clients of the term before whose home is here and that did not greet yet, with their identity.
-    pub(crate) known: RefCell<BTreeMap<Rid, Identity>>,
+    /// Clients of the term before whose home is here and that did not greet yet, with their identity. One that
+    /// cannot be read admits nobody.
+    pub(crate) known: RefCell<BTreeMap<Rid, Option<ClientIdentity>>>,
     /// Greetings whose record is being written.
-    pub(crate) admitting: RefCell<BTreeSet<Rid>>,
+    pub(crate) admitting: RefCell<BTreeMap<Rid, Principal>>,
     /// Clients that wait to hear of a durable epoch.
     pub(crate) undurable: RefCell<BTreeSet<Rid>>,
     /// On the coordinator, until everybody has come back or is gone.
@@ -68,19 +74,31 @@ impl Reactor {
         let ReactorParts { ends, backend, authority, options, known } = parts;
         let (mesh, mut inbox) = Mesh::new(ends);
         let me = mesh.me;
-        let known: Vec<_> = known.iter().map(|(rid, identity)| (*rid, Identity::decode(identity))).collect();
+        let read = |(rid, identity): &(Rid, Bytes)| {
+            let identity = ClientIdentity::decode(identity);
+            let identity = identity.inspect_err(|error| tracing::warn!(%rid, %error, "a client record of nobody"));
+            (*rid, identity.ok())
+        };
+        let known: Vec<_> = known.iter().map(read).collect();
         // Workers hold no locks: nobody waits for them.
-        let lock_holders = || known.iter().copied().filter(|(_, identity)| !identity.is_worker);
+        let works = |identity: &Option<ClientIdentity>| identity.as_ref().is_some_and(|known| known.worker.is_some());
+        let lock_holders = || known.iter().filter(|(_, identity)| !works(identity));
         probe::tell(|| {
-            let rids = lock_holders().map(|(rid, _)| rid).collect();
+            let rids = lock_holders().map(|(rid, _)| *rid).collect();
             Fact::Expects { term: backend.term(), rids }
         });
         let recovering = lock_holders().next().is_some() && !mutant::active(Mutant::ForgetKnownClients);
         let table = LockTable::new(backend.term(), usize::from(me.0), mesh.reactors(), recovering);
         let table = Rc::new(RefCell::new(table));
         authority.connect(&table);
-        let expected = (me == COORDINATOR && recovering).then(|| Recovery::new(lock_holders()));
-        let old_workers = OldWorkers::new(known.iter().copied().filter(|_| me == COORDINATOR));
+        let expected = (me == COORDINATOR && recovering).then(|| {
+            Recovery::new(
+                lock_holders()
+                    .map(|(rid, identity)| (*rid, identity.as_ref().map_or(Origin::Elsewhere, |known| known.origin))),
+            )
+        });
+        let old = known.iter().filter_map(|(rid, identity)| Some((*rid, identity.clone()?)));
+        let old_workers = OldWorkers::new(old.filter(|_| me == COORDINATOR));
         let known = known.into_iter().filter(|(rid, _)| backend.home_of(*rid) == me).collect();
         let reactor = Rc::new(Reactor {
             me,
@@ -88,6 +106,9 @@ impl Reactor {
             backend,
             mesh,
             table,
+            files: RefCell::new(FileLockTable::new(recovering)),
+            opens: RefCell::new(OpenTable::new(recovering)),
+            waits: RefCell::default(),
             clients: RefCell::default(),
             known: RefCell::new(known),
             admitting: RefCell::default(),
@@ -139,7 +160,7 @@ impl Reactor {
                 if reactor.stopping.get() {
                     return;
                 }
-                greeter.welcome(socket, Peer::SameProcess);
+                greeter.welcome(socket);
             }
         })
         .detach();
@@ -151,7 +172,7 @@ impl Reactor {
             let reactor = reactor.clone();
             Box::pin(async move { reactor.welcome(stranger).await })
         });
-        Greeter::new(self.options.timers.greeting, admit)
+        Greeter::new(self.options.timers.greeting, self.options.keys.clone(), admit)
     }
 
     /// Sends to a reactor. To this one: handled at once, but never within the handling of another message, so that
@@ -193,11 +214,19 @@ impl Reactor {
                 self.drive_table();
             }
             Message::Recovered => {
+                self.opens.borrow_mut().recovered();
                 self.table.borrow_mut().recovered();
                 self.drive_table();
+                self.files.borrow_mut().recovered();
+                self.drive_files();
             }
-            Message::Adopt { tx, rx, identity } => self.adopt(tx, rx, identity),
-            Message::Granted { rid, request, grant } => self.granted(rid, request, grant),
+            Message::Adopt { tx, rx, identity, access } => self.adopt(tx, rx, (identity, access)),
+            Message::File { rid, request, ino, op } => self.file_op(rid, request, ino, op),
+            Message::FileDeadlock { ino, id } => self.file_deadlock(ino, id),
+            Message::FileWaits { changes, then } => self.file_waits(changes, then),
+            Message::FileAnswered { rid, request, response } => self.file_answered(rid, request, response),
+            Message::FileEnded { rid, ticket, outcome } => self.file_ended(rid, ticket, outcome),
+            Message::Granted { rid, request, grant, opens } => self.granted(rid, request, grant, opens),
             Message::LockFailed { rid, request, message } => self.lock_failed(rid, request, message),
             Message::Invalidate { rid, name, mode } => self.invalidate(rid, name, mode),
             Message::Returned { rid } => self.returned(rid),
@@ -212,7 +241,18 @@ impl Reactor {
     fn answer(self: &Rc<Self>, token: u64, from: ReactorId, ask: Ask) {
         let answer = match ask {
             Ask::Reassert { rid, grants } => self.reassert_here(rid, grants),
+            Ask::ReassertFiles { rid, locks, opens } => self.reassert_files_here(rid, locks, opens),
+            Ask::Opened { rid, inos } => self.opened_here(rid, &inos),
+            Ask::Closed { rid, inos } => {
+                self.opens.borrow_mut().closed(rid, &inos);
+                Answer::Done
+            }
+            Ask::Openers { rid, inos } => self.openers_here(rid, &inos),
             Ask::Release { rid } => {
+                // Before its leases: their next holder is told who has what open.
+                self.opens.borrow_mut().reclaim(rid);
+                self.files.borrow_mut().reclaim(rid);
+                self.drive_files();
                 self.table.borrow_mut().reclaim(rid);
                 self.drive_table();
                 Answer::Done

@@ -1,20 +1,23 @@
 //! The end of a client: farewell, or fenced because it did not come back.
 //!
-//! Order (F1, F3): its batches in work end, its locks are released on every reactor, its pending extents and at last its
-//! record go. Each step may be repeated by the next leader: the record is the last trace.
+//! Order (F1, F3): its batches in work end, its pending extents go, then, durably, its record, the last persistent trace;
+//! and only when it is gone its locks, on every reactor. Were they released before, another client could get them, the
+//! node fail, and the next leader find the record and take the first one back, with what it had cached (found by the
+//! simulation: F1). Each step may be repeated by the next leader.
 
 use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::{BatchNo, Mutant, Rid, mutant, probe};
+use vellum_format::Origin;
 use vellum_link::Responder;
 use vellum_rt::{Class, sleep, spawn};
 use vellum_wire::Response;
 
 use crate::client::{Client, Phase};
 use crate::fact::Fact;
-use crate::identity::Origin;
 use crate::mesh::{Absent, Ask, Message};
+use crate::process;
 use crate::reactor::{COORDINATOR, Reactor};
 
 /// A client that said farewell is kept at most so long for the answer to arrive; then its missing record is the answer.
@@ -31,7 +34,7 @@ impl Reactor {
             // Its farewell is being worked on, or only the answer was not taken.
             return;
         }
-        if client.identity.is_worker {
+        if client.seat().is_some() {
             return self.worker_lost(&client);
         }
         tracing::warn!(%rid, "the client did not come back: it is reclaimed");
@@ -39,7 +42,9 @@ impl Reactor {
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
             reactor.settle(&client).await;
-            reactor.release(rid).await;
+            if !reactor.release(rid).await {
+                return;
+            }
             reactor.forget(&client);
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::Returned { rid });
@@ -57,7 +62,7 @@ impl Reactor {
                 if client.session.has_ended() {
                     return;
                 }
-                if !client.session.is_up() && process.is_gone() {
+                if !client.session.is_up() && process::is_gone(&process) {
                     return reactor.reclaim_expired(client.rid);
                 }
                 sleep(LOOK).await;
@@ -85,7 +90,9 @@ impl Reactor {
         probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
-            reactor.release(rid).await;
+            if !reactor.release(rid).await {
+                return;
+            }
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::Returned { rid });
         })
@@ -100,7 +107,9 @@ impl Reactor {
         tracing::info!(%rid, "a worker of an earlier term is quiet");
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
-            reactor.release(rid).await;
+            if !reactor.release(rid).await {
+                return;
+            }
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
         })
@@ -119,7 +128,7 @@ impl Reactor {
             if before == Phase::Recovering {
                 reactor.send(COORDINATOR, Message::Returned { rid });
             }
-            if client.identity.is_worker {
+            if client.seat().is_some() {
                 reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
             }
             responder.send(Response::Farewelled, None);
@@ -151,21 +160,24 @@ impl Reactor {
         }
     }
 
-    /// Locks everywhere, pending extents, the record.
-    pub(crate) async fn release(self: &Rc<Self>, rid: Rid) {
+    /// Pending extents, the record, locks everywhere. False when the record could not be removed: then its locks stay,
+    /// nobody is granted them here, and the next leader finds the record and does it again.
+    pub(crate) async fn release(self: &Rc<Self>, rid: Rid) -> bool {
+        if let Err(error) = self.backend.close_rid(rid).await {
+            tracing::error!(%rid, %error, "the client's record could not be removed");
+            return false;
+        }
         for reactor in self.mesh.all() {
             self.ask(reactor, Ask::Release { rid }).await;
         }
-        if let Err(error) = self.backend.close_rid(rid).await {
-            // The next leader finds the record and does it again.
-            tracing::error!(%rid, %error, "the client's record could not be removed");
-        }
+        true
     }
 
     pub(crate) fn forget(&self, client: &Rc<Client>) {
         client.session.end();
         client.commits.stop();
         client.locks.borrow_mut().clear();
+        client.file_requests.borrow_mut().clear();
         self.undurable.borrow_mut().remove(&client.rid);
         self.clients.borrow_mut().remove(&client.rid);
     }

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use vellum_base::{Rid, probe};
+use vellum_format::Origin;
 use vellum_rt::{Class, Instant, now, sleep, spawn};
 
 use crate::client::{Client, Phase};
 use crate::fact::Fact;
-use crate::identity::{Identity, Origin};
 use crate::mesh::{Absent, Ask, Message};
+use crate::process;
 use crate::reactor::{COORDINATOR, Reactor};
 use crate::reclaim::LOOK;
 
@@ -19,8 +20,8 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    pub(crate) fn new(expected: impl Iterator<Item = (Rid, Identity)>) -> Recovery {
-        Recovery { missing: expected.map(|(rid, identity)| (rid, identity.origin)).collect(), began: now() }
+    pub(crate) fn new(expected: impl Iterator<Item = (Rid, Origin)>) -> Recovery {
+        Recovery { missing: expected.collect(), began: now() }
     }
 
     pub(crate) fn missing(&self) -> usize {
@@ -33,8 +34,8 @@ impl Recovery {
         for (rid, origin) in &mut self.missing {
             let is_gone = match *origin {
                 Origin::Elsewhere => false,
-                Origin::SameProcess => true, // it died with the engine of the term before
-                Origin::Process(process) => process.is_gone(),
+                Origin::Engine => true, // it died with the engine of the term before
+                Origin::Process(process) => process::is_gone(&process),
             };
             if is_gone {
                 *origin = Origin::Elsewhere;

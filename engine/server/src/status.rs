@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use serde_json::{Value, json};
+use vellum_format::Principal;
 
 use crate::mesh::{Answer, Ask};
 use crate::reactor::Reactor;
@@ -24,6 +25,10 @@ impl Reactor {
             Ok(status) => status,
             Err(error) => json!({ "error": error.message }),
         };
+        let quorum = match &self.options.quorum {
+            Some(agent) => agent.status().await,
+            None => None,
+        };
         let (limits, timers) = (&self.options.limits, &self.options.timers);
         json!({
             "fsid": self.backend.fsid().to_string(),
@@ -31,10 +36,16 @@ impl Reactor {
             "durable_epoch": self.backend.durable_epoch().0,
             "limits": {
                 "clients": limits.clients,
+                "clients_per_identity": limits.clients_per_identity,
+                "sockets_without_greeting": vellum_link::MAX_SILENT,
+                "sockets_without_greeting_per_source": vellum_link::MAX_SILENT_PER_SOURCE,
                 "requests_per_client": limits.requests,
                 "data_bytes_per_client": limits.data_bytes,
                 "locks_per_client_and_reactor": vellum_proto::locks::MAX_LOCKS_PER_CLIENT,
                 "control_bytes_per_frame": vellum_wire::MAX_CONTROL,
+                "file_locks_per_client_and_reactor": vellum_proto::files::MAX_FILE_LOCKS_PER_CLIENT,
+                "file_lock_waits_per_client_and_reactor": vellum_proto::files::MAX_FILE_WAITS_PER_CLIENT,
+                "unleased_opens_per_client_and_reactor": vellum_proto::files::MAX_OPENS_PER_CLIENT,
                 "payload_bytes_per_frame": vellum_wire::MAX_PAYLOAD,
                 "invalidation_ms": limits.invalidation.as_millis() as u64,
                 "job_ms": limits.job.as_millis() as u64,
@@ -42,12 +53,15 @@ impl Reactor {
             "timers_ms": {
                 "keepalive": timers.keepalive.as_millis() as u64,
                 "dead_peer": timers.dead_peer.as_millis() as u64,
+                "greeting": timers.greeting.as_millis() as u64,
+                "send_stall": timers.send_stall.as_millis() as u64,
                 "lease": timers.lease.as_millis() as u64,
                 "reconnect_window": timers.reconnect_window.as_millis() as u64,
                 "recovery_window": timers.recovery_window.as_millis() as u64,
             },
             "reactors": reactors,
             "store": store,
+            "quorum": quorum,
         })
     }
 
@@ -61,6 +75,13 @@ impl Reactor {
                 let (requests, bytes) = client.session.load();
                 json!({
                     "rid": client.rid.to_string(),
+                    "identity": match &client.identity.principal {
+                        Principal::Anybody => "anybody on loopback".to_owned(),
+                        Principal::Engine => "the engine's process".to_owned(),
+                        Principal::Uid(uid) => format!("uid {uid}"),
+                        Principal::Certificate(subject) => subject.clone(),
+                    },
+                    "read_only": client.access.get().read_only,
                     "phase": format!("{:?}", client.phase.get()).to_lowercase(),
                     "connected": client.session.is_up(),
                     "requests": requests,
@@ -69,12 +90,12 @@ impl Reactor {
                     "last_batch": client.applied.get().0,
                     "locks_waited_for": client.locks.borrow().len(),
                     "worker": client.seat().map(|seat| json!({
-                        "jobs": seat.in_hand(), "slot": client.identity.slot, "quiet": seat.is_quiet()
+                        "jobs": seat.in_hand(), "slot": client.identity.worker.and_then(|worker| worker.slot), "quiet": seat.is_quiet()
                     })),
                 })
             })
             .collect();
-        let stats = table.stats();
+        let (stats, file_locks) = (table.stats(), self.files.borrow().stats());
         json!({
             "reactor": self.me.0,
             "clients": clients.len(),
@@ -83,6 +104,12 @@ impl Reactor {
             "clients_reclaimed": self.reclaimed.get(),
             "recovery_waits_for": self.recovery.borrow().as_ref().map_or(0, Recovery::missing),
             "stopping": self.stopping.get(),
+            "file_locks": {
+                "files": file_locks.files,
+                "held": file_locks.held,
+                "waiting": file_locks.waiting,
+            },
+            "unleased_opens": self.opens.borrow().len(),
             "workers": self.crew.len(),
             "workers_of_earlier_terms": self.old_workers.borrow().missing(),
             "locks": {

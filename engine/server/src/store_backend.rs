@@ -8,6 +8,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
+use vellum_nvme::DeviceError;
 use vellum_store::{Authority, CommitError, Helpers, Prefer, ReactorStatus, Store, StoreError};
 use vellum_wire::{ErrorCode, StatFs, WireError};
 
@@ -22,12 +23,35 @@ impl Authority for TableAuthority {
 
 pub struct StoreBackend {
     store: Rc<Store>,
+    /// Others may lead: what cannot be answered any more is left to them.
+    may_be_succeeded: bool,
 }
 
 impl StoreBackend {
-    pub fn new(store: Rc<Store>) -> StoreBackend {
-        StoreBackend { store }
+    pub fn new(store: Rc<Store>, may_be_succeeded: bool) -> StoreBackend {
+        StoreBackend { store, may_be_succeeded }
     }
+
+    /// What the client is told. Of a member's engine that has lost its store, or the device, it hears nothing: the engine
+    /// ends, and the client asks the next leader.
+    fn tell<T: 'static>(&self, work: impl Future<Output = Result<T, StoreError>> + 'static) -> BackendFuture<T> {
+        let may_be_succeeded = self.may_be_succeeded;
+        Box::pin(async move {
+            match work.await {
+                Err(error) if may_be_succeeded && is_the_end(&error) => std::future::pending().await,
+                done => done.map_err(wire),
+            }
+        })
+    }
+}
+
+fn is_the_end(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::Failed(_)
+            | StoreError::Closed
+            | StoreError::Device(DeviceError::Closed | DeviceError::Failed { .. })
+    )
 }
 
 fn code_of(error: &StoreError) -> ErrorCode {
@@ -90,25 +114,23 @@ impl Backend for StoreBackend {
 
     fn get(&self, keys: Vec<Key>, view: View) -> BackendFuture<Vec<Option<Bytes>>> {
         let store = self.store.clone();
-        Box::pin(async move { store.get(&keys, view).await.map_err(wire) })
+        self.tell(async move { store.get(&keys, view).await })
     }
 
     fn scan(&self, range: KeyRange, max_items: usize, max_bytes: usize, view: View) -> BackendFuture<Scanned> {
         let store = self.store.clone();
-        Box::pin(async move {
-            let page = store.scan(range, max_items, max_bytes, view).await.map_err(wire)?;
+        self.tell(async move {
+            let page = store.scan(range, max_items, max_bytes, view).await?;
             Ok((page.items, page.next))
         })
     }
 
     fn walk(&self, index: u8, from: (u64, Ino), to: u64, max: usize) -> BackendFuture<Walked> {
         let store = self.store.clone();
-        Box::pin(async move {
-            let index = IndexKind::from_u8(index).ok_or_else(|| WireError {
-                code: ErrorCode::Malformed,
-                message: format!("there is no index {index}"),
-            })?;
-            let page = store.walk(index, from, to, max).await.map_err(wire)?;
+        self.tell(async move {
+            let known = IndexKind::from_u8(index);
+            let index = known.ok_or_else(|| StoreError::Options(format!("there is no index {index}")))?;
+            let page = store.walk(index, from, to, max).await?;
             Ok((page.entries, page.next, page.through))
         })
     }
@@ -116,33 +138,41 @@ impl Backend for StoreBackend {
     fn commit(&self, rid: Rid, batch: Batch) -> BackendFuture<Epoch> {
         // Called here and not in the future: the store takes its place in the order at the call.
         let committed = self.store.commit(rid, batch);
-        Box::pin(async move { committed.await.map_err(wire_commit) })
+        let may_be_succeeded = self.may_be_succeeded;
+        Box::pin(async move {
+            match committed.await {
+                Err(CommitError::Store(error)) if may_be_succeeded && is_the_end(&error) => {
+                    std::future::pending().await
+                }
+                done => done.map_err(wire_commit),
+            }
+        })
     }
 
     fn wait_durable(&self, epoch: Epoch) -> BackendFuture<()> {
         let store = self.store.clone();
-        Box::pin(async move { store.wait_durable(epoch).await.map_err(wire) })
+        self.tell(async move { store.wait_durable(epoch).await })
     }
 
     fn write_data(&self, rid: Rid, data: DmaSlice) -> BackendFuture<Vec<BlockRange>> {
         let store = self.store.clone();
-        Box::pin(async move { store.write_data(rid, data).await.map_err(wire) })
+        self.tell(async move { store.write_data(rid, data).await })
     }
 
     fn read_data(&self, ranges: Vec<BlockRange>) -> BackendFuture<DmaSlice> {
         let store = self.store.clone();
-        Box::pin(async move { store.read_data(&ranges).await.map(DmaSlice::from).map_err(wire) })
+        self.tell(async move { store.read_data(&ranges).await.map(DmaSlice::from) })
     }
 
     fn alloc_group(&self, near: Option<Ino>) -> BackendFuture<u64> {
         let store = self.store.clone();
-        Box::pin(async move { store.alloc_group(near).await.map_err(wire) })
+        self.tell(async move { store.alloc_group(near).await })
     }
 
     fn statfs(&self) -> BackendFuture<StatFs> {
         let store = self.store.clone();
-        Box::pin(async move {
-            let space = store.statfs().await.map_err(wire)?;
+        self.tell(async move {
+            let space = store.statfs().await?;
             Ok(StatFs {
                 total_blocks: space.total_blocks,
                 free_blocks: space.free_blocks,
@@ -154,8 +184,8 @@ impl Backend for StoreBackend {
 
     fn status(&self) -> BackendFuture<Value> {
         let store = self.store.clone();
-        Box::pin(async move {
-            let status = store.status().await.map_err(wire)?;
+        self.tell(async move {
+            let status = store.status().await?;
             Ok(json!({
                 "term": status.term.0,
                 "open_epoch": status.open_epoch.0,
@@ -180,17 +210,17 @@ impl Backend for StoreBackend {
 
     fn open_rid(&self, rid: Rid, identity: Bytes) -> BackendFuture<BatchNo> {
         let store = self.store.clone();
-        Box::pin(async move { store.open_rid(rid, &identity).await.map(|state| state.last_batch).map_err(wire) })
+        self.tell(async move { store.open_rid(rid, &identity).await.map(|state| state.last_batch) })
     }
 
     fn close_rid(&self, rid: Rid) -> BackendFuture<()> {
         let store = self.store.clone();
-        Box::pin(async move { store.close_rid(rid).await.map_err(wire) })
+        self.tell(async move { store.close_rid(rid).await })
     }
 
     fn rids(&self) -> BackendFuture<Vec<(Rid, Bytes)>> {
         let store = self.store.clone();
-        Box::pin(async move { store.rids().await.map_err(wire) })
+        self.tell(async move { store.rids().await })
     }
 
     fn shutdown(&self) -> BackendFuture<()> {

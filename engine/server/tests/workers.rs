@@ -143,7 +143,7 @@ impl Lab {
     fn connect(&mut self) {
         let (slot, group) = (self.connection.clone(), self.group.clone());
         let known = group.get();
-        let link = ConnectOptions { open_within: None, ..ConnectOptions::default() };
+        let link = ConnectOptions { open_within: None, insecure_network: true, ..ConnectOptions::default() };
         self.on_client(async move {
             let connection =
                 Connection::open(address(), Identity { rid: Rid(77), fsid: None }, link).await.expect("a connection");
@@ -273,7 +273,7 @@ impl Lab {
         let (stop, stopped) = bounded(1);
         let (device, end) = (self.device.opened_by(process).as_device(), Rc::new(RefCell::new(None)));
         let result = end.clone();
-        let options = WorkerOptions { slot: Some(slot), ..WorkerOptions::default() };
+        let options = WorkerOptions { slot: Some(slot), insecure_network: true, ..WorkerOptions::default() };
         let task = async move {
             let ended = worker::run(device, address(), options, stopped).await;
             *result.borrow_mut() = Some(ended);
@@ -296,7 +296,7 @@ impl Lab {
         let (seen, go) = (jobs.clone(), Rc::new(Cell::new(false)));
         let may_answer = go.clone();
         let flags = Greeting::worker_flags(Some(slot));
-        let link = ConnectOptions { open_within: None, flags, ..ConnectOptions::default() };
+        let link = ConnectOptions { open_within: None, insecure_network: true, flags, ..ConnectOptions::default() };
         let task = async move {
             let (queue, _poller) = open(&device);
             let identity = Identity { rid: Rid(1000 + u64::from(slot)), fsid: None };
@@ -437,8 +437,12 @@ fn workers_compact_for_the_leader_in_rotation() {
 fn a_worker_holds_no_locks_and_changes_nothing() {
     let mut lab = Lab::new(3, 1);
     lab.write(1);
-    let link =
-        ConnectOptions { flags: Greeting::worker_flags(Some(4)), open_within: None, ..ConnectOptions::default() };
+    let link = ConnectOptions {
+        flags: Greeting::worker_flags(Some(4)),
+        open_within: None,
+        insecure_network: true,
+        ..ConnectOptions::default()
+    };
     let group = lab.group.get();
     lab.on_client(async move {
         let connection =
@@ -453,7 +457,7 @@ fn a_worker_holds_no_locks_and_changes_nothing() {
         connection.farewell().await.unwrap();
     });
     lab.on_client(async move {
-        let link = ConnectOptions { open_within: None, ..ConnectOptions::default() };
+        let link = ConnectOptions { open_within: None, insecure_network: true, ..ConnectOptions::default() };
         let connection =
             Connection::open(address(), Identity { rid: Rid(6), fsid: None }, link).await.expect("a connection");
         for request in [Request::Work { jobs: 1 }, Request::Compact { job: Bytes::from_static(b"x") }] {

@@ -1,21 +1,23 @@
-//! The simulated cluster: a node over a device that loses, tears and delays, clients over a network that breaks, all in
+//! The simulated cluster: nodes over a shared device that loses, tears and delays, clients over a network that breaks, all in
 //! one thread and virtual time, from one seed.
 //!
-//! - [`run`]: one run, its faults and its end; [`server`]: the node's lives; [`client`]: work on items, [`gateway`]: on names and files;
-//! - [`file`]: what they write; [`history`]: what must then be found, and who may hold which lock; [`inspect`]: what a
-//!   device holds after a crash; [`agent`]: who walks the index meanwhile.
-//!
-//! Checked: P1 (what was acknowledged as durable survives), P2 (a crash leaves a prefix of each client's batches, each
-//! whole), P4 and L1 (nobody reads stale state, no two clients hold conflicting locks), E9 (an index walk misses no change), the store's own checker, and that
-//! all work ends once the faults have.
+//! - [`plan`]: what a run consists of, drawn from its seed; [`fault`]: what goes wrong; [`mod@run`]: a plan carried out;
+//! - [`cluster`]: the nodes' lives; [`fencer`]: who ends those of others; [`work`]: what clients do;
+//! - [`check`]: the invariants, one file per family; [`story`]: what happened, in sentences;
+//! - [`shrink`]: a failing run made smaller; [`mutants`]: deliberate bugs, to prove that the checkers bite;
+//!   [`mod@idle`]: how fast virtual time goes.
 
-pub mod agent;
-pub mod client;
-pub mod file;
-pub mod gateway;
-pub mod history;
-pub mod inspect;
+pub mod check;
+pub mod cluster;
+pub mod fault;
+pub mod fencer;
+pub mod idle;
+pub mod mutants;
+pub mod plan;
 pub mod run;
-pub mod server;
+pub mod shrink;
+pub mod story;
+pub mod work;
 
+pub use plan::{Edits, Plan, Profile};
 pub use run::{Outcome, run};

@@ -1,22 +1,30 @@
-//! One run of the simulation: everything in it follows from its seed.
+//! One run of the simulation: a plan carried out. Everything in it follows from the plan.
 
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::prng::Prng;
-use vellum_nvme::fault::{Delays, Fault, On, Rule};
+use vellum_nvme::Image;
+use vellum_nvme::fault::{Delays, Fault as DeviceFault, On, Rule};
 use vellum_proto::Timers;
 use vellum_rt::Class;
 use vellum_rt::sim::{NodeId, SimConfig, World};
 use vellum_server::NodeOptions;
-use vellum_store::OpenOptions;
+use vellum_server::cluster::FenceError;
 
-use crate::agent::Agent;
-use crate::client::{self, Shared};
-use crate::gateway::{self, Own};
-use crate::inspect::inspect;
-use crate::server::Server;
+use crate::check::inspect::inspect;
+use crate::check::linear::Verdict;
+use crate::check::{self, Checks, Violation};
+use crate::cluster::{Cluster, address, faster};
+use crate::fault::{FOLLOWER, Fault, LEADER, Machine};
+use crate::fencer::Order;
+use crate::plan::{Plan, Work};
+use crate::work::agent::Agent;
+use crate::work::gateway::{self, Own};
+use crate::work::{Shared, hostile, items, names};
 
 const DEVICE_BYTES: u64 = 96 << 20;
 /// Virtual time within which all work ends once the faults have.
@@ -31,282 +39,521 @@ pub struct Outcome {
     pub txns: u64,
     pub reads: u64,
     pub syncs: u64,
+    /// Operations whose order was looked for, and whether the search came to an end.
+    pub ordered: usize,
+    pub gave_up: bool,
     /// Index entries that the agent saw.
     pub walked: usize,
     /// At the last look.
     pub segments: u64,
     /// Faults in words, in order.
     pub faults: Vec<String>,
-    pub violations: Vec<String>,
+    pub violations: Vec<Violation>,
+    pub story: Vec<String>,
     /// The last steps of a run that failed.
     pub trace: Vec<String>,
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Outcome { seed, trace_hash, steps, virtual_time, txns, reads, syncs, walked, segments, .. } = self;
+        let Outcome { seed, trace_hash, steps, virtual_time, txns, reads, syncs, ordered, walked, segments, .. } = self;
         write!(
             f,
-            "seed {seed}: {txns} transactions, {reads} reads, {syncs} syncs, {walked} walked, {segments} segments, {} faults, ",
+            "seed {seed}: {txns} transactions, {reads} reads, {syncs} syncs, {ordered} ordered{}, {walked} walked, {segments} segments, {} faults, ",
+            if self.gave_up { " (gave up)" } else { "" },
             self.faults.len()
         )?;
         write!(f, "{:.1} s in {steps} steps, trace {trace_hash:016x}", virtual_time.as_secs_f64())
     }
 }
 
+/// What is due at a time of the run.
+enum Due {
+    Begin(usize),
+    End(usize),
+    /// An order to fence is carried out.
+    Fence(Order),
+    /// A node that was fenced is started again.
+    Restart(usize),
+}
+
+/// A fenced node is started again after at most so long.
+const RESTART: u64 = 500;
+
 struct Run {
+    plan: Plan,
     world: World,
     prng: Prng,
-    server: Server,
-    store: OpenOptions,
+    cluster: Cluster,
     /// Gateways have files of their own.
-    clients: Vec<(NodeId, Option<Own>)>,
+    clients: Vec<(NodeId, Own)>,
     agent: Rc<Agent>,
     segments: u64,
     shared: Rc<Shared>,
-    faults: Vec<String>,
+    failed: Rc<Cell<bool>>,
+    power: bool,
+    told: Vec<String>,
+    agenda: BTreeMap<(Duration, u64), Due>,
+    next_due: u64,
+    /// Faults that have begun, with the nodes that they are about.
+    resolved: BTreeMap<usize, Fault>,
+    started: Duration,
+    linear: Option<Verdict>,
 }
 
-pub fn run(seed: u64) -> Outcome {
-    let mut prng = Prng::new(seed ^ 0x5eed);
-    let mut world = World::new(seed, network(&mut prng));
-    let started = world.now();
-    let store = OpenOptions {
-        cache_bytes: 64 << 10 << prng.below(6),
-        memtable_bytes: 256 << 10 << prng.below(4),
-        log_bytes: 1 << 20 << prng.below(3),
-        queue_depth: 4 << prng.below(6),
-        ..OpenOptions::default()
-    };
+/// Carries the plan out.
+pub fn run(plan: Plan) -> Outcome {
+    let seed = plan.seed;
+    let mut world = World::new(seed, plan.network.clone());
+    let checks = Checks::new(world.clock());
+    let _listening = check::listen(&checks);
     let timers = Timers::DEFAULT.faster(10);
-    let options = NodeOptions { timers, store: store.clone(), ..NodeOptions::default() };
-    let mut server = Server::new(&mut world, DEVICE_BYTES, options);
-    server.start(&mut world, 1 + prng.below(3) as usize);
-    let shared = Shared::new(timers, 1 + prng.below(6), 1 + prng.below(50));
+    let options = NodeOptions { timers, store: plan.store.clone(), ..NodeOptions::default() };
+    let cluster = Cluster::new(&mut world, plan.nodes, DEVICE_BYTES, options, faster(10));
+    if plan.nodes > 1 {
+        checks.borrow_mut().quorum.watch(cluster.slots);
+    }
+    let started = since_start(&world);
+    let shared = Shared::new(checks.clone(), address(plan.nodes), timers, plan.groups, plan.pause_one_in);
+    let failed = checks.borrow().failed();
     let mut run = Run {
+        prng: Prng::new(seed ^ 0xfa17),
         world,
-        prng,
-        server,
-        store,
+        cluster,
         clients: Vec::new(),
         agent: Rc::default(),
         segments: 0,
         shared,
-        faults: Vec::new(),
+        failed,
+        power: true,
+        told: Vec::new(),
+        agenda: BTreeMap::new(),
+        next_due: 0,
+        resolved: BTreeMap::new(),
+        started,
+        linear: None,
+        plan,
     };
-    let (clients, gateways) = match run.prng.below(3) {
-        0 => (1 + run.prng.below(3), 0),
-        1 => (0, 1 + run.prng.below(3)),
-        _ => (1 + run.prng.below(2), 1),
-    };
-    for n in 0..clients + gateways {
-        let node = run.world.add_node();
-        run.clients.push((node, (n >= clients).then(Own::default)));
-        run.start_client(n as usize, format!("client {n}"));
+    run.begin();
+    if run.safety() {
+        run.liveness();
     }
-    run.agent.clients.set(run.clients.len() as u64);
-    let (node, agent) = (run.world.add_node(), run.agent.clone().live(run.shared.clone()));
-    let on = run.world.add_reactor(node);
-    run.world.spawn(on, Class::Request, "agent", agent).detach();
-    for _ in 0..3 + run.prng.below(8) {
-        let time = Duration::from_millis(20 + run.prng.below(1500));
-        run.world.run_for(time);
-        if run.has_failed() {
-            break;
-        }
-        run.fault();
-    }
-    if !run.has_failed() {
-        run.end();
-    }
-    run.outcome(seed, started)
+    run.outcome(checks)
 }
 
-fn network(prng: &mut Prng) -> SimConfig {
-    match prng.below(3) {
-        0 => SimConfig::default(),
-        1 => SimConfig { reset_one_in: 200, ..SimConfig::hostile() },
-        _ => SimConfig { reset_one_in: 1000 * prng.below(3), ..SimConfig::default() },
-    }
+fn since_start(world: &World) -> Duration {
+    Duration::from_nanos(world.now().0)
 }
 
 impl Run {
-    fn start_client(&mut self, n: usize, name: String) {
-        let (node, own) = self.clients[n].clone();
-        let on = self.world.add_reactor(node);
+    fn begin(&mut self) {
+        self.start_nodes();
+        for n in 0..self.plan.clients.len() {
+            let machine = self.world.add_node();
+            self.clients.push((machine, Own::default()));
+            self.start_client(n);
+        }
+        self.agent.clients.set(self.clients.len());
+        let (machine, agent) = (self.world.add_node(), self.agent.clone().live(self.shared.clone()));
+        let on = self.world.add_reactor(machine);
+        self.world.spawn(on, Class::Request, "agent", agent).detach();
+    }
+
+    fn start_client(&mut self, n: usize) {
+        let (machine, own) = self.clients[n].clone();
+        let on = self.world.add_reactor(machine);
         let shared = self.shared.clone();
-        match own {
-            Some(own) => self.world.spawn(on, Class::Request, "gateway", gateway::live(shared, n as u64, own)).detach(),
-            None => self.world.spawn(on, Class::Request, "client", client::live(shared, name)).detach(),
+        let task = match self.plan.clients[n] {
+            Work::Items => self.world.spawn(on, Class::Request, "client", items::live(shared, n)),
+            Work::Gateway => self.world.spawn(on, Class::Request, "gateway", gateway::live(shared, n, own)),
+            Work::Names => self.world.spawn(on, Class::Request, "names", names::live(shared, n)),
+            Work::Hostile => self.world.spawn(on, Class::Request, "hostile", hostile::live(shared, n)),
+        };
+        task.detach();
+    }
+
+    fn start_nodes(&mut self) {
+        for node in 0..self.cluster.len() {
+            self.start_node(node);
         }
     }
 
-    fn has_failed(&mut self) -> bool {
-        if let Some(why) = self.server.failure() {
-            self.shared.history.borrow_mut().violate(format!("the node failed: {why}"));
+    fn start_node(&mut self, node: usize) {
+        if self.power && !self.cluster.runs(node) {
+            let reactors = 1 + self.prng.below(3) as usize;
+            self.say(format!("node {node} starts with {reactors} reactors"));
+            self.cluster.start(&mut self.world, node, reactors);
+            self.shared.checks.borrow_mut().quorum.started(self.cluster.process(node), node);
         }
-        !self.shared.history.borrow().violations().is_empty()
     }
 
-    fn restart(&mut self) {
-        let pause = Duration::from_millis(self.prng.below(500));
-        self.world.run_for(pause);
-        let reactors = 1 + self.prng.below(3) as usize;
-        self.faults.push(format!("{} start with {reactors} reactors", self.at()));
-        self.server.start(&mut self.world, reactors);
+    fn say(&mut self, what: String) {
+        self.shared.checks.borrow_mut().out.story.say(what);
     }
 
-    fn at(&self) -> String {
-        format!("{:.3}", self.world.now().0 as f64 / 1e9)
+    fn violate(&mut self, invariant: &'static str, what: String) {
+        self.shared.checks.borrow_mut().out.violate(invariant, what);
     }
 
-    fn power_loss(&mut self) {
-        let image = self.server.power_off(&mut self.world);
+    /// Of the run.
+    fn now(&self) -> Duration {
+        since_start(&self.world) - self.started
+    }
+
+    fn put_down(&mut self, at: Duration, due: Due) {
+        self.next_due += 1;
+        self.agenda.insert((at, self.next_due), due);
+    }
+
+    /// Carries out what is due until a time of the run, or until `done`; false when something was violated.
+    fn run_until(&mut self, at: Duration, done: impl Fn() -> bool) -> bool {
+        while !self.failed.get() && !done() {
+            while self.agenda.first_key_value().is_some_and(|((due, _), _)| *due <= self.now()) {
+                if let Some((_, due)) = self.agenda.pop_first() {
+                    self.carry_out(due);
+                }
+            }
+            if self.now() >= at {
+                break;
+            }
+            let next = self.agenda.first_key_value().map_or(at, |((next, _), _)| (*next).min(at));
+            let (failed, orders) = (self.failed.clone(), self.cluster.orders.clone());
+            let left = next.saturating_sub(self.now());
+            self.world.run_until(|| failed.get() || orders.are_there() || done(), left);
+            self.take_orders();
+            self.look_at_nodes();
+        }
+        !self.failed.get()
+    }
+
+    fn take_orders(&mut self) {
+        for order in self.cluster.orders.take() {
+            let takes = &self.plan.fencing.takes;
+            let spread = takes.end.saturating_sub(takes.start).as_micros() as u64;
+            let at = self.now() + takes.start + Duration::from_micros(self.prng.below(spread.max(1)));
+            self.say(format!(
+                "slot {} orders for term {}: fence {}",
+                order.order.by, order.order.for_term, order.order
+            ));
+            self.put_down(at, Due::Fence(order));
+        }
+    }
+
+    fn fence(&mut self, order: Order) {
+        let fencing = self.plan.fencing.clone();
+        if fencing.fails_one_in > 0 && self.prng.one_in(fencing.fails_one_in) {
+            self.say(format!("the fence of {} fails", order.order));
+            return order.answer(Err(FenceError::Failed("the hook says no".into())));
+        }
+        let node = usize::from(order.order.slot().0);
+        let targets = {
+            let quorum = &self.shared.checks.borrow().quorum;
+            match order.order.rid() {
+                Some(rid) => quorum.process_of(rid).into_iter().collect(),
+                None => quorum.processes_of(node),
+            }
+        };
+        let running = self.cluster.runs(node) && targets.contains(&self.cluster.process(node));
+        if running && !fencing.cuts_off {
+            self.cluster.kill(&mut self.world, node);
+        }
+        targets.into_iter().for_each(|process| self.cluster.device.fence(process));
+        if running {
+            // Whoever was cut off goes on without its device for a while.
+            let at = self.now() + Duration::from_millis(1 + self.prng.below(RESTART));
+            self.put_down(at, Due::Restart(node));
+        }
+        order.answer(Ok(()));
+    }
+
+    fn look_at_nodes(&mut self) {
+        for node in 0..self.cluster.len() {
+            let failure = self.cluster.failure(node).filter(|_| self.cluster.runs(node));
+            let Some(why) = failure else { continue };
+            if self.shared.device_failed.get() {
+                continue;
+            }
+            self.violate("up", format!("node {node} failed: {why}"));
+        }
+    }
+
+    /// Faults begin, overlap and end. False when something was violated.
+    fn safety(&mut self) -> bool {
+        for (i, timed) in self.plan.faults.clone().iter().enumerate() {
+            self.put_down(timed.at, Due::Begin(i));
+            self.put_down(timed.end(), Due::End(i));
+        }
+        let calm_at = self.plan.calm_at;
+        let calm = self.run_until(calm_at, || false);
+        // All that is left ends together.
+        self.agenda.retain(|_, due| matches!(due, Due::Fence(_) | Due::Restart(_)));
+        calm
+    }
+
+    /// The node that leads, or did last.
+    fn leader(&self) -> usize {
+        self.shared.checks.borrow().quorum.leader().unwrap_or(0)
+    }
+
+    fn carry_out(&mut self, due: Due) {
+        match due {
+            Due::Begin(i) => {
+                let parts = &self.plan.faults[i].fault;
+                let leader = self.leader();
+                let fault = parts.resolved(|node| match node {
+                    LEADER => leader,
+                    FOLLOWER => (leader + 1) % self.plan.nodes,
+                    node => node,
+                });
+                self.resolved.insert(i, fault.clone());
+                let words = fault.to_string();
+                self.told.push(format!("fault {i} at {:.3}: {words}", self.now().as_secs_f64()));
+                self.say(words);
+                self.begin_fault(&fault);
+            }
+            Due::End(i) => {
+                if let Some(fault) = self.resolved.remove(&i) {
+                    self.end_fault(&fault);
+                }
+            }
+            Due::Fence(order) => self.fence(order),
+            Due::Restart(node) => {
+                if self.cluster.runs(node) {
+                    self.cluster.kill(&mut self.world, node);
+                }
+                self.start_node(node);
+            }
+        }
+    }
+
+    fn on(&self, machine: Machine) -> NodeId {
+        match machine {
+            Machine::Node(n) => self.cluster.machine(n),
+            Machine::Client(n) => self.clients[n % self.clients.len()].0,
+        }
+    }
+
+    fn begin_fault(&mut self, fault: &Fault) {
+        match fault {
+            Fault::PowerLoss { .. } => self.lose_power(),
+            Fault::NodeDies { node, .. } => {
+                if self.cluster.runs(*node) {
+                    self.cluster.kill(&mut self.world, *node);
+                }
+            }
+            Fault::NodeOff { node, .. } => {
+                if self.cluster.runs(*node) {
+                    self.cluster.turn_off(&mut self.world, *node);
+                }
+            }
+            Fault::Pause { machine, .. } => self.world.pause_node(self.on(*machine)),
+            Fault::ClientDies { client } => {
+                if self.clients.is_empty() {
+                    return;
+                }
+                let n = client % self.clients.len();
+                self.shared.end_life(n);
+                self.world.kill_node(self.clients[n].0);
+                self.start_client(n);
+            }
+            Fault::Cut { from, to, one_way, .. } => {
+                let (from, to) = (self.on(*from), self.on(*to));
+                match one_way {
+                    true => self.world.partition_one_way(from, to),
+                    false => self.world.partition(from, to),
+                }
+            }
+            Fault::Isolated { node, .. } => self.each_other_node(*node, World::partition),
+            Fault::SlowDevice { .. } => {
+                let ms = Duration::from_millis;
+                self.cluster.set_delays(Delays {
+                    write: ms(1)..ms(20),
+                    flush: ms(1)..ms(80),
+                    read: ms(1)..ms(10),
+                    ..Delays::default()
+                });
+            }
+            Fault::Stall { operations, time } => self.cluster.device.add_rule(stall(*operations, *time)),
+            Fault::NodeStall { node, operations, time } => {
+                let process = self.cluster.process(*node);
+                self.cluster.device.add_rule(stall(*operations, *time).by(process));
+            }
+            Fault::FlushFails { .. } => {
+                self.shared.device_failed.set(true);
+                self.shared.device_failures.set(self.shared.device_failures.get() + 1);
+                self.cluster.device.add_rule(Rule::once(DeviceFault::Error { errno: 5 }, On::Flushes, 0..0));
+            }
+            Fault::NodeReadsFail { node, .. } => {
+                let error = DeviceFault::Error { errno: 5 };
+                let past_slots = self.cluster.slots.blocks.end().map_or(0, |end| end.bytes());
+                let rule = Rule::always(error, On::Reads, past_slots..u64::MAX);
+                self.cluster.device.add_rule(rule.by(self.cluster.process(*node)));
+            }
+            Fault::SuperblockRots => self.cluster.device.flip_bit(100, 3),
+            Fault::Stop { node, .. } => self.cluster.stop(*node),
+            Fault::Storm { .. } => {
+                let storm = SimConfig { reset_one_in: 100, ..SimConfig::hostile() };
+                self.world.configure(|config| *config = storm);
+            }
+        }
+    }
+
+    fn end_fault(&mut self, fault: &Fault) {
+        match fault {
+            Fault::PowerLoss { .. } => {
+                self.power = true;
+                self.start_nodes();
+            }
+            Fault::NodeDies { node, .. } | Fault::NodeOff { node, .. } => self.start_node(*node),
+            Fault::Pause { machine, .. } => self.world.resume_node(self.on(*machine)),
+            Fault::Cut { from, to, .. } => {
+                let (from, to) = (self.on(*from), self.on(*to));
+                self.world.heal(from, to);
+            }
+            Fault::Isolated { node, .. } => self.each_other_node(*node, World::heal),
+            Fault::SlowDevice { .. } => self.cluster.set_delays(Delays::default()),
+            Fault::FlushFails { .. } => {
+                if self.shared.device_failed.get() {
+                    self.lose_power();
+                    self.power = true;
+                    self.start_nodes();
+                }
+            }
+            Fault::Stop { node, .. } => {
+                if self.cluster.runs(*node) {
+                    self.cluster.kill(&mut self.world, *node);
+                }
+                self.start_node(*node);
+            }
+            Fault::Storm { .. } => {
+                let calm = self.plan.network.clone();
+                self.world.configure(|config| *config = calm);
+            }
+            Fault::NodeReadsFail { .. } => self.cluster.device.clear_rules(),
+            Fault::Stall { .. } | Fault::NodeStall { .. } | Fault::SuperblockRots | Fault::ClientDies { .. } => {}
+        }
+    }
+
+    fn each_other_node(&mut self, node: usize, what: impl Fn(&mut World, NodeId, NodeId)) {
+        for other in (0..self.cluster.len()).filter(|other| *other != node) {
+            what(&mut self.world, self.cluster.machine(node), self.cluster.machine(other));
+        }
+    }
+
+    /// Everything is off, and the device holds what a crash may leave.
+    fn lose_power(&mut self) {
+        self.power = false;
+        self.agenda.retain(|_, due| !matches!(due, Due::Fence(_)));
+        self.shared.checks.borrow_mut().quorum.power_lost();
+        let image = self.cluster.power_off(&mut self.world);
         self.inspect(&image);
-        self.restart();
         self.shared.device_failed.set(false);
     }
 
-    fn inspect(&mut self, image: &vellum_nvme::Image) {
-        let what = format!("after the power loss at {}", self.at());
-        let found = inspect(image, &self.store, self.prng.next_u64());
+    fn inspect(&mut self, image: &Image) {
+        let what = format!("after the power loss at {:.3}", self.now().as_secs_f64());
+        let found = inspect(image, &self.plan.store, self.prng.next_u64());
         let mut history = self.shared.history.borrow_mut();
         match found {
             Ok(state) => {
                 self.segments = state.segments;
                 history.survived(&state, &what);
-                self.agent.missed(&state.sequences).into_iter().for_each(|missed| history.violate(missed));
+                self.agent.missed(&state.sequences).into_iter().for_each(|missed| history.violate("E9", missed));
             }
-            Err(error) => history.violate(format!("{what}: {error}")),
+            Err(error) => history.violate("P2", format!("{what}: {error}")),
         }
-    }
-
-    fn some_client(&mut self) -> NodeId {
-        self.clients[self.prng.below(self.clients.len() as u64) as usize].0
-    }
-
-    fn fault(&mut self) {
-        match self.prng.below(10) {
-            0 | 1 => {
-                self.say("power loss".into());
-                self.power_loss();
-            }
-            2 => {
-                self.say("the node is killed".into());
-                self.server.kill(&mut self.world);
-                self.restart();
-            }
-            3 => {
-                // Some last longer than a client is waited for.
-                let time = Duration::from_millis(50 + self.prng.below(2500));
-                self.say(format!("partition of {time:?}"));
-                let (server, client) = (self.server.node, self.some_client());
-                self.world.partition(server, client);
-                self.world.run_for(time);
-                self.world.heal(server, client);
-            }
-            4 => {
-                let time = Duration::from_millis(20 + self.prng.below(1200));
-                let node = if self.prng.one_in(2) { self.server.node } else { self.some_client() };
-                self.say(format!("pause of {node:?} for {time:?}"));
-                self.world.pause_node(node);
-                self.world.run_for(time);
-                self.world.resume_node(node);
-            }
-            5 => {
-                let ms = |n| Duration::from_millis(n);
-                self.say("slow device".into());
-                let slow =
-                    Delays { write: ms(1)..ms(20), flush: ms(1)..ms(80), read: ms(1)..ms(10), ..Delays::default() };
-                self.server.set_delays(slow);
-                self.world.run_for(ms(500));
-                self.server.set_delays(Delays::default());
-            }
-            6 => {
-                let time = Duration::from_millis(100 + self.prng.below(3000));
-                self.say(format!("the device stalls for {time:?}"));
-                let all = 0..u64::MAX;
-                self.server.device.add_rule(Rule { times: 4, ..Rule::once(Fault::Stall { time }, On::Anything, all) });
-            }
-            7 => {
-                self.say("a flush fails, the node with it".into());
-                self.device_fails();
-                let error = Fault::Error { errno: 5 };
-                self.server.device.add_rule(Rule::once(error, On::Flushes, 0..0));
-                let time = Duration::from_millis(self.prng.below(1000));
-                self.world.run_for(time);
-                self.power_loss();
-            }
-            _ => {
-                let node = self.some_client();
-                self.say(format!("the client on {node:?} is killed"));
-                self.world.kill_node(node);
-                self.kill_clients(node);
-            }
-        }
-    }
-
-    fn say(&mut self, what: String) {
-        let at = self.at();
-        self.faults.push(format!("{at} {what}"));
-    }
-
-    fn device_fails(&mut self) {
-        self.shared.device_failed.set(true);
-        self.shared.device_failures.set(self.shared.device_failures.get() + 1);
-    }
-
-    fn kill_clients(&mut self, node: NodeId) {
-        let n = self.clients.iter().position(|c| c.0 == node).unwrap_or(0);
-        self.shared.history.borrow_mut().dead_named(&format!("client {n}"));
-        let generation = self.faults.len();
-        self.start_client(n, format!("client {n}/{generation}"));
     }
 
     /// The faults are over: all work must end, and what is left must be clean.
-    fn end(&mut self) {
+    fn liveness(&mut self) {
+        self.say("the faults are over".into());
         self.world.heal_all();
         self.world.configure(|config| *config = SimConfig::default());
-        self.shared.stop.set(true);
-        let (shared, agent, count) = (self.shared.clone(), self.agent.clone(), self.clients.len() as u64);
-        let ended =
-            self.world.run_until(|| agent.finished.get() || !shared.history.borrow().violations().is_empty(), LIVENESS);
-        if !ended {
-            let what = format!("{} of {count} clients have ended {LIVENESS:?} after the faults", shared.finished.get());
-            self.shared.history.borrow_mut().violate(what);
+        self.cluster.set_delays(Delays::default());
+        for n in 0..self.clients.len() {
+            self.world.resume_node(self.clients[n].0);
         }
-        if self.has_failed() {
+        for node in 0..self.cluster.len() {
+            self.world.resume_node(self.cluster.machine(node));
+        }
+        if self.shared.device_failed.get() {
+            self.lose_power();
+        }
+        self.cluster.device.clear_rules();
+        self.power = true;
+        let told_to_stop: Vec<usize> = (0..self.cluster.len())
+            .filter(|node| self.cluster.runs(*node) && self.cluster.watch_stopped(*node)())
+            .collect();
+        told_to_stop.into_iter().for_each(|node| self.cluster.kill(&mut self.world, node));
+        self.start_nodes();
+        self.shared.stop.set(true);
+        let agent = self.agent.clone();
+        let until = self.now() + LIVENESS;
+        if !self.run_until(until, || agent.finished.get()) {
             return;
         }
-        // Half of the runs end cleanly, half by a power loss.
-        if self.prng.one_in(2) {
-            self.server.stop();
-            let stopped = self.server.watch_stopped();
-            if !self.world.run_until(stopped, LIVENESS) {
-                self.shared.history.borrow_mut().violate("the node does not stop".into());
-            }
+        if !self.agent.finished.get() {
+            let left = self.shared.unfinished(self.clients.len());
+            let what = match left.is_empty() {
+                true => "the agent has not ended".into(),
+                false => format!("the clients {left:?} have not ended"),
+            };
+            self.violate("live", format!("{what} {LIVENESS:?} after the faults"));
+            return;
         }
-        let image = self.server.power_off(&mut self.world);
-        self.inspect(&image);
-        self.shared.history.borrow_mut().end();
+        self.last_look();
     }
 
-    fn outcome(mut self, seed: u64, started: vellum_rt::Instant) -> Outcome {
-        let failed = self.has_failed();
+    fn last_look(&mut self) {
+        if self.plan.ends_cleanly {
+            for node in 0..self.cluster.len() {
+                self.cluster.stop(node);
+                let stopped = self.cluster.watch_stopped(node);
+                let until = self.now() + LIVENESS;
+                if !self.run_until(until, &stopped) || !stopped() {
+                    return self.violate("live", format!("node {node} does not stop"));
+                }
+            }
+            self.look_at_nodes();
+        }
+        let image = self.cluster.power_off(&mut self.world);
+        self.inspect(&image);
+        self.shared.history.borrow_mut().end();
+        // A device that failed took data along that a living client had not synced.
+        if self.shared.device_failures.get() == 0 {
+            let verdict = self.shared.ops.borrow().check();
+            if let Verdict::Broken { why } = &verdict {
+                self.violate("P4", format!("no order of the clients' operations explains what they saw: {why}"));
+            }
+            self.linear = Some(verdict);
+        }
+    }
+
+    fn outcome(self, checks: Rc<RefCell<Checks>>) -> Outcome {
         let history = self.shared.history.borrow();
+        let violations: Vec<Violation> =
+            checks.borrow().violations().iter().chain(history.violations()).cloned().collect();
+        let failed = !violations.is_empty();
         Outcome {
-            seed,
+            seed: self.plan.seed,
             trace_hash: self.world.trace_hash(),
             steps: self.world.steps(),
-            virtual_time: Duration::from_nanos(self.world.now().0 - started.0),
+            virtual_time: since_start(&self.world) - self.started,
             txns: history.txns,
             reads: history.reads,
             syncs: history.syncs,
+            ordered: self.shared.ops.borrow().len(),
+            gave_up: self.linear == Some(Verdict::GaveUp),
             walked: self.agent.walked(),
             segments: self.segments,
-            faults: self.faults.clone(),
-            violations: history.violations().to_vec(),
+            faults: self.told.clone(),
+            violations,
+            story: checks.borrow().out.story.lines(),
             trace: if failed { self.world.recent_trace() } else { Vec::new() },
         }
     }
+}
+
+fn stall(operations: u64, time: Duration) -> Rule {
+    Rule { times: operations, ..Rule::once(DeviceFault::Stall { time }, On::Anything, 0..u64::MAX) }
 }

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, Mutant, ReactorId, mutant, probe};
 use vellum_format::{ChunkUse, ManifestEdit};
@@ -14,6 +15,7 @@ use crate::env::{LocalSpace, holds_all};
 use crate::epoch::{Command, Coordinator, Ring};
 use crate::error::StoreError;
 use crate::fact::Fact;
+use crate::gate::Gate;
 use crate::lsm::LocalFuture;
 use crate::manifest::{Manifest, use_chunks};
 use crate::mesh::Message;
@@ -40,6 +42,7 @@ pub(crate) struct Central {
     /// How far each reactor's compactions are behind.
     debts: RefCell<Vec<f32>>,
     floor_running: Cell<bool>,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 impl Central {
@@ -59,8 +62,10 @@ impl Central {
         let ring = Ring::new(seed.seal_chunks, chunk_blocks);
         let volatile_cache = queue.geometry().volatile_write_cache;
         let before = Epoch(seed.start.first_epoch.0 - 1);
+        let gated = options.gate.is_some();
+        let machine = Coordinator::new(options.reactors, volatile_cache, gated, ring, &seed.start);
         Ok(Rc::new(Central {
-            machine: RefCell::new(Coordinator::new(options.reactors, volatile_cache, ring, &seed.start)),
+            machine: RefCell::new(machine),
             running: Cell::new(false),
             armed: Cell::new(None),
             wake: Notify::new(),
@@ -71,6 +76,7 @@ impl Central {
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),
+            gate: options.gate.clone(),
         }))
     }
 
@@ -223,17 +229,22 @@ impl Store {
                 let task = async move {
                     let flushed = if mutant::active(Mutant::SkipFlush) { Ok(()) } else { flush.await };
                     match flushed {
-                        Ok(()) => {
-                            let durable = store.central.as_ref().and_then(|c| c.machine.borrow_mut().flushed());
-                            if let Some(command) = durable {
-                                store.execute(command);
-                            }
-                            store.drive();
-                        }
+                        Ok(()) => store.central_step(Coordinator::flushed),
                         Err(e) => store.fail(format!("flush: {e}")),
                     }
                 };
                 spawn(Class::Commit, "flush", task).detach();
+            }
+            Command::Confirm => {
+                let Some(gate) = self.central.as_ref().and_then(|c| c.gate.clone()) else { return };
+                let (confirmed, store) = (gate.confirm(), self.clone());
+                let task = async move {
+                    match confirmed.await {
+                        Ok(()) => store.central_step(Coordinator::confirmed),
+                        Err(deposed) => store.fail(deposed),
+                    }
+                };
+                spawn(Class::Commit, "gate", task).detach();
             }
             Command::Durable(epoch) => {
                 let Some(central) = &self.central else { return };
@@ -253,6 +264,19 @@ impl Store {
                 self.handle(Message::FlushThrough { epoch });
             }
         }
+    }
+
+    /// An input that may have its command at once.
+    fn central_step(self: &Rc<Self>, f: impl FnOnce(&mut Coordinator) -> Option<Command>) {
+        let command = match &self.central {
+            // Nothing is acknowledged after a failure, also not what was on its way.
+            Some(central) if self.failed.borrow().is_none() => f(&mut central.machine.borrow_mut()),
+            _ => None,
+        };
+        if let Some(command) = command {
+            self.execute(command);
+        }
+        self.drive();
     }
 
     fn central_input(self: &Rc<Self>, f: impl FnOnce(&mut Coordinator)) {

@@ -38,10 +38,15 @@ impl Store {
         let found = self.get_here(&[client, batch], NEWEST).await?;
         if !matches!(found.first(), Some(Some(_))) {
             let epoch = self.commit_own(&[Record::Put { key: client, value: identity }]).await?;
+            probe::tell(|| Fact::RecordMade { term: self.term, rid, epoch });
             if !mutant::active(Mutant::RecordBeforeDurable) {
                 self.wait_durable(epoch).await?;
-                probe::tell(|| Fact::RecordMade { term: self.term, rid });
             }
+        } else if !matches!(self.get_here(&[client], self.durable.get()).await?.first(), Some(Some(_))) {
+            // Made by an attempt whose answer was lost, or that failed: it must be durable before this one is answered.
+            // (Found by the simulation: N5 after a flush had failed.)
+            let open = self.epochs.borrow().open();
+            self.wait_durable(open).await?;
         }
         match found.get(1) {
             Some(Some(value)) => {

@@ -10,10 +10,11 @@ pub enum Fact {
         first_epoch: Epoch,
         recovered: Epoch,
     },
-    /// The client's record is durable.
+    /// The client's record is part of this epoch.
     RecordMade {
         term: Term,
         rid: Rid,
+        epoch: Epoch,
     },
     /// The client's record is durably gone.
     RecordGone {

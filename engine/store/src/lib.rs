@@ -11,6 +11,7 @@
 
 mod admission;
 mod central;
+mod change_slots;
 mod check;
 mod clients;
 mod compactions;
@@ -20,6 +21,7 @@ mod env;
 mod epoch;
 mod error;
 mod fact;
+mod gate;
 mod layout;
 pub mod lsm;
 mod maintain;
@@ -38,18 +40,21 @@ mod status;
 mod store;
 mod superblock;
 
+pub use change_slots::{SlotChange, change_slots};
 pub use check::{CheckOptions, CheckReport, Problem, check};
 pub use clients::RidState;
 pub use compactions::{Helped, Helpers, Prefer};
 pub use data::MAX_WRITE_BYTES;
 pub use error::{CommitError, StoreError};
 pub use fact::Fact;
+pub use gate::{Deposed, Gate, GateFuture};
 pub use layout::MIN_BYTES;
 pub use lsm::ScanPage;
 pub use mkfs::mkfs;
-pub use open::{Opened, ReactorSeed, RecoveryReport, open};
+pub use open::{Opened, ReactorSeed, RecoveryReport, newest_term, open};
 pub use options::{MkfsOptions, OpenOptions};
 pub use query::WalkPage;
 pub use status::{CompactionStatus, ReactorStatus, StatFs, StoreStatus};
 pub use store::{Authority, Everyone, Store};
 pub use superblock::fsid;
+pub use superblock::look as read_superblock;

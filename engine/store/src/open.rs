@@ -175,6 +175,12 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
     Ok(Opened { seeds, report, superblock: sb })
 }
 
+/// The term of the last run, for whoever gives terms from now on. Reads only; nobody may be serving.
+pub async fn newest_term(queue: &Rc<dyn Queue>) -> Result<Term, StoreError> {
+    let sb = superblock::look(queue).await?;
+    Ok(manifest::read(queue, &sb).await?.state.term)
+}
+
 fn apply_all(state: &mut ManifestState, edits: &[ManifestEdit]) -> Result<(), StoreError> {
     edits.iter().try_for_each(|e| state.apply(e)).map_err(|e| StoreError::corrupt("manifest", e))
 }

@@ -1,6 +1,10 @@
 //! What a caller may choose.
 
+use std::sync::Arc;
+
 use vellum_base::Term;
+
+use crate::gate::Gate;
 
 #[derive(Clone, Debug)]
 pub struct MkfsOptions {
@@ -37,6 +41,8 @@ pub struct OpenOptions {
     pub term: Option<Term>,
     /// Operations in flight at the device per reactor.
     pub queue_depth: u32,
+    /// Asked before an epoch is acknowledged; none where nobody else could lead.
+    pub gate: Option<Arc<dyn Gate>>,
     /// Other processes may still be writing outputs of compactions that an earlier leader handed to them: what no segment
     /// holds of the segments' chunks stays out of use until [`crate::Store::release_withheld`].
     pub withhold: bool,
@@ -52,6 +58,7 @@ impl Default for OpenOptions {
             read_only: false,
             term: None,
             queue_depth: 256,
+            gate: None,
             withhold: false,
         }
     }

@@ -66,6 +66,7 @@ pub struct Store {
     pub(crate) waiters: RefCell<BTreeMap<Epoch, Vec<OneshotSender<()>>>>,
     on_durable: RefCell<Vec<Listener>>,
     pub(crate) failed: RefCell<Option<Arc<str>>>,
+    failure: Notify,
     /// No new batches and no new data: the node shuts down.
     pub(crate) stopping: Cell<bool>,
     pub(crate) stopped: Cell<bool>,
@@ -144,6 +145,7 @@ impl Store {
             waiters: RefCell::default(),
             on_durable: RefCell::default(),
             failed: RefCell::default(),
+            failure: Notify::new(),
             stopping: Cell::new(false),
             stopped: Cell::new(false),
             authority,
@@ -276,6 +278,18 @@ impl Store {
         }
     }
 
+    /// Ends when the store has failed, here or on another reactor, with the reason.
+    pub async fn until_failed(&self) -> StoreError {
+        loop {
+            let failure = self.failure.notified();
+            let reason = self.failed.borrow().clone();
+            if let Some(reason) = reason {
+                return StoreError::Failed(reason);
+            }
+            failure.await;
+        }
+    }
+
     pub(crate) fn check_failed(&self) -> Result<(), StoreError> {
         if let Some(reason) = &*self.failed.borrow() {
             return Err(StoreError::Failed(reason.clone()));
@@ -308,6 +322,7 @@ impl Store {
         tracing::error!(reactor = self.me.0, %reason, "the store failed");
         *self.failed.borrow_mut() = Some(reason.clone());
         drop(self.waiters.take()); // they look, and find the failure
+        self.failure.notify_all();
         self.room.notify_all();
         self.maintain.notify_one();
         true

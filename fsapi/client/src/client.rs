@@ -4,12 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use vellum_base::{Epoch, Fsid, Mutant, Rid, Term, mutant, probe};
-use vellum_wire::{Greeted, LockMode, LockName, Request, Response, StatFs};
+use vellum_wire::{FileLockOutcome, Greeted, LockMode, LockName, Request, Response, StatFs};
 
 use crate::batch::Batches;
 use crate::cache::ItemCache;
 use crate::data::RetainedData;
 use crate::fact::Fact;
+use crate::files::{FileLocks, OpenInodes};
 use crate::inodes::InodeGroups;
 use crate::lock::{LockGuard, LockTable};
 use crate::port::{LocalBoxFuture, Port, Upcalls};
@@ -30,6 +31,8 @@ pub struct Client {
     pub(crate) batches: Batches,
     pub(crate) data: RetainedData,
     pub(crate) inodes: InodeGroups,
+    pub(crate) opens: OpenInodes,
+    pub(crate) file_locks: FileLocks,
     pub(crate) release_hook: RefCell<Option<ReleaseHook>>,
     pub(crate) shrinking: Cell<bool>,
     /// A new leader is being told what we hold: nothing else is sent.
@@ -52,6 +55,12 @@ impl Upcalls for FromPort {
                 client.invalidate_lock(name, mode).await;
             }
         })
+    }
+
+    fn file_lock_ended(&self, ticket: u64, outcome: FileLockOutcome) {
+        if let Some(client) = self.0.upgrade() {
+            client.file_lock_ended(ticket, outcome);
+        }
     }
 
     fn new_term(&self, greeted: Greeted) -> LocalBoxFuture<'static, Result<(), ClientError>> {
@@ -84,6 +93,8 @@ impl Client {
             batches: Batches::new(greeted.last_batch),
             data: RetainedData::default(),
             inodes: InodeGroups::default(),
+            opens: OpenInodes::default(),
+            file_locks: FileLocks::default(),
             release_hook: RefCell::default(),
             shrinking: Cell::new(false),
             recovering: Cell::new(false),
@@ -94,8 +105,15 @@ impl Client {
         port.set_upcalls(Rc::new(FromPort(Rc::downgrade(&client))));
         env::spawn("close batches by age", client.clone().close_by_age());
         env::spawn("watch durable epoch", watch_durable(Rc::downgrade(&client), port));
-        client.fetch_groups();
+        if !client.is_read_only() {
+            client.fetch_groups();
+        }
         client
+    }
+
+    /// The engine takes no change from this client: its certificate says so.
+    pub fn is_read_only(&self) -> bool {
+        self.port.greeted().read_only
     }
 
     pub fn rid(&self) -> Rid {
@@ -226,6 +244,7 @@ impl Client {
         for lock in locks {
             lock.fail_waiting(&why);
         }
+        self.fail_file_locks();
         self.batches.progress.wake_all();
         self.batches.opened.wake_all();
         self.inodes.changed.wake_all();

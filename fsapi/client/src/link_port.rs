@@ -153,8 +153,12 @@ impl Port for LinkPort {
                     Response::Invalidated
                 })
             }
+            Request::FileLockDone { ticket, outcome } => {
+                to.file_lock_ended(ticket, outcome);
+                Box::pin(async { Response::Noted })
+            }
             _ => Box::pin(async {
-                Response::error(vellum_wire::ErrorCode::Unsupported, "a client answers nothing but Invalidate")
+                Response::error(vellum_wire::ErrorCode::Unsupported, "a client answers no such request")
             }),
         }));
         let to = upcalls.clone();

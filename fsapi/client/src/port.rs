@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use vellum_base::{DmaSlice, Epoch, Term};
-use vellum_wire::{Greeted, LockGrant, LockMode, LockName, Request, Response};
+use vellum_wire::{FileLockOutcome, Greeted, LockGrant, LockMode, LockName, Request, Response};
 
 use crate::ClientError;
 
@@ -52,6 +52,8 @@ pub trait Port {
 pub trait Upcalls {
     /// The answer is sent when the future is done.
     fn invalidate(&self, name: LockName, mode: LockMode) -> LocalBoxFuture<'static, ()>;
+    /// A file lock that was waited for was granted, or will not be. Must be called in the order of arrival.
+    fn file_lock_ended(&self, ticket: u64, outcome: FileLockOutcome);
     /// Another leader answered: nothing else flows until this is done.
     fn new_term(&self, greeted: Greeted) -> LocalBoxFuture<'static, Result<(), ClientError>>;
     /// The connection is closed for good.

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use vellum_base::{DmaBuf, DmaSlice, Mutant, mutant, probe};
-use vellum_wire::{ErrorCode, Greeted, Request};
+use vellum_wire::{ErrorCode, Greeted, MAX_WANTS, Request, Response};
 
 use crate::data::written;
 use crate::fact::Fact;
@@ -31,6 +31,7 @@ impl Client {
                 probe::tell(|| Fact::Recovered { rid: self.rid(), term: self.term() });
                 self.recovering.set(false);
                 self.send_batches();
+                self.ask_again_for_file_locks();
                 self.note_durable();
                 self.batches.progress.wake_all();
             }
@@ -51,6 +52,7 @@ impl Client {
         // What it kept is durable: it comes from its recovered log.
         self.batches_durable(greeted.last_batch);
         b.retained.borrow_mut().iter_mut().for_each(|r| r.applied = None);
+        self.recover_files().await?;
         let held = self.locks.held();
         probe::tell(|| Fact::Reports { rid: self.rid(), term: greeted.term, held: held.clone() });
         self.port.recover_locks(held).await?;
@@ -58,6 +60,20 @@ impl Client {
             self.resend_data().await?;
         }
         self.resend_batches().await
+    }
+
+    /// File locks and open inodes, before the last page of the locks.
+    async fn recover_files(self: &Rc<Self>) -> Result<(), ClientError> {
+        let (mut locks, mut opens) = (self.file_locks_to_report(), self.opens.reported());
+        while !locks.is_empty() || !opens.is_empty() {
+            let rest = (locks.split_off(locks.len().min(MAX_WANTS)), opens.split_off(opens.len().min(MAX_WANTS)));
+            match self.port.call_recovering(Request::ReassertFiles { locks, opens }, None).await?.body {
+                Response::Reasserted => (locks, opens) = rest,
+                Response::Error(e) => return Err(ClientError::Engine(e)),
+                _ => return Err(ClientError::Protocol { request: "ReassertFiles" }),
+            }
+        }
+        Ok(())
     }
 
     async fn resend_data(self: &Rc<Self>) -> Result<(), ClientError> {

@@ -150,6 +150,7 @@ pub trait Filesystem: 'static {
     async fn getlk(&self, _ctx: &Context, _ino: u64, _request: &LockRequest) -> Result<FileLockRange> {
         Err(Errno::ENOSYS)
     }
+    /// With `wait` it must look at [`Context::until_interrupted`]: no other signal than a deadly one drops it.
     async fn setlk(&self, _ctx: &Context, _ino: u64, _request: &LockRequest) -> Result<()> {
         Err(Errno::ENOSYS)
     }

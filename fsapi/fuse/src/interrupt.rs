@@ -2,8 +2,8 @@
 //!
 //! The kernel sends INTERRUPT for every signal to a waiting caller, deadly or not, and then waits for the answer
 //! whatever happens. So: a caller that is being killed gets its request dropped and EINTR at once, whatever it was; a
-//! signal that has a handler ends only what POSIX lets end (READ of something that waits, SETLKW), because programs do
-//! not expect EINTR from stat or rename. Invariant: an entry is in the table exactly while its task exists.
+//! signal that has a handler ends only what POSIX lets end, because programs do not expect EINTR from stat or rename: READ
+//! of something that waits; SETLKW ends by itself, as its lock may be granted in that very moment. Invariant: an entry is in the table exactly while its task exists.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -123,7 +123,7 @@ impl Pending {
 }
 
 fn ends_on_any_signal(opcode: Opcode) -> bool {
-    matches!(opcode, Opcode::Read | Opcode::Setlkw)
+    opcode == Opcode::Read
 }
 
 /// True when thread `pid` has a pending signal that will end it, or cannot be asked.

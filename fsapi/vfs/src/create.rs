@@ -49,6 +49,7 @@ impl Vfs {
                 Made::New(new) => {
                     let (held, ino, inode) = *new;
                     let file = self.files.get_or_new(ino);
+                    self.client.inode_opened(&held.guard, ino);
                     let handle = self.handles.add(file, flags);
                     drop(held);
                     return Ok((Attr::of(ino, &inode, 0), handle));

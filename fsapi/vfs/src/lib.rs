@@ -19,6 +19,7 @@ mod create;
 mod data;
 mod error;
 mod file;
+mod file_lock;
 mod gate;
 mod handle;
 mod ino_locks;
@@ -40,5 +41,6 @@ pub use error::{Result, VfsError};
 pub use types::{
     AtimePolicy, Attr, Caller, DirEntry, FileHandle, FsStat, OpenFlags, RenameMode, SetAttr, SetTime, VfsOptions,
 };
+pub use vellum_client::{FILE_LOCK_MAX, FileLock, FileLockMode, FileLockSpace};
 pub use vfs::{ReleaseListener, Vfs};
 pub use xattr::XattrMode;

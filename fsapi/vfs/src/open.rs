@@ -35,6 +35,7 @@ impl Vfs {
         }
         let inode = self.inode(&held.guard, ino).await?;
         let file = self.files.get_or_new(ino);
+        self.client.inode_opened(&held.guard, ino);
         if inode.nlink == 0 {
             file.unlinked.set(true);
         }
@@ -46,11 +47,11 @@ impl Vfs {
     pub async fn release(&self, handle: FileHandle) -> Result<()> {
         let handle = self.handles.remove(handle)?;
         let file = handle.file.clone();
-        if file.unlinked.get() {
-            if file.opens.get() == 0 {
-                self.reap_later(handle.ino);
-            }
-        } else if handle.was_read.get() && self.options.atime == AtimePolicy::Relative {
+        if file.opens.get() == 0 {
+            self.last_closed(&file);
+        }
+        let tells = self.options.atime == AtimePolicy::Relative && !self.client.is_read_only();
+        if tells && !file.unlinked.get() && handle.was_read.get() {
             self.update_atime(&handle).await;
         }
         self.files.forget_if_idle(&file);

@@ -1,34 +1,41 @@
 //! Inodes without a name.
 //!
-//! An orphan belongs to the client that took its last name away. As long as it has the file open there, it says so by
-//! changing the inode now and then: an orphan whose `meta_seq` does not move for [`VfsOptions::orphan_scan`] times
-//! [`PATIENCE`] belongs to nobody any more, and any gateway deletes it. No clocks are compared.
+//! An orphan lives as long as somebody in the cluster has it open. Who closes last deletes it: a close here, when this
+//! client had taken the name away or had told the engine that the inode is open; else the one who took the last name away,
+//! at once. All do it under WRITE on the inode's group, after the engine has said that nobody else has it open; so two never
+//! delete the same, and none deletes what is in use. What is left by clients that died is found by the cleaner, which looks
+//! at the records of orphans and tries the same.
+//!
+//! Why none is forgotten: who takes the name away asks who has it open only when its own change is applied; who closes
+//! looks at the inode only when the engine has heard of the close. One of the two comes second, and sees both.
 //!
 //! Deletion goes in steps, each one transaction: extents first, from the front, then the inode with its orphan record.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 
-use bytes::Bytes;
 use vellum_base::{Bucket, Ino, Key, KeyRange, View, Zone};
+use vellum_client::ClientError;
 use vellum_format::{Inode, ItemKind};
-use vellum_rt::{self as rt, Class, Instant};
+use vellum_rt::{self as rt, Class};
 
 use crate::data::commit::Remap;
 use crate::data::truncate::DELETE_STEP;
-use crate::error::{Result, VfsError, restarted};
+use crate::error::{Result, VfsError, corrupt, restarted};
+use crate::file::File;
 use crate::vfs::Vfs;
 
-/// Scans for which an orphan must have been silent.
-const PATIENCE: u32 = 6;
 /// Buckets looked at in one scan; a round over all takes a few minutes, the first one is done at once.
 const BUCKETS_PER_SCAN: u16 = 16;
 const SCAN_PAGE: usize = 256;
+/// Orphans remembered by the cleaner.
+const MAX_SEEN: usize = 65_536;
 
-/// What is known of orphans of others: the sequence seen last, and since when.
+/// Orphans that the cleaner has seen, and how often. One that is in use is tried at the 1st, 2nd, 4th, 8th.. sight: each try
+/// takes its lease from whoever uses it.
 #[derive(Default)]
 pub(crate) struct Orphans {
-    silent_since: RefCell<HashMap<Ino, (u64, Instant)>>,
+    seen: RefCell<HashMap<Ino, u32>>,
 }
 
 pub(crate) fn orphan_key(ino: Ino) -> Key {
@@ -55,7 +62,6 @@ impl Vfs {
                     if vfs.stopped.get() {
                         return;
                     }
-                    vfs.touch_own_orphans().await;
                     for bucket in next..next + count {
                         if let Err(error) = vfs.scan_orphans(bucket as u8).await {
                             tracing::debug!(%error, "orphans");
@@ -71,35 +77,13 @@ impl Vfs {
         .detach();
     }
 
-    /// Tells other gateways that what is open here is alive.
-    async fn touch_own_orphans(&self) {
-        for file in self.files.all() {
-            if !file.unlinked.get() || file.opens.get() == 0 {
-                continue;
-            }
-            let touched = async {
-                self.client.reserve(2).await?;
-                let held = self.lock_exclusive(file.ino).await?;
-                let inode = self.inode(&held.guard, file.ino).await?;
-                let mut txn = self.client.begin(&held.guard);
-                txn.put(Inode::key(file.ino), inode.encode());
-                txn.commit()?;
-                Ok::<(), VfsError>(())
-            };
-            if let Err(error) = touched.await {
-                tracing::warn!(ino = %file.ino, %error, "an open file without a name may be deleted");
-            }
-        }
-    }
-
     async fn scan_orphans(&self, bucket: u8) -> Result<()> {
         let mut range = orphans_of(bucket);
         loop {
             let page = self.client.scan_at(range, SCAN_PAGE, View::Applied).await?;
-            for (key, value) in &page.items {
+            for (key, _) in &page.items {
                 let ino = Ino(key.first());
-                if self.is_forsaken(ino, value).await? {
-                    self.orphans.silent_since.borrow_mut().remove(&ino);
+                if self.is_due(ino) {
                     restarted(async || self.reap(ino).await).await?;
                 }
             }
@@ -110,24 +94,51 @@ impl Vfs {
         }
     }
 
-    async fn is_forsaken(&self, ino: Ino, rid: &Bytes) -> Result<bool> {
+    fn is_due(&self, ino: Ino) -> bool {
         if self.files.get(ino).is_some_and(|f| f.opens.get() > 0) {
-            return Ok(false);
+            return false;
         }
-        if rid[..] == self.client.rid().0.to_le_bytes() {
-            return Ok(true); // ours, and not open: left by an earlier life, or on its way
+        let mut seen = self.orphans.seen.borrow_mut();
+        if seen.len() >= MAX_SEEN {
+            seen.clear(); // they are tried sooner again
         }
-        let value = self.client.get_at(vec![Inode::key(ino)], View::Applied).await?.pop().flatten();
-        let Some(seq) = value.and_then(|v| Inode::decode(&v).ok()).map(|inode| inode.meta_seq) else {
-            return Ok(true);
-        };
-        let now = rt::now();
-        let mut known = self.orphans.silent_since.borrow_mut();
-        let (seen, since) = known.entry(ino).or_insert((seq, now));
-        if *seen != seq {
-            (*seen, *since) = (seq, now);
+        let sights = seen.entry(ino).or_default();
+        *sights = sights.saturating_add(1);
+        sights.is_power_of_two()
+    }
+
+    /// Nobody has the file open here any more.
+    pub(crate) fn last_closed(&self, file: &File) {
+        let (ino, unlinked) = (file.ino, file.unlinked.get());
+        let told = self.client.inode_closed(ino);
+        let Some(vfs) = self.rc().filter(|_| unlinked || told.is_some()) else { return };
+        rt::spawn(Class::Request, "last close", async move {
+            let result = vfs.delete_if_forsaken(ino, unlinked, told).await;
+            if let Err(error) = result {
+                tracing::debug!(%ino, %error, "an orphan stays for the cleaner");
+            }
+        })
+        .detach();
+    }
+
+    async fn delete_if_forsaken(
+        &self,
+        ino: Ino,
+        unlinked: bool,
+        told: Option<impl Future<Output = std::result::Result<(), ClientError>>>,
+    ) -> Result<()> {
+        if let Some(told) = told {
+            told.await?;
         }
-        Ok(now.since(*since) >= self.options.orphan_scan * PATIENCE)
+        if !unlinked {
+            // Others may have taken its name away. The look takes no lease: most closed files have a name, and are in use.
+            let value = self.client.get_at(vec![Inode::key(ino)], View::Applied).await?.pop().flatten();
+            let inode = value.map(|value| Inode::decode(&value).map_err(|e| corrupt(ino, e))).transpose()?;
+            if inode.is_none_or(|inode| inode.nlink > 0) {
+                return Ok(());
+            }
+        }
+        restarted(async || self.reap(ino).await).await
     }
 
     /// Deletes an orphan in the background.
@@ -141,7 +152,7 @@ impl Vfs {
         .detach();
     }
 
-    /// Deletes an inode without names that is not open here, step by step.
+    /// Deletes an inode without names that nobody has open, step by step.
     pub(crate) async fn reap(&self, ino: Ino) -> Result<()> {
         loop {
             self.client.reserve(DELETE_STEP + 4).await?;
@@ -153,11 +164,17 @@ impl Vfs {
             if inode.nlink > 0 {
                 return self.forget_record(&held.guard, ino).await;
             }
+            if self.files.get(ino).is_some_and(|file| file.opens.get() > 0) {
+                return Ok(());
+            }
+            if self.client.may_be_open_elsewhere(&held.guard, ino) {
+                self.client.sync().await?;
+                if self.client.is_open_elsewhere(&held.guard, ino).await? {
+                    return Ok(()); // the last of them deletes it
+                }
+            }
             let mut hold = None;
             if let Some(file) = self.files.get(ino) {
-                if file.opens.get() > 0 {
-                    return Ok(());
-                }
                 hold = Some(self.quiesce(&held.guard, &file).await);
                 self.drop_dirty_from(&file, 0);
                 inode = self.inode(&held.guard, ino).await?;
@@ -183,6 +200,7 @@ impl Vfs {
                 self.files.forget_if_idle(&file);
             }
             if last {
+                self.orphans.seen.borrow_mut().remove(&ino);
                 return Ok(());
             }
         }

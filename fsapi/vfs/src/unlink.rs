@@ -1,7 +1,7 @@
 //! Taking names away, and what becomes of an inode that has none left.
 //!
-//! The last name takes a closed file along in the same transaction, when its extents fit one. Otherwise the inode
-//! becomes an orphan (`nlink` 0 and an orphan record with this client's rid), and is deleted later: see [`crate::orphan`].
+//! The last name takes a file that nobody has open along in the same transaction, when its extents fit one. Otherwise the
+//! inode becomes an orphan (`nlink` 0 and an orphan record), and is deleted later: see [`crate::orphan`].
 
 use bytes::Bytes;
 use vellum_base::{Ino, Key};
@@ -21,7 +21,7 @@ use crate::vfs::Vfs;
 pub(crate) enum Death {
     /// With these extents, in the same transaction.
     Now { ino: Ino, extents: Vec<Key>, hold: Option<HoldFlights> },
-    /// It is open, or too large for one transaction.
+    /// It is open, here or perhaps elsewhere, or too large for one transaction.
     Later { ino: Ino, open: bool },
 }
 
@@ -105,6 +105,9 @@ impl Vfs {
             }
             // What flies is committed first: only blocks that an extent had are freed.
             hold = Some(self.quiesce(guard, &file).await);
+        }
+        if self.client.may_be_open_elsewhere(guard, ino) {
+            return Ok(Death::Later { ino, open: false });
         }
         let inode = self.inode(guard, ino).await?;
         if inode.online_blocks + inode.offline_blocks == 0 {

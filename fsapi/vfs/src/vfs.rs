@@ -66,7 +66,9 @@ impl Vfs {
                 }
             })
         }));
-        vfs.start_orphan_cleaner();
+        if !vfs.client.is_read_only() {
+            vfs.start_orphan_cleaner();
+        }
         vfs
     }
 
@@ -78,6 +80,9 @@ impl Vfs {
 
     /// Makes the root directory of a new filesystem, if nobody has. `caller` owns it.
     pub async fn make_root(&self, caller: Caller) -> Result<()> {
+        if self.client.is_read_only() {
+            return Ok(()); // who may write has made it, or there is nothing to read
+        }
         let guard = self.client.lock(&[(LockName::of(Ino::ROOT), LockMode::Write)]).await?;
         if self.client.get(&guard, Inode::key(Ino::ROOT)).await?.is_some() {
             return Ok(());

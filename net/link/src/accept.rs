@@ -1,36 +1,39 @@
 //! Sockets before they belong to anybody.
 //!
-//! A socket without a greeting holds a small buffer for a short time and nothing else; their number is bounded, and none
-//! of them can stop the listener (N4, scenario 21).
+//! A socket without a greeting holds a small buffer for a short time and nothing else; its TLS handshake counts in that
+//! time. Their number is bounded, in all and per source, and none of them can stop the listener (N4, scenario 21).
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_base::Epoch;
-use vellum_rt::net::{Endpoint, Listener, PeerCred};
+use vellum_keys::{Keys, Subject};
+use vellum_rt::net::{Endpoint, Listener, PeerCred, Stream};
 use vellum_rt::{Class, JoinHandle, sleep, spawn, timeout};
 use vellum_wire::{Body, Frame, Greeting, Refusal};
 
 use crate::LocalBoxFuture;
 use crate::error::SocketError;
-use crate::socket::{FrameReader, FrameWriter, ShutdownOnDrop, Socket};
+use crate::silent::{Silent, Source};
+use crate::socket::{FrameReader, FrameWriter, ShutdownOnDrop, Socket, TlsSocket};
+use crate::tls::TlsStream;
 
-/// Sockets that may be without a greeting at a time, per listener; the next is closed at once.
-const MAX_SILENT: usize = 1024;
 /// After a failure to accept (no descriptors left, say) the listener rests for so long.
 const REST: Duration = Duration::from_millis(50);
 
-/// Who is at the other end, as the kernel knows it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Who is at the other end, as far as it is proven.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Peer {
     /// In this process.
     SameProcess,
     /// Over a unix socket.
     Local(PeerCred),
-    /// Over the network.
-    Remote,
+    /// Over TLS: what its certificate says.
+    Known(Subject),
+    /// Over plain TCP: anybody who reaches the port.
+    Anybody,
 }
 
 /// A socket that has greeted and waits for a verdict.
@@ -68,41 +71,70 @@ pub async fn refuse(mut writer: FrameWriter, guard: ShutdownOnDrop, refusal: Ref
 #[derive(Clone)]
 pub struct Greeter {
     within: Duration,
-    silent: Rc<Cell<usize>>,
+    silent: Silent,
+    keys: Option<Arc<Keys>>,
     admit: Rc<dyn Fn(Stranger) -> LocalBoxFuture<()>>,
 }
 
 impl Greeter {
-    pub fn new(within: Duration, admit: Rc<dyn Fn(Stranger) -> LocalBoxFuture<()>>) -> Greeter {
-        Greeter { within, silent: Rc::new(Cell::new(0)), admit }
+    /// With `keys` every TCP socket is TLS; without, none is.
+    pub fn new(
+        within: Duration,
+        keys: Option<Arc<Keys>>,
+        admit: Rc<dyn Fn(Stranger) -> LocalBoxFuture<()>>,
+    ) -> Greeter {
+        Greeter { within, silent: Silent::default(), keys, admit }
+    }
+
+    /// A socket of this process.
+    pub fn welcome(&self, socket: Socket) {
+        self.greet_within(Source::Ourselves, async move { Ok((socket, Peer::SameProcess)) });
+    }
+
+    fn welcome_stream(&self, stream: Stream) {
+        let source = Source::of(&stream);
+        if let Some(cred) = stream.peer_cred() {
+            return self.greet_within(source, async move { Ok((Socket::Stream(stream), Peer::Local(cred))) });
+        }
+        let Some(keys) = self.keys.clone() else {
+            return self.greet_within(source, async move { Ok((Socket::Stream(stream), Peer::Anybody)) });
+        };
+        self.greet_within(source, async move {
+            let config = keys.server().map_err(|e| SocketError::Stranger(e.to_string()))?;
+            let (stream, subject) = TlsStream::accept(stream, config).await?;
+            Ok((Socket::Tls(TlsSocket(stream)), Peer::Known(subject)))
+        });
     }
 
     /// Waits for the greeting in a task of its own.
-    pub fn welcome(&self, socket: Socket, peer: Peer) {
-        if self.silent.get() >= MAX_SILENT {
-            tracing::warn!("{MAX_SILENT} sockets without a greeting: one more is closed");
+    fn greet_within(
+        &self,
+        source: Source,
+        socket: impl Future<Output = Result<(Socket, Peer), SocketError>> + 'static,
+    ) {
+        let Some(place) = self.silent.enter(source) else {
+            tracing::debug!(?source, "too many sockets without a greeting: one more is closed");
             return;
-        }
-        self.silent.set(self.silent.get() + 1);
+        };
         let greeter = self.clone();
         spawn(Class::Request, "greeter", async move {
-            let stranger = greeter.greet(socket, peer).await;
-            greeter.silent.set(greeter.silent.get() - 1);
-            match stranger {
+            let greeted = timeout(greeter.within, async { greet(socket.await?).await }).await;
+            drop(place);
+            match greeted.unwrap_or(Err(SocketError::Silent)) {
                 Ok(stranger) => (greeter.admit)(stranger).await,
-                Err(error) => tracing::debug!(%error, "no greeting"),
+                Err(error) => tracing::debug!(?source, %error, "no greeting"),
             }
         })
         .detach();
     }
+}
 
-    async fn greet(&self, socket: Socket, peer: Peer) -> Result<Stranger, SocketError> {
-        let (mut reader, writer, guard) = socket.split();
-        let frame = timeout(self.within, reader.recv_greeting()).await.map_err(|_| SocketError::Silent)??;
-        match frame.body {
-            Body::Greeting(greeting) => Ok(Stranger { greeting, ack: frame.ack, peer, reader, writer, guard }),
-            _ => Err(vellum_proto::Violation::NoGreeting.into()),
-        }
+async fn greet((socket, peer): (Socket, Peer)) -> Result<Stranger, SocketError> {
+    let (mut reader, writer, guard) = socket.split();
+    let frame = reader.recv_greeting().await?;
+    match frame.body {
+        Body::Greeting(greeting) => Ok(Stranger { greeting, ack: frame.ack, peer, reader, writer, guard }),
+        _ => Err(vellum_proto::Violation::NoGreeting.into()),
     }
 }
 
@@ -119,10 +151,7 @@ impl Acceptor {
         let task = spawn(Class::Request, "acceptor", async move {
             loop {
                 match listener.accept().await {
-                    Ok(stream) => {
-                        let peer = stream.peer_cred().map_or(Peer::Remote, Peer::Local);
-                        greeter.welcome(Socket::Stream(stream), peer);
-                    }
+                    Ok(stream) => greeter.welcome_stream(stream),
                     Err(error) => {
                         tracing::warn!(%error, "accept");
                         sleep(REST).await;

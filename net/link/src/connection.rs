@@ -10,11 +10,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_base::{DmaSlice, Epoch, Fsid, Rid};
+use vellum_keys::Keys;
 use vellum_proto::channel::Urgency;
-use vellum_proto::{ClientEvent, ClientSession, Closed, Time, Timers};
+use vellum_proto::{ClientEvent, ClientSession, Time, Timers};
 use vellum_rt::local::{Event, Notify};
 use vellum_rt::net::{Endpoint, Stream};
 use vellum_rt::{Class, Instant, JoinHandle, now, random_u64, spawn, timeout};
@@ -22,15 +24,31 @@ use vellum_wire::{Frame, Greeted, MAX_CONTROL, MAX_PAYLOAD, Request, Response};
 
 use crate::LocalBoxFuture;
 use crate::calls::{Calls, Observer, PendingCall, Reply};
+use crate::dial::{Rotation, dial_any};
 use crate::error::{LinkError, SocketError};
 use crate::in_process::InProcessDialer;
-use crate::socket::Socket;
+use crate::socket::{Socket, TlsSocket};
+use crate::tls::TlsStream;
 
 /// Where the engine is.
 #[derive(Clone, Debug)]
 pub enum Address {
     Net(Endpoint),
+    /// The members of a cluster: one of them leads, and another one may at any time.
+    AnyOf(Vec<Endpoint>),
     InProcess(InProcessDialer),
+}
+
+impl From<Vec<Endpoint>> for Address {
+    fn from(mut endpoints: Vec<Endpoint>) -> Address {
+        match (endpoints.len(), endpoints.pop()) {
+            (1, Some(one)) => Address::Net(one),
+            (_, last) => {
+                endpoints.extend(last);
+                Address::AnyOf(endpoints)
+            }
+        }
+    }
 }
 
 /// Who the client is. `fsid` none: whatever is served.
@@ -40,18 +58,28 @@ pub struct Identity {
     pub fsid: Option<Fsid>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ConnectOptions {
     pub timers: Timers,
     /// [`Connection::open`] gives up after this; none: it tries for ever.
     pub open_within: Option<Duration>,
+    /// With keys every TCP socket is TLS; without, TCP goes no further than loopback.
+    pub keys: Option<Arc<Keys>>,
+    /// Plain TCP to anywhere. For simulations: no command sets it.
+    pub insecure_network: bool,
     /// What the greetings say besides: see `vellum_wire::Greeting::worker_flags`.
     pub flags: u32,
 }
 
 impl Default for ConnectOptions {
     fn default() -> ConnectOptions {
-        ConnectOptions { timers: Timers::DEFAULT, open_within: Some(Duration::from_secs(10)), flags: 0 }
+        ConnectOptions {
+            timers: Timers::DEFAULT,
+            open_within: Some(Duration::from_secs(10)),
+            keys: None,
+            insecure_network: false,
+            flags: 0,
+        }
     }
 }
 
@@ -68,7 +96,9 @@ const MAX_CALLS: usize = 65_536;
 
 struct Core {
     address: Address,
+    rotation: Rotation,
     rid: Rid,
+    options: ConnectOptions,
     session: RefCell<ClientSession>,
     calls: Calls,
     handler: RefCell<Option<Handler>>,
@@ -82,6 +112,8 @@ struct Core {
     /// Set when the first greeting was answered, or never will be.
     opened: Event,
     closed: RefCell<Option<LinkError>>,
+    /// Why the last socket ended.
+    last_error: RefCell<Option<String>>,
     socket_number: Cell<u64>,
     attempts: Cell<u64>,
 }
@@ -105,9 +137,12 @@ impl Connection {
     ) -> Result<Rc<Connection>, LinkError> {
         let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time())
             .with_flags(options.flags);
+        let open_within = options.open_within;
         let core = Rc::new(Core {
             address,
+            rotation: Rotation::default(),
             rid: identity.rid,
+            options,
             session: RefCell::new(session),
             calls: Calls::default(),
             handler: RefCell::new(None),
@@ -119,13 +154,18 @@ impl Connection {
             durable: Notify::new(),
             opened: Event::new(),
             closed: RefCell::new(None),
+            last_error: RefCell::new(None),
             socket_number: Cell::new(0),
             attempts: Cell::new(0),
         });
         let timer_task = spawn(Class::Request, "link timers", run_timers(core.clone()));
         let connection = Rc::new(Connection { core: core.clone(), timer_task });
-        match options.open_within {
-            Some(limit) => timeout(limit, core.opened.wait()).await.map_err(|_| LinkError::TimedOut)?,
+        match open_within {
+            Some(limit) => timeout(limit, core.opened.wait()).await.map_err(|_| {
+                let last = core.last_error.borrow();
+                tracing::warn!(rid = %core.rid, error = last.as_deref().unwrap_or("no answer"), "the last attempt to connect");
+                LinkError::TimedOut
+            })?,
             None => core.opened.wait().await,
         }
         let closed = core.closed.borrow().clone();
@@ -301,6 +341,7 @@ impl Core {
                 ClientEvent::Disconnect => self.drop_socket(),
                 ClientEvent::Up { greeted, new_term, first } => {
                     tracing::debug!(rid = %self.rid, term = %greeted.term, new_term, "up");
+                    self.rotation.greeted();
                     self.opened.set();
                     if new_term && !first {
                         self.recover(greeted);
@@ -324,17 +365,16 @@ impl Core {
                 ClientEvent::Response { id, response, payload } => self.calls.resolve(id, response, payload),
                 ClientEvent::Interrupted { id } => self.calls.finish(id, Err(LinkError::Interrupted)),
                 ClientEvent::Durable(_) => self.durable.notify_all(),
-                ClientEvent::Closed(why) => self.close(why),
+                ClientEvent::Closed(why) => self.close(LinkError::from(why)),
             }
         }
         self.transmit.notify_one();
         self.timer.notify_one();
     }
 
-    fn close(&self, why: Closed) {
-        tracing::debug!(rid = %self.rid, ?why, "closed");
-        let error = LinkError::from(why);
-        *self.closed.borrow_mut() = Some(error.clone());
+    fn close(&self, error: LinkError) {
+        tracing::debug!(rid = %self.rid, ?error, "closed");
+        let error = self.closed.borrow_mut().get_or_insert(error).clone(); // the first reason is the reason
         if let Some(recovery) = self.recovery.borrow_mut().take() {
             recovery.cancel();
         }
@@ -390,10 +430,27 @@ async fn run_timers(core: Rc<Core>) {
     }
 }
 
-async fn dial(address: &Address, rid: Rid) -> Result<Socket, SocketError> {
-    match address {
-        Address::Net(endpoint) => Ok(Socket::Stream(Stream::connect(endpoint).await?)),
-        Address::InProcess(dialer) => dialer.dial(rid).await,
+async fn dial(core: &Core) -> Result<Socket, SocketError> {
+    match &core.address {
+        Address::AnyOf(endpoints) => {
+            let (endpoint, stream) = dial_any(endpoints, &core.rotation).await?;
+            secured(&endpoint, stream, &core.options).await
+        }
+        Address::Net(endpoint) => secured(endpoint, Stream::connect(endpoint).await?, &core.options).await,
+        Address::InProcess(dialer) => dialer.dial(core.rid).await,
+    }
+}
+
+/// What a new stream to `endpoint` must be before anything is said on it.
+async fn secured(endpoint: &Endpoint, stream: Stream, options: &ConnectOptions) -> Result<Socket, SocketError> {
+    match (endpoint, &options.keys) {
+        (Endpoint::Tcp(addr), Some(keys)) => {
+            Ok(Socket::Tls(TlsSocket(TlsStream::connect(stream, addr.ip(), keys.client()).await?)))
+        }
+        (Endpoint::Tcp(addr), None) if !addr.ip().is_loopback() && !options.insecure_network => {
+            Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
+        }
+        _ => Ok(Socket::Stream(stream)),
     }
 }
 
@@ -401,6 +458,15 @@ async fn dial(address: &Address, rid: Rid) -> Result<Socket, SocketError> {
 async fn run_socket(core: Rc<Core>, number: u64) {
     if let Err(error) = carry(&core, number).await {
         tracing::debug!(rid = %core.rid, %error, "socket ended");
+        *core.last_error.borrow_mut() = Some(error.to_string());
+        if error.is_about_trust() && core.socket_number.get() == number {
+            if !core.opened.is_set() {
+                core.close(LinkError::NotTrusted(error.to_string()));
+                return core.input(ClientSession::abandon);
+            }
+            // Keys are renewed now and then: a client that was believed once goes on trying.
+            tracing::warn!(rid = %core.rid, %error, "the engine does not believe us, or we don't believe it");
+        }
     }
     if core.socket_number.get() == number {
         core.drop_socket();
@@ -409,7 +475,8 @@ async fn run_socket(core: Rc<Core>, number: u64) {
 }
 
 async fn carry(core: &Rc<Core>, number: u64) -> Result<(), SocketError> {
-    let (mut reader, mut writer, guard) = dial(&core.address, core.rid).await?.split();
+    let (mut reader, mut writer, guard) = dial(core).await?.split();
+    writer.set_stall(core.options.timers.send_stall);
     core.input(|session| session.handle_connected(time()));
     let sender = spawn(Class::Request, "link sender", {
         let core = core.clone();

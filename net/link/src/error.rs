@@ -26,6 +26,9 @@ pub enum LinkError {
     TimedOut,
     #[error("the response does not fit the request")]
     UnexpectedResponse,
+    /// Before the first greeting: one side does not believe the other, and trying again would change nothing.
+    #[error("{0}")]
+    NotTrusted(String),
 }
 
 impl From<Closed> for LinkError {
@@ -50,4 +53,39 @@ pub enum SocketError {
     Violation(#[from] Violation),
     #[error("no greeting in time")]
     Silent,
+    #[error("the peer read nothing for {0:?}")]
+    Stalled(std::time::Duration),
+    #[error("TLS: {0}")]
+    Tls(rustls::Error),
+    #[error("a handshake of more than {max} bytes")]
+    LongHandshake { max: usize },
+    #[error("the peer is not known here: {0}")]
+    Stranger(String),
+    #[error("what answers there is no node of this installation ({found})")]
+    NotANode { found: String },
+    #[error("{endpoint} is beyond loopback: keys are needed (--keys)")]
+    NoKeys { endpoint: String },
+    #[error("the engine speaks TLS there: keys are needed (--keys)")]
+    SpeaksTls,
+}
+
+impl SocketError {
+    /// Another attempt with the same keys at the same place would end in the same way.
+    pub(crate) fn is_about_trust(&self) -> bool {
+        match self {
+            // A peer that resets its socket in mid-handshake may be dying.
+            SocketError::Tls(_) | SocketError::Stranger(_) | SocketError::NotANode { .. } => true,
+            SocketError::NoKeys { .. } | SocketError::SpeaksTls => true,
+            SocketError::Io(error) => error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn into_io(self) -> std::io::Error {
+        match self {
+            SocketError::Io(error) => error,
+            SocketError::Tls(error) => std::io::Error::new(std::io::ErrorKind::InvalidData, error),
+            other => std::io::Error::other(other.to_string()),
+        }
+    }
 }

@@ -57,6 +57,7 @@ impl Drop for Responder {
 
 pub struct Session {
     rid: Rid,
+    stall: std::time::Duration,
     proto: RefCell<ServerSession>,
     handler: RefCell<Option<SessionHandler>>,
     expired: RefCell<Option<Box<dyn FnOnce()>>>,
@@ -88,6 +89,7 @@ impl Session {
     ) -> Rc<Session> {
         let session = Rc::new(Session {
             rid,
+            stall: timers.send_stall,
             proto: RefCell::new(ServerSession::new(rid, term, window, timers, time())),
             handler: RefCell::new(Some(handler)),
             expired: RefCell::new(Some(Box::new(expired))),
@@ -109,7 +111,7 @@ impl Session {
     pub fn attach(
         self: &Rc<Self>,
         reader: FrameReader,
-        writer: FrameWriter,
+        mut writer: FrameWriter,
         guard: ShutdownOnDrop,
         (greeting, ack): (&Greeting, u64),
         greeted: Greeted,
@@ -122,6 +124,7 @@ impl Session {
             return Err((refusal, writer, guard));
         }
         self.drop_socket();
+        writer.set_stall(self.stall);
         let number = self.socket_number.get();
         let sender = spawn(Class::Request, "session sender", send_frames(self.clone(), writer, guard, number));
         let receiver = spawn(Class::Request, "session receiver", receive_frames(self.clone(), reader, number));

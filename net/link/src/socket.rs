@@ -1,4 +1,8 @@
-//! One socket: a byte stream that frames are encoded into, or a pair of rings that they are moved through.
+//! One socket: a byte stream (plain, or within TLS) that frames are encoded into, or a pair of rings that they are moved
+//! through.
+
+use std::rc::Rc;
+use std::time::Duration;
 
 use vellum_proto::Violation;
 use vellum_rt::channel;
@@ -6,9 +10,11 @@ use vellum_rt::net::Stream;
 use vellum_rt::{Class, spawn};
 use vellum_wire::{Body, Frame};
 
+use crate::carrier::Carrier;
 use crate::error::SocketError;
 use crate::stream_reader::StreamReader;
 use crate::stream_writer::StreamWriter;
+use crate::tls::TlsStream;
 
 /// Frames on their way within one process, per direction.
 pub(crate) const RING_FRAMES: usize = 256;
@@ -16,8 +22,12 @@ pub(crate) const RING_FRAMES: usize = 256;
 /// The in-process variant may be sent to another reactor before its first use.
 pub enum Socket {
     Stream(Stream),
+    Tls(TlsSocket),
     InProcess { tx: channel::Sender<Frame>, rx: channel::Receiver<Frame> },
 }
+
+/// A stream whose TLS handshake is over.
+pub struct TlsSocket(pub(crate) TlsStream);
 
 pub struct FrameReader(ReaderKind);
 
@@ -34,7 +44,7 @@ enum WriterKind {
 }
 
 /// Ends the stream when dropped, so that a receive in flight ends too.
-pub struct ShutdownOnDrop(Option<Stream>);
+pub struct ShutdownOnDrop(Option<Carrier>);
 
 impl Drop for ShutdownOnDrop {
     fn drop(&mut self) {
@@ -46,16 +56,19 @@ impl Drop for ShutdownOnDrop {
 
 impl Socket {
     pub fn split(self) -> (FrameReader, FrameWriter, ShutdownOnDrop) {
-        match self {
-            Socket::Stream(stream) => (
-                FrameReader(ReaderKind::Stream(Box::new(StreamReader::new(stream.clone())))),
-                FrameWriter(WriterKind::Stream(StreamWriter::new(stream.clone()))),
-                ShutdownOnDrop(Some(stream)),
-            ),
+        let carrier = match self {
+            Socket::Stream(stream) => Carrier::Plain(stream),
+            Socket::Tls(TlsSocket(stream)) => Carrier::Tls(Rc::new(stream)),
             Socket::InProcess { tx, rx } => {
-                (FrameReader(ReaderKind::InProcess(rx)), FrameWriter(WriterKind::InProcess(tx)), ShutdownOnDrop(None))
+                let (reader, writer) = (ReaderKind::InProcess(rx), WriterKind::InProcess(tx));
+                return (FrameReader(reader), FrameWriter(writer), ShutdownOnDrop(None));
             }
-        }
+        };
+        (
+            FrameReader(ReaderKind::Stream(Box::new(StreamReader::new(carrier.clone())))),
+            FrameWriter(WriterKind::Stream(StreamWriter::new(carrier.clone()))),
+            ShutdownOnDrop(Some(carrier)),
+        )
     }
 }
 
@@ -93,6 +106,13 @@ impl FrameWriter {
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// How long the peer may take for one send. Within one process the receiver is ours.
+    pub(crate) fn set_stall(&mut self, stall: Duration) {
+        if let WriterKind::Stream(writer) = &mut self.0 {
+            writer.stall = stall;
         }
     }
 

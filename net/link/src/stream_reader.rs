@@ -6,9 +6,9 @@
 
 use bytes::Bytes;
 use vellum_base::{DmaBuf, DmaSlice};
-use vellum_rt::net::Stream;
 use vellum_wire::{Frame, FrameHeader, FrameKind, HEADER_LEN, WireFault};
 
+use crate::carrier::Carrier;
 use crate::error::SocketError;
 
 /// Buffer of a socket that has not greeted, and of one that has.
@@ -20,7 +20,7 @@ const _: () = assert!(HEADER_LEN + SHORT_CONTROL <= BUFFER_BYTES);
 const _: () = assert!(HEADER_LEN + vellum_wire::header::MAX_GREETING <= STRANGER_BYTES);
 
 pub(crate) struct StreamReader {
-    stream: Stream,
+    stream: Carrier,
     buf: DmaBuf,
     /// Received and not yet taken: `buf[start..end]`.
     start: usize,
@@ -37,12 +37,13 @@ impl AsRef<[u8]> for Owned {
 }
 
 impl StreamReader {
-    pub(crate) fn new(stream: Stream) -> StreamReader {
+    pub(crate) fn new(stream: Carrier) -> StreamReader {
         StreamReader { stream, buf: DmaBuf::new(STRANGER_BYTES), start: 0, end: 0 }
     }
 
     /// The first frame of a socket: bounded to what a greeting or its answer may be.
     pub(crate) async fn recv_greeting(&mut self) -> Result<Frame, SocketError> {
+        self.expect_no_tls().await?;
         let header = self.recv_header().await?;
         if !matches!(header.kind, FrameKind::Greeting | FrameKind::Greeted | FrameKind::Refused) {
             return Err(vellum_proto::Violation::NoGreeting.into());
@@ -59,10 +60,23 @@ impl StreamReader {
     }
 
     fn grow(&mut self) {
+        if let Carrier::Tls(stream) = &self.stream {
+            stream.grow();
+        }
         let mut large = DmaBuf::new(BUFFER_BYTES);
         let len = self.end - self.start;
         large[..len].copy_from_slice(&self.buf[self.start..self.end]);
         (self.buf, self.start, self.end) = (large, 0, len);
+    }
+
+    /// A node with keys answers our plain greeting with an alert, which is shorter than a header.
+    async fn expect_no_tls(&mut self) -> Result<(), SocketError> {
+        const ALERT: u8 = 21;
+        self.fill(1).await?;
+        match (&self.stream, self.buf.get(self.start)) {
+            (Carrier::Plain(_), Some(&ALERT)) => Err(SocketError::SpeaksTls),
+            _ => Ok(()),
+        }
     }
 
     async fn recv_header(&mut self) -> Result<FrameHeader, SocketError> {

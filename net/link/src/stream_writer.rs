@@ -1,8 +1,14 @@
 //! Sending frames into a byte stream: what is pending goes out together.
+//!
+//! A peer that reads too slowly is given up: what waits for it is bounded by its credits, but held for ever.
 
-use vellum_rt::net::Stream;
+use std::time::Duration;
+
+use vellum_proto::Timers;
+use vellum_rt::timeout;
 use vellum_wire::Frame;
 
+use crate::carrier::Carrier;
 use crate::error::SocketError;
 
 /// Payloads up to this length are copied behind their header, so that they don't cost a send of their own.
@@ -13,13 +19,15 @@ const HEAD_BYTES: usize = 256 << 10;
 const KEPT_HEAD_BYTES: usize = 1 << 20;
 
 pub(crate) struct StreamWriter {
-    stream: Stream,
+    stream: Carrier,
+    /// One send (a frame of the greatest length at most, behind [`HEAD_BYTES`] of others) takes no longer.
+    pub(crate) stall: Duration,
     head: Vec<u8>,
 }
 
 impl StreamWriter {
-    pub(crate) fn new(stream: Stream) -> StreamWriter {
-        StreamWriter { stream, head: Vec::new() }
+    pub(crate) fn new(stream: Carrier) -> StreamWriter {
+        StreamWriter { stream, stall: Timers::DEFAULT.send_stall, head: Vec::new() }
     }
 
     /// Sends everything that `next` gives.
@@ -49,7 +57,8 @@ impl StreamWriter {
     }
 
     async fn flush(&mut self, head: Vec<u8>, payload: Option<vellum_base::DmaSlice>) -> Result<Vec<u8>, SocketError> {
-        let (sent, mut head) = self.stream.send_all(head, payload).await;
+        let sent = timeout(self.stall, self.stream.send_all(head, payload)).await;
+        let (sent, mut head) = sent.map_err(|_| SocketError::Stalled(self.stall))?;
         sent?;
         head.clear();
         Ok(head)

@@ -17,7 +17,12 @@ use vellum_rt::{sleep, timeout};
 use vellum_wire::{LockMode, LockName, Refusal, Request, Response, WireError};
 
 fn options(timers: Timers) -> ConnectOptions {
-    ConnectOptions { timers, open_within: Some(Duration::from_secs(5)), ..ConnectOptions::default() }
+    ConnectOptions {
+        timers,
+        open_within: Some(Duration::from_secs(5)),
+        insecure_network: true,
+        ..ConnectOptions::default()
+    }
 }
 
 async fn connect(address: Address, rid: u64, timers: Timers) -> Rc<Connection> {
@@ -178,7 +183,7 @@ fn a_new_term_is_recovered_before_calls_go_on() {
 fn the_engine_calls_its_clients_and_is_heard_in_order() {
     block_on(async {
         let server = Server::new(Timers::DEFAULT, {
-            Rc::new(|_, _| Box::pin(async { (Response::Granted { grants: vec![] }, None) }))
+            Rc::new(|_, _| Box::pin(async { (Response::Granted { grants: vec![], opens: vec![] }, None) }))
         });
         let dialer = server.in_process();
         let conn = connect(Address::InProcess(dialer), 14, server.timers).await;
@@ -358,5 +363,52 @@ fn hostile_clients_cost_only_their_socket() {
             .unwrap_or_else(|_| panic!("attack {i} was not noticed"));
             assert!(session.load().0 <= server::WINDOW.max_requests as usize);
         }
+    });
+}
+
+/// Scenario 18, and a leader that accepts and says nothing: a client of several endpoints finds the one that serves.
+#[test]
+fn a_client_of_several_endpoints_finds_the_one_that_leads() {
+    block_on(async {
+        let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap(); // closed again
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap(); // a paused leader: its kernel accepts
+        let handled = Rc::new(RefCell::new(Vec::new()));
+        let (first, second) = (
+            Server::new(Timers::DEFAULT.faster(10), echo(handled.clone())),
+            Server::new(Timers::DEFAULT.faster(10), echo(handled.clone())),
+        );
+        second.term.set(2);
+        let acceptor = first.listen("tcp:127.0.0.1:0");
+        let later = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let endpoints =
+            format!("tcp:{dead} tcp:{} {} tcp:{later}", silent.local_addr().unwrap(), acceptor.local_endpoint());
+        let endpoints: Vec<_> = endpoints.split(' ').map(|text| text.parse().unwrap()).collect();
+        let conn = connect(Address::from(endpoints), 18, first.timers).await;
+        conn.call(Request::Sync { through: BatchNo(1) }, None).await.unwrap();
+        // The leader dies; another one takes over elsewhere. The call waits and is answered there.
+        drop(acceptor);
+        first.restart();
+        let call = conn.call(Request::Sync { through: BatchNo(2) }, None);
+        let attempts = conn.attempts();
+        sleep(Duration::from_millis(300)).await;
+        assert!(conn.attempts() - attempts < 60, "no hammering: {} attempts", conn.attempts() - attempts);
+        let _acceptor = second.listen(&format!("tcp:{later}"));
+        timeout(Duration::from_secs(20), call).await.unwrap().unwrap();
+        assert_eq!(conn.greeting().term.0, 2);
+        assert_eq!(*handled.borrow(), [1, 2]);
+    });
+}
+
+#[test]
+fn a_cluster_that_nobody_leads_is_an_error_in_time() {
+    block_on(async {
+        let dead = |_| {
+            let at = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            format!("tcp:{at}").parse().unwrap()
+        };
+        let options = ConnectOptions { open_within: Some(Duration::from_millis(300)), ..ConnectOptions::default() };
+        let address = Address::AnyOf((0..3).map(dead).collect());
+        let opened = Connection::open(address, Identity { rid: Rid(19), fsid: None }, options).await;
+        assert_eq!(opened.err(), Some(LinkError::TimedOut));
     });
 }

@@ -4,12 +4,14 @@
 //! - [`Channel`]: requests and responses in both directions, numbered, acknowledged, resent: each delivered once.
 //! - [`ClientSession`] and [`ServerSession`]: a channel's life over one socket after another.
 //! - [`LockTable`]: the engine's side of the locks.
+//! - [`files`]: advisory file locks, who waits for whom, and open inodes.
 //! - [`Quorum`]: who leads.
 
 pub mod backoff;
 pub mod channel;
 pub mod client;
 pub mod fact;
+pub mod files;
 pub mod grant_order;
 pub mod locks;
 pub mod quorum;
@@ -20,6 +22,7 @@ mod window;
 
 pub use channel::{Channel, Inbound, Token, Violation};
 pub use client::{ClientEvent, ClientSession, Closed};
+pub use files::{FileLockOutput, FileLockTable, OpenTable, WaitGraph};
 pub use grant_order::GrantOrder;
 pub use locks::{LockError, LockOutput, LockTable};
 pub use quorum::{Quorum, QuorumConfig, QuorumError, QuorumOutput, QuorumStatus, QuorumTimers};

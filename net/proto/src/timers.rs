@@ -19,16 +19,18 @@ pub struct Timers {
     pub greeting: Duration,
     /// The answer to a greeting may need an epoch; a client waits so long for it.
     pub greeted: Duration,
+    /// One send of ours (a frame or many small ones) is taken by the peer within this, or its socket is closed.
+    pub send_stall: Duration,
     pub connect_attempt: Duration,
     pub retry_min: Duration,
     pub retry_max: Duration,
 }
 
-const KEEPALIVE: Duration = Duration::from_millis(1_000);
-const DEAD_PEER: Duration = Duration::from_millis(4_000);
-const LEASE: Duration = Duration::from_millis(9_000);
-const RECONNECT_WINDOW: Duration = Duration::from_millis(10_000);
-const RECOVERY_WINDOW: Duration = Duration::from_millis(15_000);
+const KEEPALIVE: Duration = Duration::from_millis(700);
+const DEAD_PEER: Duration = Duration::from_millis(2_500);
+const LEASE: Duration = Duration::from_millis(6_000);
+const RECONNECT_WINDOW: Duration = Duration::from_millis(6_500);
+const RECOVERY_WINDOW: Duration = Duration::from_millis(8_000);
 /// Clocks of two machines may differ by so much over one lease.
 pub const LEASE_DRIFT: Duration = Duration::from_millis(500);
 /// Time in which a new leader is elected (spec/numbers: heartbeat timeout and a few elections).
@@ -43,9 +45,10 @@ impl Timers {
         recovery_window: RECOVERY_WINDOW,
         greeting: Duration::from_millis(2_000),
         greeted: Duration::from_millis(5_000),
+        send_stall: Duration::from_millis(10_000),
         connect_attempt: Duration::from_millis(1_000),
         retry_min: Duration::from_millis(50),
-        retry_max: Duration::from_millis(2_000),
+        retry_max: Duration::from_millis(500),
     };
 
     /// All intervals divided by `n`: their relations stay.
@@ -58,6 +61,7 @@ impl Timers {
             &mut self.recovery_window,
             &mut self.greeting,
             &mut self.greeted,
+            &mut self.send_stall,
             &mut self.connect_attempt,
             &mut self.retry_min,
             &mut self.retry_max,

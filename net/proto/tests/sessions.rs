@@ -83,6 +83,7 @@ impl World {
             keepalive_ms: 1000,
             max_requests: WINDOW.max_requests,
             max_data_bytes: WINDOW.max_bytes as u32,
+            read_only: false,
         }
     }
 
@@ -192,6 +193,7 @@ impl World {
                 keepalive_ms: 1000,
                 max_requests: WINDOW.max_requests,
                 max_data_bytes: WINDOW.max_bytes as u32,
+                read_only: false,
             };
             server.attach(self.now, greeting, frame.ack, greeted).err()
         };

@@ -5,6 +5,7 @@
 //! believed, lists before they are allocated, and no input panics.
 
 pub mod codec;
+pub mod files;
 pub mod frame;
 pub mod header;
 pub mod message;
@@ -15,10 +16,11 @@ mod response;
 mod writer;
 
 pub use codec::WireFault;
+pub use files::{FILE_LOCK_MAX, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, HeldFileLock};
 pub use frame::{Body, Frame};
 pub use header::{FrameHeader, FrameKind, HEADER_LEN, MAX_CONTROL, MAX_PAYLOAD};
 pub use message::{
     ErrorCode, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, MAX_ENTRIES, MAX_ITEMS, MAX_JOB_BYTES,
     MAX_RANGES, MAX_WANTS, PROTOCOL, Refusal, Request, Response, StatFs, WireError,
 };
-pub use quorum::{DatagramAuth, MAX_DATAGRAM, NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};
+pub use quorum::{DatagramAuth, MAX_DATAGRAM, MAX_TAG, NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};

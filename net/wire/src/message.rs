@@ -2,11 +2,12 @@
 //! [`Response::Error`]. File data is never inside a message: it is the frame's payload, so that it is received straight
 //! into aligned memory.
 
+use crate::files::{FileLock, FileLockOutcome, HeldFileLock};
 use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
 
 /// The version of frames and messages. Peers that differ don't talk (N7).
-pub const PROTOCOL: u32 = 2;
+pub const PROTOCOL: u32 = 3;
 
 /// Most locks in one `Lock`, `Unlock` or `Reassert`.
 pub const MAX_WANTS: usize = 4096;
@@ -70,6 +71,8 @@ pub struct Greeted {
     /// Requests that may be unanswered at a time, and bytes of data frames among them.
     pub max_requests: u32,
     pub max_data_bytes: u32,
+    /// The certificate allows nothing that changes: such requests get `NotPermitted`.
+    pub read_only: bool,
 }
 
 /// Why a greeting is not accepted.
@@ -166,6 +169,44 @@ pub enum Request {
         locks: Vec<LockGrant>,
         last: bool,
     },
+    /// The rest of lock recovery: file locks and open inodes, before the last page of [`Request::Reassert`]. What may
+    /// have been weakened by an unanswered request is reported as the weaker; a lock that is asked for is not reported.
+    /// Inodes are those that the engine was told of ([`Request::Opened`]). At most [`MAX_WANTS`] of each.
+    ReassertFiles {
+        locks: Vec<HeldFileLock>,
+        opens: Vec<Ino>,
+    },
+    /// Sets or removes a lock of a file, as fcntl(2) and flock(2) do. With a ticket it waits: the answer is then
+    /// [`FileLockOutcome::Queued`], and [`Request::FileLockDone`] follows.
+    FileLock {
+        ino: Ino,
+        lock: FileLock,
+        ticket: Option<u64>,
+    },
+    /// What is in the way of this lock?
+    FileLockTest {
+        ino: Ino,
+        lock: FileLock,
+    },
+    /// The waiter is not interested any more. Answered by [`Response::FileLocked`].
+    FileLockCancel {
+        ino: Ino,
+        ticket: u64,
+    },
+    /// Inodes that this client has open and whose lease it is about to give away: while it has them open, their content
+    /// outlives their last name. Sent before the lease goes.
+    Opened {
+        inos: Vec<Ino>,
+    },
+    /// Some of those are open no more.
+    Closed {
+        inos: Vec<Ino>,
+    },
+    /// Which of these have other clients open? Right for a client that holds WRITE on their groups; while the engine
+    /// waits for the clients of the term before, every inode counts as open.
+    Openers {
+        inos: Vec<Ino>,
+    },
     Get {
         keys: Vec<Key>,
         view: View,
@@ -225,13 +266,34 @@ pub enum Request {
     Compact {
         job: Bytes,
     },
+    /// A waiting [`Request::FileLock`] has come to its end. Answered by [`Response::Noted`].
+    FileLockDone {
+        ticket: u64,
+        outcome: FileLockOutcome,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Response {
+    /// `opens`: inodes of the groups granted for WRITE that other clients have open; [`Ino::NONE`] among them says that
+    /// there are too many to tell.
     Granted {
         grants: Vec<LockGrant>,
+        opens: Vec<Ino>,
     },
+    FileLocked {
+        outcome: FileLockOutcome,
+    },
+    /// What was found in the way; `own` when it belongs to this client.
+    FileLockFound {
+        found: Option<FileLock>,
+        own: bool,
+    },
+    /// In the order of the question.
+    Openers {
+        open: Vec<bool>,
+    },
+    Noted,
     Unlocked,
     Reasserted,
     Items {

@@ -5,8 +5,9 @@ use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
 
 use crate::codec::{self, WireFault};
+use crate::files;
 use crate::header::MAX_CONTROL;
-use crate::message::{MAX_ITEMS, Request};
+use crate::message::{MAX_ITEMS, MAX_WANTS, Request};
 use crate::reader::Reader;
 use crate::writer;
 
@@ -27,6 +28,14 @@ mod code {
     pub(super) const FAREWELL: u16 = 14;
     pub(super) const KEEPALIVE: u16 = 15;
     pub(super) const INVALIDATE: u16 = 16;
+    pub(super) const REASSERT_FILES: u16 = 17;
+    pub(super) const FILE_LOCK: u16 = 18;
+    pub(super) const FILE_LOCK_TEST: u16 = 19;
+    pub(super) const FILE_LOCK_CANCEL: u16 = 20;
+    pub(super) const OPENED: u16 = 21;
+    pub(super) const CLOSED: u16 = 22;
+    pub(super) const OPENERS: u16 = 23;
+    pub(super) const FILE_LOCK_DONE: u16 = 24;
     pub(super) const COMPACT_ALL: u16 = 32;
     pub(super) const WORK: u16 = 33;
     pub(super) const COMPACT: u16 = 34;
@@ -40,6 +49,9 @@ const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
 const OP_DELETE_INODE: u8 = 3;
 const MIN_OP_LEN: usize = 9;
+
+/// A status lists a bounded number of clients per reactor.
+const MAX_STATUS_BYTES: u64 = 1 << 20;
 
 impl Request {
     /// What the frame header calls this message.
@@ -61,6 +73,14 @@ impl Request {
             Request::Farewell => code::FAREWELL,
             Request::Keepalive => code::KEEPALIVE,
             Request::Invalidate { .. } => code::INVALIDATE,
+            Request::ReassertFiles { .. } => code::REASSERT_FILES,
+            Request::FileLock { .. } => code::FILE_LOCK,
+            Request::FileLockTest { .. } => code::FILE_LOCK_TEST,
+            Request::FileLockCancel { .. } => code::FILE_LOCK_CANCEL,
+            Request::Opened { .. } => code::OPENED,
+            Request::Closed { .. } => code::CLOSED,
+            Request::Openers { .. } => code::OPENERS,
+            Request::FileLockDone { .. } => code::FILE_LOCK_DONE,
             Request::CompactAll => code::COMPACT_ALL,
             Request::Work { .. } => code::WORK,
             Request::Compact { .. } => code::COMPACT,
@@ -86,6 +106,14 @@ impl Request {
             Request::Farewell => "farewell",
             Request::Keepalive => "keepalive",
             Request::Invalidate { .. } => "invalidate",
+            Request::ReassertFiles { .. } => "reassert_files",
+            Request::FileLock { .. } => "file_lock",
+            Request::FileLockTest { .. } => "file_lock_test",
+            Request::FileLockCancel { .. } => "file_lock_cancel",
+            Request::Opened { .. } => "opened",
+            Request::Closed { .. } => "closed",
+            Request::Openers { .. } => "openers",
+            Request::FileLockDone { .. } => "file_lock_done",
             Request::CompactAll => "compact_all",
             Request::Work { .. } => "work",
             Request::Compact { .. } => "compact",
@@ -104,6 +132,9 @@ impl Request {
             Request::Get { keys, .. } => keys.len() as u64 * MAX_VALUE_BYTES,
             Request::Compact { job } => job.len() as u64,
             Request::Walk { max, .. } => (u64::from(*max) * ENTRY_BYTES).min(MAX_CONTROL as u64),
+            // What waits for other clients is held for long.
+            Request::Lock { .. } | Request::Unlock { .. } | Request::Reassert { .. } => self.control_len() as u64,
+            Request::Status => MAX_STATUS_BYTES,
             _ => payload_len as u64,
         }
     }
@@ -115,6 +146,8 @@ impl Request {
             + match self {
                 Request::Lock { wants } | Request::Unlock { to: wants } => wants.len() * codec::WANT_LEN,
                 Request::Reassert { locks, .. } => locks.len() * codec::GRANT_LEN,
+                Request::ReassertFiles { locks, opens } => locks.len() * files::HELD_LEN + opens.len() * 8,
+                Request::Opened { inos } | Request::Closed { inos } | Request::Openers { inos } => inos.len() * 8,
                 Request::Get { keys, .. } => keys.len() * Key::LEN,
                 Request::ReadData { ranges } => ranges.len() * codec::RANGE_LEN,
                 Request::Compact { job } => job.len(),
@@ -156,6 +189,30 @@ impl Request {
             Request::Invalidate { name, mode } => {
                 codec::put_name(out, *name);
                 writer::u8(out, *mode as u8);
+            }
+            Request::ReassertFiles { locks, opens } => {
+                files::put_held(out, locks);
+                files::put_inos(out, opens);
+            }
+            Request::FileLock { ino, lock, ticket } => {
+                writer::u64(out, ino.0);
+                files::put_lock(out, lock);
+                codec::put_option(out, *ticket, writer::u64);
+            }
+            Request::FileLockTest { ino, lock } => {
+                writer::u64(out, ino.0);
+                files::put_lock(out, lock);
+            }
+            Request::FileLockCancel { ino, ticket } => {
+                writer::u64(out, ino.0);
+                writer::u64(out, *ticket);
+            }
+            Request::Opened { inos } | Request::Closed { inos } | Request::Openers { inos } => {
+                files::put_inos(out, inos);
+            }
+            Request::FileLockDone { ticket, outcome } => {
+                writer::u64(out, *ticket);
+                writer::u8(out, *outcome as u8);
             }
             Request::Work { jobs } => writer::u32(out, *jobs),
             Request::Compact { job } => writer::bytes(out, job),
@@ -201,6 +258,20 @@ impl Request {
             code::WORK => Request::Work { jobs: r.u32("jobs")? },
             code::COMPACT => Request::Compact { job: codec::job(r)? },
             code::INVALIDATE => Request::Invalidate { name: codec::name(r)?, mode: codec::mode(r)? },
+            code::REASSERT_FILES => {
+                Request::ReassertFiles { locks: files::held(r, MAX_WANTS)?, opens: files::inos(r, MAX_WANTS)? }
+            }
+            code::FILE_LOCK => Request::FileLock {
+                ino: Ino(r.u64("inode")?),
+                lock: files::lock(r)?,
+                ticket: r.option("ticket", |r| r.u64("ticket"))?,
+            },
+            code::FILE_LOCK_TEST => Request::FileLockTest { ino: Ino(r.u64("inode")?), lock: files::lock(r)? },
+            code::FILE_LOCK_CANCEL => Request::FileLockCancel { ino: Ino(r.u64("inode")?), ticket: r.u64("ticket")? },
+            code::OPENED => Request::Opened { inos: files::inos(r, MAX_WANTS)? },
+            code::CLOSED => Request::Closed { inos: files::inos(r, MAX_WANTS)? },
+            code::OPENERS => Request::Openers { inos: files::inos(r, MAX_WANTS)? },
+            code::FILE_LOCK_DONE => Request::FileLockDone { ticket: r.u64("ticket")?, outcome: files::outcome(r)? },
             found => return Err(WireFault::Value { what: "request code", found: found.into() }),
         };
         r.end("request")?;

@@ -4,7 +4,10 @@ use bytes::Bytes;
 use vellum_base::{BatchNo, Epoch, Fsid, Key, Rid, Term};
 
 use crate::codec::{self, WireFault};
-use crate::message::{ErrorCode, Greeted, Greeting, MAX_ENTRIES, MAX_ITEMS, Refusal, Response, StatFs, WireError};
+use crate::files;
+use crate::message::{
+    ErrorCode, Greeted, Greeting, MAX_ENTRIES, MAX_ITEMS, MAX_WANTS, Refusal, Response, StatFs, WireError,
+};
 use crate::reader::Reader;
 use crate::writer;
 
@@ -26,6 +29,10 @@ mod code {
     pub(super) const ALIVE: u16 = 15;
     pub(super) const INVALIDATED: u16 = 16;
     pub(super) const ERROR: u16 = 17;
+    pub(super) const FILE_LOCKED: u16 = 18;
+    pub(super) const FILE_LOCK_FOUND: u16 = 19;
+    pub(super) const OPENERS: u16 = 20;
+    pub(super) const NOTED: u16 = 21;
     pub(super) const COMPACTED_ALL: u16 = 32;
     pub(super) const WORKING: u16 = 33;
     pub(super) const COMPACTED: u16 = 34;
@@ -57,6 +64,10 @@ impl Response {
             Response::Working => code::WORKING,
             Response::Compacted { .. } => code::COMPACTED,
             Response::Error(_) => code::ERROR,
+            Response::FileLocked { .. } => code::FILE_LOCKED,
+            Response::FileLockFound { .. } => code::FILE_LOCK_FOUND,
+            Response::Openers { .. } => code::OPENERS,
+            Response::Noted => code::NOTED,
         }
     }
 
@@ -69,7 +80,8 @@ impl Response {
         const FIXED: usize = 96;
         FIXED
             + match self {
-                Response::Granted { grants } => grants.len() * codec::GRANT_LEN,
+                Response::Granted { grants, opens } => grants.len() * codec::GRANT_LEN + opens.len() * 8,
+                Response::Openers { open } => open.len(),
                 Response::Items { values } => values.iter().map(|v| 4 + v.as_ref().map_or(0, Bytes::len)).sum(),
                 Response::Scanned { items, .. } => items.iter().map(|(_, v)| Key::LEN + 4 + v.len()).sum(),
                 Response::Written { ranges } => ranges.len() * codec::RANGE_LEN,
@@ -83,7 +95,19 @@ impl Response {
 
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Response::Granted { grants } => codec::put_grants(out, grants),
+            Response::Granted { grants, opens } => {
+                codec::put_grants(out, grants);
+                files::put_inos(out, opens);
+            }
+            Response::FileLocked { outcome } => writer::u8(out, *outcome as u8),
+            Response::FileLockFound { found, own } => {
+                codec::put_option(out, found.as_ref(), files::put_lock);
+                writer::u8(out, u8::from(*own));
+            }
+            Response::Openers { open } => {
+                writer::len(out, open.len());
+                open.iter().for_each(|open| writer::u8(out, u8::from(*open)));
+            }
             Response::Items { values } => {
                 writer::len(out, values.len());
                 for value in values {
@@ -126,6 +150,7 @@ impl Response {
             }
             Response::Compacted { outcome } => writer::bytes(out, outcome),
             Response::Unlocked
+            | Response::Noted
             | Response::CompactedAll
             | Response::Working
             | Response::Reasserted
@@ -139,7 +164,13 @@ impl Response {
     pub fn decode(code: u16, control: Bytes) -> Result<Response, WireFault> {
         let r = &mut Reader::new(control);
         let response = match code {
-            code::GRANTED => Response::Granted { grants: codec::grants(r)? },
+            code::GRANTED => Response::Granted { grants: codec::grants(r)?, opens: files::inos(r, MAX_ITEMS)? },
+            code::FILE_LOCKED => Response::FileLocked { outcome: files::outcome(r)? },
+            code::FILE_LOCK_FOUND => {
+                Response::FileLockFound { found: r.option("file lock", files::lock)?, own: r.bool("own lock")? }
+            }
+            code::OPENERS => Response::Openers { open: r.list("openers", MAX_WANTS, 1, |r| r.bool("open"))? },
+            code::NOTED => Response::Noted,
             code::UNLOCKED => Response::Unlocked,
             code::REASSERTED => Response::Reasserted,
             code::ITEMS => Response::Items {
@@ -240,6 +271,7 @@ impl Greeted {
         {
             writer::u32(out, value);
         }
+        writer::u8(out, self.read_only.into());
     }
 
     pub fn decode(control: Bytes) -> Result<Greeted, WireFault> {
@@ -255,6 +287,7 @@ impl Greeted {
             keepalive_ms: r.u32("keepalive")?,
             max_requests: r.u32("request limit")?,
             max_data_bytes: r.u32("data limit")?,
+            read_only: r.bool("read only")?,
         };
         r.end("greeted")?;
         Ok(greeted)

@@ -7,8 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vellum_base::{Batch, BatchNo, BlockRange, DmaBuf, Epoch, Fsid, Ino, ItemOp, Key, KeyRange, Rid, Term, View};
 use vellum_wire::{
-    Body, ErrorCode, Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, LockGrant, LockMode, LockName, LockWant,
-    MAX_CONTROL, Refusal, Request, Response, StatFs, WireError, WireFault,
+    Body, ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, Frame, FrameHeader, Greeted, Greeting,
+    HEADER_LEN, HeldFileLock, LockGrant, LockMode, LockName, LockWant, MAX_CONTROL, Refusal, Request, Response, StatFs,
+    WireError, WireFault,
 };
 
 fn key() -> impl Strategy<Value = Key> {
@@ -55,6 +56,18 @@ fn ino() -> impl Strategy<Value = Ino> {
     any::<u64>().prop_map(Ino)
 }
 
+fn file_lock() -> impl Strategy<Value = FileLock> {
+    let space = prop_oneof![Just(FileLockSpace::Posix), Just(FileLockSpace::Flock)];
+    let mode = prop_oneof![Just(FileLockMode::Unlocked), Just(FileLockMode::Shared), Just(FileLockMode::Exclusive)];
+    (space, mode, any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>())
+        .prop_map(|(space, mode, owner, pid, start, end)| FileLock { space, mode, owner, pid, start, end })
+}
+
+fn outcome() -> impl Strategy<Value = FileLockOutcome> {
+    use FileLockOutcome::*;
+    proptest::sample::select(vec![Done, Conflict, Deadlock, Queued, Cancelled, NotWaiting, TooMany])
+}
+
 fn request() -> impl Strategy<Value = Request> {
     prop_oneof![
         wants().prop_map(|wants| Request::Lock { wants }),
@@ -73,6 +86,19 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u8>(), any::<u64>(), ino(), any::<u64>(), any::<u32>()).prop_map(
             |(index, from_seq, from_ino, to_seq, max)| Request::Walk { index, from_seq, from_ino, to_seq, max }
         ),
+        (vec((ino(), file_lock()).prop_map(|(ino, lock)| HeldFileLock { ino, lock }), 0..20), vec(ino(), 0..20))
+            .prop_map(|(locks, opens)| Request::ReassertFiles { locks, opens }),
+        (ino(), file_lock(), proptest::option::of(any::<u64>())).prop_map(|(ino, lock, ticket)| Request::FileLock {
+            ino,
+            lock,
+            ticket
+        }),
+        (ino(), file_lock()).prop_map(|(ino, lock)| Request::FileLockTest { ino, lock }),
+        (ino(), any::<u64>()).prop_map(|(ino, ticket)| Request::FileLockCancel { ino, ticket }),
+        vec(ino(), 0..20).prop_map(|inos| Request::Opened { inos }),
+        vec(ino(), 0..20).prop_map(|inos| Request::Closed { inos }),
+        vec(ino(), 0..20).prop_map(|inos| Request::Openers { inos }),
+        (any::<u64>(), outcome()).prop_map(|(ticket, outcome)| Request::FileLockDone { ticket, outcome }),
         Just(Request::StatFs),
         Just(Request::Status),
         Just(Request::Farewell),
@@ -102,7 +128,12 @@ fn error_code() -> impl Strategy<Value = ErrorCode> {
 
 fn response() -> impl Strategy<Value = Response> {
     prop_oneof![
-        grants().prop_map(|grants| Response::Granted { grants }),
+        (grants(), vec(ino(), 0..20)).prop_map(|(grants, opens)| Response::Granted { grants, opens }),
+        outcome().prop_map(|outcome| Response::FileLocked { outcome }),
+        (proptest::option::of(file_lock()), any::<bool>())
+            .prop_map(|(found, own)| Response::FileLockFound { found, own }),
+        vec(any::<bool>(), 0..20).prop_map(|open| Response::Openers { open }),
+        Just(Response::Noted),
         Just(Response::Unlocked),
         Just(Response::Reasserted),
         vec(proptest::option::of(value()), 0..20).prop_map(|values| Response::Items { values }),
@@ -143,7 +174,7 @@ fn body() -> impl Strategy<Value = Body> {
         1 => (any::<[u8; 16]>(), any::<[u64; 3]>(), any::<[u32; 6]>()).prop_map(|(fsid, w, n)| {
             Body::Greeted(Greeted {
                 fsid: Fsid(fsid), term: Term(w[0]), last_batch: BatchNo(w[1]), durable: Epoch(w[2]), protocol: n[0],
-                format: n[1], lease_ms: n[2], keepalive_ms: n[3], max_requests: n[4], max_data_bytes: n[5],
+                format: n[1], lease_ms: n[2], keepalive_ms: n[3], max_requests: n[4], max_data_bytes: n[5], read_only: n[5] % 2 == 1,
             })
         }),
         1 => any::<[u8; 16]>().prop_map(|fsid| Body::Refused(Refusal::OtherFilesystem { served: Fsid(fsid) })),

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use vellum_base::DmaBuf;
 use vellum_base::units::BLOCK_SIZE;
 
-use super::lock::try_lock;
+use super::lock;
 use crate::{DeviceError, Geometry, OpenMode};
 
 /// The kernel splits a longer direct IO at 256 pages (scattered memory) anyway, and hands what it cannot start at once to
@@ -26,6 +26,7 @@ pub(super) struct OpenFile {
     pub direct: bool,
     pub geometry: Geometry,
     flags: i32,
+    slot: Option<u8>,
     /// The block device it is, or that its filesystem is on.
     dev: u64,
 }
@@ -40,7 +41,7 @@ impl OpenFile {
                 detail: "want a regular file or a block device",
             });
         }
-        let exclusive = mode.exclusive && !mode.read_only;
+        let exclusive = mode.exclusive && !mode.read_only && mode.slot.is_none();
         let direct = !in_page_cache_only(path);
         let direct_flag = if direct { libc::O_DIRECT } else { 0 };
         // On a block device this also keeps mounts and other kernel users out; on a file it would mean nothing.
@@ -53,8 +54,7 @@ impl OpenFile {
                 Some(libc::EINVAL) if direct => no_direct_io(path, &err),
                 _ => failed("open")(err),
             })?;
-        if !try_lock(&file, exclusive).map_err(failed("lock"))? {
-            let detail = if exclusive { "it is locked" } else { "it is locked exclusively" };
+        if let Err(detail) = lock::claim(&file, mode).map_err(failed("lock"))? {
             return Err(DeviceError::InUse { path: path.to_owned(), detail });
         }
         let meta = file.metadata().map_err(failed("stat"))?;
@@ -86,17 +86,29 @@ impl OpenFile {
             volatile_write_cache: !write_through,
             name: format!("uring:{path}{}", if direct { "" } else { " (buffered: no disk beneath)" }),
         };
-        Ok(OpenFile { file, path: path.to_owned(), block_device, direct, geometry, flags: direct_flag, dev })
+        let (path, slot) = (path.to_owned(), mode.slot.filter(|_| !mode.read_only));
+        Ok(OpenFile { file, path, block_device, direct, geometry, flags: direct_flag, slot, dev })
     }
 
     /// A file description of its own for a queue. Opened through the descriptor, because the path may name another
-    /// file by now; where /proc is missing the description is shared.
+    /// file by now; where /proc is missing the description is shared. A member's holds its slot's lock.
     pub fn reopen(&self, read_only: bool) -> io::Result<File> {
         let own_path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
-        open_with(&own_path, read_only, self.flags).or_else(|err| {
-            tracing::warn!(path = %self.path, %err, "queues share one file description");
-            self.file.try_clone()
-        })
+        let file = match open_with(&own_path, read_only, self.flags) {
+            Ok(file) => file,
+            Err(err) => {
+                tracing::warn!(path = %self.path, %err, "queues share one file description");
+                return self.file.try_clone();
+            }
+        };
+        if let Some(slot) = self.slot {
+            lock::join_io(&file, slot)?;
+        }
+        Ok(file)
+    }
+
+    pub fn slot_has_io(&self, slot: u8) -> io::Result<bool> {
+        lock::has_io(&self.file, slot)
     }
 
     /// True when the operator gave the disk queues to be polled (`nvme.poll_queues=`).

@@ -60,4 +60,9 @@ impl Device for UringDevice {
     fn open_queue(&self, depth: u32) -> Result<Rc<dyn Queue>, DeviceError> {
         Ok(Rc::new(UringQueue::open(self.shared.clone(), depth)?))
     }
+
+    fn slot_has_io(&self, slot: u8) -> Result<Option<bool>, DeviceError> {
+        let file = &self.shared.file;
+        file.slot_has_io(slot).map(Some).map_err(|err| DeviceError::open(&file.path, "look at the locks of", &err))
+    }
 }

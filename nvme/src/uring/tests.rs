@@ -11,9 +11,14 @@ use super::*;
 use crate::testing::{block_on, poll_fd};
 use crate::{IoOp, open};
 
-const EXCLUSIVE: OpenMode = OpenMode { read_only: false, exclusive: true };
-const SHARED: OpenMode = OpenMode { read_only: false, exclusive: false };
-const READ_ONLY: OpenMode = OpenMode { read_only: true, exclusive: false };
+const SHARED: OpenMode = OpenMode { read_only: false, exclusive: false, slot: None, observe: false };
+const EXCLUSIVE: OpenMode = OpenMode { exclusive: true, ..SHARED };
+const READ_ONLY: OpenMode = OpenMode { read_only: true, ..SHARED };
+const OBSERVER: OpenMode = OpenMode { read_only: true, observe: true, ..SHARED };
+
+fn member(slot: u8) -> OpenMode {
+    OpenMode { slot: Some(slot), ..SHARED }
+}
 
 /// A file of `size` bytes on a disk filesystem; `None` (with a message) where direct IO is impossible.
 fn disk_file(size: u64) -> Option<(TempDir, String)> {
@@ -141,9 +146,39 @@ fn who_uses_the_device_keeps_others_out() {
     drop(first);
     assert!(in_use(EXCLUSIVE), "a queue keeps the device open");
     drop(q);
-    let shared = [open(&path, SHARED).unwrap(), open(&path, SHARED).unwrap(), open(&path, READ_ONLY).unwrap()];
-    assert!(in_use(EXCLUSIVE));
+    let shared = [open(&path, SHARED).unwrap(), open(&path, SHARED).unwrap(), open(&path, OBSERVER).unwrap()];
+    assert!(in_use(EXCLUSIVE) && in_use(READ_ONLY));
     drop(shared);
+    let readers = [open(&path, READ_ONLY).unwrap(), open(&path, READ_ONLY).unwrap()];
+    assert!(in_use(EXCLUSIVE) && in_use(member(1)));
+    drop(readers);
+    open(&path, EXCLUSIVE).unwrap();
+}
+
+#[test]
+fn members_share_a_device_and_no_slot() {
+    let Some((_dir, path)) = disk_file(1 << 20) else { return };
+    let refused = |mode| open(&path, mode).err().map(|err| err.to_string()).unwrap_or_default();
+    let one = open(&path, member(1)).unwrap();
+    let two = open(&path, member(2)).unwrap();
+    assert!(refused(member(1)).contains("the slot has a running member"), "{}", refused(member(1)));
+    assert!(refused(EXCLUSIVE).contains("in use") && refused(READ_ONLY).contains("being served"));
+    let seen = open(&path, OBSERVER).unwrap();
+    assert!(seen.open_queue(1).is_ok_and(|q| block_on(&q, q.flush()) == Err(DeviceError::ReadOnly)));
+    // What the fencer waits for: every description through which the slot's member does IO.
+    assert_eq!((two.slot_has_io(1), two.slot_has_io(3)), (Ok(Some(true)), Ok(Some(false))));
+    let q = one.open_queue(1).unwrap();
+    drop(one);
+    assert_eq!(two.slot_has_io(1), Ok(Some(true)), "a queue has it too");
+    drop(q);
+    // The kernel takes a ring apart after its owner has gone.
+    let start = std::time::Instant::now();
+    while two.slot_has_io(1) == Ok(Some(true)) {
+        assert!(start.elapsed().as_secs() < 30, "the ring's descriptor is never closed");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    let again = open(&path, member(1)).unwrap();
+    drop((again, two, seen));
     open(&path, EXCLUSIVE).unwrap();
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::size;
+use crate::slots::{self, SlotAddress};
 
 #[derive(Parser)]
 #[command(name = "vellum", version, about = "A filesystem engine for archives", max_term_width = 110)]
@@ -30,6 +31,9 @@ pub enum Command {
     Stat(Stat),
     /// Show every path of an inode, from its link backrefs.
     InoPath(InoPath),
+    /// Look at, or change, the members of a cluster.
+    #[command(subcommand)]
+    Quorum(Quorum),
     /// Show total, used and available space.
     Df(On),
     /// Show what the engine is doing, and the bounds it keeps.
@@ -47,6 +51,9 @@ pub enum Command {
     Bench(Bench),
     /// See it work: make an image, ingest a tree, kill the engine, recover, verify every byte.
     Quickstart(Quickstart),
+    /// Make the certificates that prove who nodes and clients are.
+    #[command(subcommand)]
+    Keys(Keys),
     /// Print a completion script for a shell.
     Completion { shell: clap_complete::Shell },
 }
@@ -58,6 +65,10 @@ pub struct Mkfs {
     /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
     #[arg(long, value_parser = size::parse)]
     pub size: Option<u64>,
+    /// A quorum member of a cluster: N (0 to 14) and the address at which it listens for members and clients. Give it once
+    /// for each member.
+    #[arg(long = "slot", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub slots: Vec<SlotAddress>,
     /// Overwrite what is there, also another filesystem.
     #[arg(long)]
     pub force: bool,
@@ -86,12 +97,32 @@ pub struct EngineArgs {
     pub cache: Option<u64>,
 }
 
+#[derive(Args, Default)]
+pub struct KeyArgs {
+    /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
+    #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
+    pub dir: Option<PathBuf>,
+}
+
 #[derive(Args)]
 pub struct Serve {
     pub device: String,
-    /// unix:PATH or tcp:ADDR:PORT (loopback only); may be given several times. Default: unix:/run/vellum/FSID.sock.
+    /// unix:PATH or tcp:ADDR:PORT (beyond loopback with --keys); may be given several times. Default without --slot:
+    /// unix:/run/vellum/PID.sock. With --slot: besides the slot's own address, while this member leads.
     #[arg(long)]
     pub listen: Vec<String>,
+    /// Be the member of the device's cluster in this slot: vote, and serve whenever this member leads.
+    #[arg(long, value_name = "N", value_parser = slots::parse_number)]
+    pub slot: Option<u8>,
+    /// How earlier leaders are fenced: host (kills processes of this host) or script:PATH. May be given several times:
+    /// they are asked in turn until one succeeds.
+    #[arg(long, requires = "slot", default_value = "host", value_name = "host|script:PATH")]
+    pub fence: Vec<String>,
+    /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
+    #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
+    pub heartbeat_timeout: u64,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -109,6 +140,8 @@ pub struct Mount {
     pub allow_other: bool,
     #[arg(long)]
     pub read_only: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
 }
@@ -136,6 +169,8 @@ pub struct Walk {
     /// One JSON object a line.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -143,6 +178,8 @@ pub struct Stat {
     pub path: PathBuf,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -152,6 +189,8 @@ pub struct InoPath {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -160,12 +199,100 @@ pub struct On {
     pub on: String,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Subcommand)]
+pub enum Keys {
+    /// Make the authority of an installation. It belongs on a machine of its own, or in a safe.
+    Init {
+        /// Must not exist.
+        dir: PathBuf,
+    },
+    /// Make the keys of a node: DIR/nodes/NAME, to be copied to it.
+    Node {
+        /// The authority's directory.
+        dir: PathBuf,
+        name: String,
+        /// IP address at which clients and other nodes reach it; may be given several times.
+        #[arg(long, required = true)]
+        address: Vec<String>,
+        #[command(flatten)]
+        validity: KeyValidity,
+    },
+    /// Make the keys of a client (a gateway, a tool): DIR/clients/NAME, to be copied to it.
+    Client {
+        /// The authority's directory.
+        dir: PathBuf,
+        name: String,
+        /// It may look, and change nothing.
+        #[arg(long)]
+        read_only: bool,
+        /// Refused: an engine cannot hold a client to a subtree (docs/OPERATING.md, "Keys").
+        #[arg(long, value_name = "SUBTREE", hide = true)]
+        path: Option<PathBuf>,
+        #[command(flatten)]
+        validity: KeyValidity,
+    },
+    /// Show whose keys were made, and until when they are valid.
+    List {
+        /// The authority's directory.
+        dir: PathBuf,
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct KeyValidity {
+    /// Days until they must be renewed.
+    #[arg(long, default_value_t = 730, value_parser = clap::value_parser!(u32).range(1..=7300))]
+    pub days: u32,
+    /// Replace the keys of this name. The same name is the same client to an engine.
+    #[arg(long)]
+    pub renew: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Quorum {
+    /// Show slots, terms, the leader, and how late heartbeats were: of a device's blocks (also while it is served), or
+    /// as the leader sees it.
+    Status {
+        /// A device, unix:PATH, tcp:ADDR:PORT (several after commas), or a directory of a mount.
+        on: String,
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        keys: KeyArgs,
+    },
+    /// Change the slots of a device whose members are all stopped.
+    Change(QuorumChange),
+}
+
+#[derive(Args)]
+pub struct QuorumChange {
+    pub device: String,
+    /// Add a member, or give the one in that slot another address.
+    #[arg(long = "set", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
+    pub set: Vec<SlotAddress>,
+    /// Take a member out.
+    #[arg(long = "remove", value_name = "N", value_parser = slots::parse_number)]
+    pub remove: Vec<u8>,
+    /// Members whose last leadership has no orderly end on the device are known to be dead or powered off: mark it as
+    /// over. Wrong, it lets two leaders write.
+    #[arg(long)]
+    pub confirm_dead: bool,
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]
 pub struct Compact {
     /// unix:PATH or tcp:ADDR:PORT.
     pub on: String,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]
@@ -183,6 +310,8 @@ pub struct CompactWorker {
     /// Core to run on. Default: any.
     #[arg(long)]
     pub core: Option<usize>,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]

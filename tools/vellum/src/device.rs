@@ -12,8 +12,19 @@ use crate::exit::{Exit, WithExit};
 /// Operations in flight that these commands ever need.
 const DEPTH: u32 = 256;
 
-pub fn open(spec: &str, read_only: bool) -> Result<Arc<dyn Device>> {
-    vellum_nvme::open(spec, OpenMode { read_only, exclusive: !read_only }).exit(Exit::Device)
+/// For one who writes and wants nobody else there.
+pub fn open_alone(spec: &str) -> Result<Arc<dyn Device>> {
+    vellum_nvme::open(spec, OpenMode { exclusive: true, ..OpenMode::default() }).exit(Exit::Device)
+}
+
+/// For reading what nobody changes meanwhile.
+pub fn open_still(spec: &str) -> Result<Arc<dyn Device>> {
+    vellum_nvme::open(spec, OpenMode { read_only: true, ..OpenMode::default() }).exit(Exit::Device)
+}
+
+/// For a look at blocks that verify themselves, also while the device is served.
+pub fn observe(spec: &str) -> Result<Arc<dyn Device>> {
+    vellum_nvme::open(spec, OpenMode { observe: true, ..OpenMode::default() }).exit(Exit::Device)
 }
 
 /// Runs `work` with a polled queue of `device`.

@@ -5,15 +5,14 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
-use vellum_server::{Node, NodeError, NodeOptions};
+use vellum_server::{Limits, Node, NodeError, NodeOptions, Up};
 
 use crate::cli::{EngineArgs, Poll};
 use crate::exit::{Exit, WithExit};
 use crate::{device, endpoint};
 
 /// What the engine's start has to say to a person.
-pub fn describe(node: &Node) -> String {
-    let up = node.up();
+pub fn describe(up: &Up) -> String {
     let r = &up.report;
     let how = if r.clean {
         "clean".to_owned()
@@ -42,7 +41,9 @@ impl EngineArgs {
 }
 
 pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
-    let target = device::open(spec, false)?;
+    raise_descriptor_limit(&options.limits);
+    let target = device::open_alone(spec)?;
+    refuse_cluster(spec, &target)?;
     let listens = options.listen.clone();
     remove_stale_sockets(&listens);
     let pinned = options.cores.iter().any(Option::is_some);
@@ -56,14 +57,46 @@ pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
         let error = anyhow::Error::new(error).context(format!("cannot serve {spec}"));
         anyhow::Error::from(crate::exit::Coded { code, error })
     })?;
-    for place in &node.up().report.repaired {
-        tracing::warn!("{spec}: repaired from the other copy: {place}");
-    }
+    tell_repaired(spec, node.up());
     Ok(node)
 }
 
+pub fn tell_repaired(spec: &str, up: &Up) {
+    for place in &up.report.repaired {
+        tracing::warn!("{spec}: repaired from the other copy: {place}");
+    }
+}
+
+/// A device with a quorum is served by its members alone, who know of each other's terms.
+fn refuse_cluster(spec: &str, target: &std::sync::Arc<dyn vellum_nvme::Device>) -> Result<()> {
+    let superblock = device::with_queue(target, async |queue| Ok(vellum_store::read_superblock(&queue).await?));
+    // What is wrong with a superblock is said by whoever opens it.
+    if superblock.is_ok_and(|sb| sb.slots.iter().any(|slot| !slot.is_empty())) {
+        let error =
+            anyhow::anyhow!("{spec} belongs to a cluster: serve it with --slot N, and mount its members' endpoints");
+        return Err(error).exit(Exit::Usage);
+    }
+    Ok(())
+}
+
+/// Every client is a descriptor, and so is every stranger: a limit below their bounds would turn clients away for the
+/// sake of strangers.
+pub fn raise_descriptor_limit(limits: &Limits) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const OTHERS: u64 = 256;
+    let needed = u64::from(limits.clients) + vellum_link::MAX_SILENT as u64 + OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
+    if !enough(limit.current) {
+        let current = if enough(limit.maximum) { Some(needed) } else { limit.maximum };
+        if setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum }).is_err() || !enough(current) {
+            tracing::warn!("{current:?} open files allowed; {needed} would hold all clients (ulimit -n)");
+        }
+    }
+}
+
 /// A socket file whose server is gone refuses connections; only then it is removed.
-fn remove_stale_sockets(listen: &[Endpoint]) {
+pub fn remove_stale_sockets(listen: &[Endpoint]) {
     for endpoint in listen {
         if let Endpoint::Unix(path) = endpoint
             && let Err(e) = std::os::unix::net::UnixStream::connect(path)

@@ -30,7 +30,7 @@ pub struct Library {
 
 impl Library {
     pub async fn connect(endpoint: Endpoint) -> Result<Library> {
-        let client = Client::connect(Address::Net(endpoint), None, connect_options(), ClientOptions::default())
+        let client = Client::connect(Address::Net(endpoint), None, connect_options(None), ClientOptions::default())
             .await
             .context("cannot reach the engine")
             .exit(Exit::Endpoint)?;

@@ -6,10 +6,12 @@ mod device;
 mod endpoint;
 mod engine;
 mod exit;
+mod keys;
 mod library;
 mod processes;
 mod session;
 mod size;
+mod slots;
 
 use std::process::ExitCode;
 

@@ -18,12 +18,16 @@ enum Task {
     Ci,
     /// Formats the tree and applies what clippy can mend by itself.
     Fix,
-    /// Runs the simulation: one seed, or seeds for a time.
+    /// Runs the simulation: `--seed S` reproduces, `--shrink` makes a failing seed smaller, `--mutants` hunts deliberate
+    /// bugs; without any, fresh seeds for `--seconds`. `cargo xtask sim --help` has all of it.
+    #[command(disable_help_flag = true)]
     Sim {
-        /// Reproduces this seed exactly.
-        #[arg(long)]
-        seed: Option<u64>,
-        /// How long to try fresh seeds, in seconds.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Fuzzes every decoder (or the named targets), for so many seconds each.
+    Fuzz {
+        targets: Vec<String>,
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
@@ -51,14 +55,16 @@ fn run(task: Task) -> Result<()> {
             cargo(&["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])?;
             cargo(&["fmt", "--all"])
         }
-        Task::Sim { seed, seconds } => {
-            let (name, value) = match seed {
-                Some(seed) => ("VELLUM_SIM_SEED", seed.to_string()),
-                None => ("VELLUM_SIM_SECONDS", seconds.to_string()),
-            };
-            let mut cmd = Command::new("cargo");
-            cmd.args(["nextest", "run", "-p", "vellum-sim", "--no-capture"]).env(name, value);
-            checked(cmd)
+        Task::Sim { args } => {
+            let mut all = vec!["run", "--quiet", "-p", "vellum-sim", "--"];
+            all.extend(args.iter().map(String::as_str));
+            cargo(&all)
+        }
+        Task::Fuzz { targets, seconds } => {
+            let seconds = seconds.to_string();
+            let mut all = vec!["run", "--release", "--quiet", "-p", "vellum-fuzz", "--", "--seconds", &seconds];
+            all.extend(targets.iter().map(String::as_str));
+            cargo(&all)
         }
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];

@@ -20,9 +20,9 @@ use vellum_format::segment::{BlockKind, filter};
 use vellum_format::superblock::{FORMAT_VERSION, Features, MAX_SLOTS};
 use vellum_format::system::LastBatch;
 use vellum_format::{
-    Bitmap, ChunkUse, Dirent, Extent, ExtentHeader, FileKind, Inode, LogMeta, ManifestEdit, PartBuilder, PartPlace,
-    PartRef, Place, ProcessIdentity, Record, RecordBody, Run, Seal, SegmentMeta, SlotBlock, SlotEvent, Superblock,
-    Timestamp,
+    Bitmap, ChunkUse, ClientIdentity, Dirent, Extent, ExtentHeader, FileKind, Inode, LogMeta, ManifestEdit, Origin,
+    PartBuilder, PartPlace, PartRef, Place, Principal, ProcessId, ProcessIdentity, Record, RecordBody, Run, Seal,
+    SegmentMeta, SlotBlock, SlotEvent, Superblock, Timestamp,
 };
 
 pub const FSID: Fsid = Fsid([0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 8, 9, 10, 11, 12, 13, 14, 15]);
@@ -303,6 +303,15 @@ pub fn last_batch() -> LastBatch {
     LastBatch { number: BatchNo(0x0a0b), epoch: Epoch(0x0c0d) }
 }
 
+pub fn identity() -> ClientIdentity {
+    let process = ProcessId { boot: [0x61; 16], namespace: 0x6263_6465, pid: 0x6667, start: 0x6869_6a6b };
+    ClientIdentity {
+        principal: Principal::Certificate("client/gw-1".into()),
+        origin: Origin::Process(process),
+        worker: None,
+    }
+}
+
 pub fn key() -> Key {
     Key::new(Bucket(0x11), Zone::Fs, 0x1213_1415_1617_1819, 0x21, 0x2223_2425_2627_2829, 0x3132_3334_3536_3738, 0x41)
 }
@@ -337,6 +346,7 @@ pub fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("xattr_second", parts.next().unwrap_or_default()),
         ("bitmap", bitmap().encode().to_vec()),
         ("last_batch", last_batch().encode().to_vec()),
+        ("client_identity", identity().encode().to_vec()),
         ("counter", vellum_format::system::encode_counter(0x0e0f_1011).to_vec()),
     ]
 }

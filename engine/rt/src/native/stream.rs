@@ -1,6 +1,7 @@
 //! Connected sockets on the ring.
 
 use std::io::{self, IoSlice};
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -11,7 +12,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
-    connect, recv, sendmsg, sockopt,
+    connect, getpeername, recv, sendmsg, sockopt,
 };
 use vellum_base::{DmaBuf, DmaSlice};
 
@@ -26,21 +27,23 @@ pub(crate) struct Stream {
     fd: Rc<OwnedFd>,
     driver: Rc<Driver>,
     peer_cred: Option<PeerCred>,
+    peer_ip: Option<IpAddr>,
 }
 
 impl Stream {
     /// `fd` must block: the ring waits for a blocking socket and fails a non-blocking one at once.
     fn new(driver: &Rc<Driver>, fd: Rc<OwnedFd>, is_unix: bool) -> io::Result<Stream> {
         fcntl_setfl(&*fd, fcntl_getfl(&*fd)? - OFlags::NONBLOCK)?;
-        let mut peer_cred = None;
+        let (mut peer_cred, mut peer_ip) = (None, None);
         if is_unix {
             let cred = sockopt::socket_peercred(&*fd)?;
             let pid = cred.pid.as_raw_nonzero().get() as u32;
             peer_cred = Some(PeerCred { pid, uid: cred.uid.as_raw(), gid: cred.gid.as_raw() });
         } else {
             sockopt::set_tcp_nodelay(&*fd, true)?;
+            peer_ip = getpeername(&*fd)?.and_then(|addr| SocketAddr::try_from(addr).ok()).map(|addr| addr.ip());
         }
-        Ok(Stream { fd, driver: driver.clone(), peer_cred })
+        Ok(Stream { fd, driver: driver.clone(), peer_cred, peer_ip })
     }
 
     pub fn accepted(driver: &Rc<Driver>, fd: OwnedFd, is_unix: bool) -> io::Result<Stream> {
@@ -135,6 +138,10 @@ impl Stream {
 
     pub fn peer_cred(&self) -> Option<PeerCred> {
         self.peer_cred
+    }
+
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer_ip
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -77,6 +78,14 @@ impl Stream {
         match &self.inner {
             Inner::Native(stream) => stream.peer_cred(),
             Inner::Sim(stream) => stream.peer_cred(),
+        }
+    }
+
+    /// The peer's address; `None` over unix sockets and in a simulation.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        match &self.inner {
+            Inner::Native(stream) => stream.peer_ip(),
+            Inner::Sim(_) => None,
         }
     }
 }

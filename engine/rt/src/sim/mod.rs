@@ -22,6 +22,6 @@ mod trace;
 mod world;
 
 pub use config::SimConfig;
-pub use world::{NodeId, ReactorHandle, World};
+pub use world::{NodeId, ReactorHandle, World, WorldClock};
 
 pub(crate) use driver::Driver;

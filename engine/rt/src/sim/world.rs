@@ -40,6 +40,18 @@ struct Member {
     reactor: Option<Rc<Reactor>>,
 }
 
+/// Shows the world's time, also from within a running task or an observer.
+#[derive(Clone)]
+pub struct WorldClock {
+    shared: Rc<Shared>,
+}
+
+impl WorldClock {
+    pub fn now(&self) -> Instant {
+        Instant(self.shared.with(|core| core.now))
+    }
+}
+
 /// One run of a simulation. See the module's page.
 pub struct World {
     seed: u64,
@@ -70,6 +82,10 @@ impl World {
     /// The world's clock; the nodes' clocks differ from it and from each other.
     pub fn now(&self) -> Instant {
         Instant(self.shared.with(|core| core.now))
+    }
+
+    pub fn clock(&self) -> WorldClock {
+        WorldClock { shared: self.shared.clone() }
     }
 
     /// A hash of every step so far: equal for equal seeds and programs.

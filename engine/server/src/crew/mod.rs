@@ -22,8 +22,8 @@
 //!
 //! With that a crash leaks nothing (what no manifest names is free in the end) and reuses nothing too early.
 //!
-//! Whom to believe: a worker is the engine's own user, root, or this process over a local socket; over the network whoever
-//! may connect at all. An outcome counts only when it is found on the medium (`vellum_store::lsm::Plan`): who cannot write to
+//! Whom to believe: a worker has a node's certificate, or is the engine's own user or root on a unix socket (`Access::node`;
+//! without keys, on loopback, anybody). An outcome counts only when it is found on the medium (`vellum_store::lsm::Plan`): who cannot write to
 //! the device cannot forge one. A slot is believed as said: over a network that is not authenticated somebody could claim
 //! another's, and with it that it is quiet.
 
@@ -50,7 +50,8 @@ const _: () = assert!(MAX_JOB_BYTES <= vellum_wire::MAX_JOB_BYTES && MAX_JOB_BYT
 
 /// Whether a member's process can still write to the device: what the cluster's fencing knows.
 pub trait WorkerProbe: Send + Sync + Debug {
-    /// True only when it is certain that no process that had this slot writes any more.
+    /// True only when it is certain that no process that had this slot writes any more. Of the own slot that is so: a
+    /// member stops working, with its last write, before it leads.
     fn is_gone(&self, slot: u8) -> bool;
 }
 

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use vellum_base::Rid;
+use vellum_format::ClientIdentity;
 use vellum_rt::{Class, sleep, spawn};
 
-use crate::identity::{Identity, Origin};
+use crate::identity::{is_same_worker, is_this_process};
 use crate::mesh::Ask;
 use crate::reactor::Reactor;
 use crate::reclaim::LOOK;
@@ -14,12 +15,12 @@ use crate::reclaim::LOOK;
 /// On the coordinator.
 #[derive(Default)]
 pub(crate) struct OldWorkers {
-    missing: BTreeMap<Rid, Identity>,
+    missing: BTreeMap<Rid, ClientIdentity>,
 }
 
 impl OldWorkers {
-    pub fn new(known: impl Iterator<Item = (Rid, Identity)>) -> OldWorkers {
-        OldWorkers { missing: known.filter(|(_, identity)| identity.is_worker).collect() }
+    pub fn new(known: impl Iterator<Item = (Rid, ClientIdentity)>) -> OldWorkers {
+        OldWorkers { missing: known.filter(|(_, identity)| identity.worker.is_some()).collect() }
     }
 
     pub fn missing(&self) -> usize {
@@ -42,11 +43,11 @@ impl Reactor {
         let reactor = self.clone();
         spawn(Class::Request, "old workers", async move {
             while reactor.old_workers.borrow().missing() > 0 && !reactor.stopping.get() {
-                let missing: Vec<_> = reactor.old_workers.borrow().missing.iter().map(|(r, i)| (*r, *i)).collect();
+                let missing: Vec<_> =
+                    reactor.old_workers.borrow().missing.iter().map(|(r, i)| (*r, i.clone())).collect();
                 for (rid, identity) in missing {
                     // This process was a worker, and stopped working (with its last write) before it began to lead.
-                    let ours = identity.is_this_process() || identity.origin == Origin::SameProcess;
-                    if ours || reactor.is_gone(&identity) {
+                    if is_this_process(&identity) || reactor.is_gone(&identity) {
                         reactor.reclaim_old_worker(rid).await;
                     }
                 }
@@ -73,10 +74,10 @@ impl Reactor {
     }
 
     /// A worker with this identity works under another rid: its older ones are quiet.
-    pub(crate) fn old_workers_came_back(self: &Rc<Self>, identity: &Identity, rid: Rid) {
+    pub(crate) fn old_workers_came_back(self: &Rc<Self>, identity: &ClientIdentity, rid: Rid) {
         let same: Vec<Rid> = {
             let old = self.old_workers.borrow();
-            old.missing.iter().filter(|(r, i)| **r != rid && i.is_same_worker(identity)).map(|(r, _)| *r).collect()
+            old.missing.iter().filter(|(r, i)| **r != rid && is_same_worker(i, identity)).map(|(r, _)| *r).collect()
         };
         if same.is_empty() {
             return;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use vellum_base::Rid;
+use vellum_format::ClientIdentity;
 use vellum_link::{LinkError, Responder};
 use vellum_rt::local::{Event, oneshot};
 use vellum_rt::{Class, sleep, spawn, timeout};
@@ -14,7 +15,7 @@ use vellum_wire::{ErrorCode, Request, Response};
 
 use super::{Hand, MOST_JOBS};
 use crate::client::{Client, Phase};
-use crate::identity::Identity;
+use crate::identity::{is_same_worker, process_is_gone};
 use crate::mesh::{Answer, Ask, Message};
 use crate::reactor::{COORDINATOR, Reactor};
 use crate::reclaim::LOOK;
@@ -113,20 +114,20 @@ impl Reactor {
         }
         let (rid, jobs) = (client.rid, jobs.clamp(1, MOST_JOBS));
         seat.most.set(jobs);
-        tracing::info!(%rid, jobs, slot = ?client.identity.slot, "a worker");
+        tracing::info!(%rid, jobs, mark = ?client.identity.worker, "a worker");
         let hand = Hand { rid, home: self.me, jobs };
         for reactor in self.mesh.all() {
-            self.send(reactor, Message::WorkerUp { hand, identity: client.identity });
+            self.send(reactor, Message::WorkerUp { hand, identity: client.identity.clone() });
         }
         self.send(COORDINATOR, Message::WorkerQuiet { rid });
         self.reply(client, responder, Response::Working);
     }
 
     /// On every reactor: there is one more, and whoever it was before is quiet.
-    pub(crate) fn worker_up(self: &Rc<Self>, hand: Hand, identity: Identity) {
+    pub(crate) fn worker_up(self: &Rc<Self>, hand: Hand, identity: ClientIdentity) {
         let before: Vec<Rc<Client>> = {
             let clients = self.clients.borrow();
-            let same = |client: &&Rc<Client>| client.rid != hand.rid && client.identity.is_same_worker(&identity);
+            let same = |client: &&Rc<Client>| client.rid != hand.rid && is_same_worker(&client.identity, &identity);
             clients.values().filter(same).cloned().collect()
         };
         for client in before {
@@ -231,7 +232,9 @@ impl Reactor {
         seat.make_quiet();
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "reclaim", async move {
-            reactor.release(rid).await;
+            if !reactor.release(rid).await {
+                return;
+            }
             reactor.forget(&client);
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
@@ -248,10 +251,11 @@ impl Reactor {
     }
 
     /// Its process, or its slot's, does not exist any more.
-    pub(crate) fn is_gone(&self, identity: &Identity) -> bool {
+    pub(crate) fn is_gone(&self, identity: &ClientIdentity) -> bool {
         let probe = self.options.worker_probe.as_ref();
-        let fenced = identity.slot.zip(probe).is_some_and(|(slot, probe)| probe.is_gone(slot));
-        fenced || identity.process_is_gone()
+        let slot = identity.worker.and_then(|worker| worker.slot);
+        let fenced = slot.zip(probe).is_some_and(|(slot, probe)| probe.is_gone(slot));
+        fenced || process_is_gone(identity)
     }
 }
 

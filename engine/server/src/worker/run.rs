@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 use vellum_base::{Fsid, Rid};
+use vellum_keys::Keys;
 use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError, LocalBoxFuture};
 use vellum_nvme::Device;
 use vellum_proto::Timers;
@@ -33,11 +34,22 @@ pub struct WorkerOptions {
     pub timers: Timers,
     /// Operations in flight at the device.
     pub queue_depth: u32,
+    /// A node's, for TLS.
+    pub keys: Option<Arc<Keys>>,
+    /// Plain TCP to anywhere. For simulations.
+    pub insecure_network: bool,
 }
 
 impl Default for WorkerOptions {
     fn default() -> WorkerOptions {
-        WorkerOptions { slot: None, jobs: 1, timers: Timers::DEFAULT, queue_depth: 64 }
+        WorkerOptions {
+            slot: None,
+            jobs: 1,
+            timers: Timers::DEFAULT,
+            queue_depth: 64,
+            keys: None,
+            insecure_network: false,
+        }
     }
 }
 
@@ -94,8 +106,13 @@ async fn session(
     jobs: &Rc<Jobs>,
     stop: &mut Receiver<()>,
 ) -> Result<End, WorkerError> {
-    let connect =
-        ConnectOptions { timers: options.timers, open_within: None, flags: Greeting::worker_flags(options.slot) };
+    let connect = ConnectOptions {
+        timers: options.timers,
+        open_within: None,
+        keys: options.keys.clone(),
+        insecure_network: options.insecure_network,
+        flags: Greeting::worker_flags(options.slot),
+    };
     let identity = Identity { rid: Rid(random_u64()), fsid: Some(fsid) };
     let opening = pin!(Connection::open(address.clone(), identity, connect));
     let connection = match either(opening, stop.recv()).await {

@@ -289,7 +289,12 @@ pub struct TestClient {
 
 impl TestClient {
     pub async fn connect(address: Address, rid: u64, timers: Timers) -> Rc<TestClient> {
-        let options = ConnectOptions { timers, open_within: Some(Duration::from_secs(5)), ..ConnectOptions::default() };
+        let options = ConnectOptions {
+            timers,
+            open_within: Some(Duration::from_secs(5)),
+            insecure_network: true,
+            ..ConnectOptions::default()
+        };
         let identity = Identity { rid: Rid(rid), fsid: None };
         let conn = Connection::open(address, identity, options).await.unwrap();
         let client = Rc::new(TestClient {
@@ -379,7 +384,7 @@ impl TestClient {
         let client = self.clone();
         let reply = self.conn.call_observed(Request::Lock { wants }, None, move |reply| {
             if let Ok(reply) = reply
-                && let Response::Granted { grants } = &reply.body
+                && let Response::Granted { grants, .. } = &reply.body
             {
                 client.locks.borrow_mut().extend(grants.iter().map(|grant| (grant.name, *grant)));
                 then(&client);

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //!  open -> Close -> parts ready (placed, checksummed) -> Seal   \
-//!                \-> parts written ------------------------------> Flush -> Durable
+//!                \-> parts written ------------------------------> Flush (-> Confirm) -> Durable
 //! ```
 //! Parts and seal are written in parallel; the flush begins when both are written. Epochs become durable in order.
 //! A seal must not reach the medium before the file data that its epoch refers to: with a volatile write cache, an epoch
 //! with new data is sealed only after a flush of its own (the data was complete when its batches were admitted).
 //! While something is being sealed or flushed, those who wait gather in the open epoch (group commit).
+//! In a cluster a flushed epoch is acknowledged when the node is confirmed to lead still, by a question that was asked after
+//! the flush; meanwhile the next epoch goes on.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -46,6 +48,8 @@ pub enum Command {
         block: Box<[u8; BLOCK_SIZE]>,
     },
     Flush,
+    /// Ask whether this node leads still, on behalf of what is flushed.
+    Confirm,
     /// Tell every reactor.
     Durable(Epoch),
     /// The ring of seals fills up: everything up to this epoch should be in segments.
@@ -95,6 +99,12 @@ pub struct Coordinator {
     durable_number: u64,
     last_sealed: Epoch,
     flushing: Option<Epoch>,
+    /// Epochs are confirmed before they are acknowledged.
+    gated: bool,
+    /// Everything through here is on the medium, acknowledged or not.
+    flushed: Epoch,
+    /// What the question that was asked stands for.
+    confirming: Option<Epoch>,
     confirm_at: Option<Instant>,
     asked_through: Epoch,
 }
@@ -110,7 +120,7 @@ pub struct Start {
 }
 
 impl Coordinator {
-    pub fn new(reactors: usize, volatile_cache: bool, ring: Ring, start: &Start) -> Coordinator {
+    pub fn new(reactors: usize, volatile_cache: bool, gated: bool, ring: Ring, start: &Start) -> Coordinator {
         let base = start.first_number - 1;
         Coordinator {
             reactors,
@@ -130,6 +140,9 @@ impl Coordinator {
             durable_number: base,
             last_sealed: start.first_epoch,
             flushing: None,
+            gated,
+            flushed: Epoch(start.first_epoch.0 - 1),
+            confirming: None,
             confirm_at: None,
             asked_through: Epoch::NONE,
         }
@@ -184,7 +197,28 @@ impl Coordinator {
     /// The flush that was asked for is done.
     pub fn flushed(&mut self) -> Option<Command> {
         let through = self.flushing.take()?;
+        self.on_medium(through)
+    }
+
+    /// This node led at some moment after [`Command::Confirm`].
+    pub fn confirmed(&mut self) -> Option<Command> {
+        let through = self.confirming.take()?;
         Some(self.make_durable(through))
+    }
+
+    /// Nothing is left to do for these epochs, but to confirm them where that is asked for.
+    fn on_medium(&mut self, through: Epoch) -> Option<Command> {
+        self.flushed = self.flushed.max(through);
+        if self.gated { self.next_confirm() } else { Some(self.make_durable(through)) }
+    }
+
+    fn next_confirm(&mut self) -> Option<Command> {
+        let waits = self.confirming.is_none() && self.in_flight.front().is_some_and(|s| s.epoch <= self.flushed);
+        if !self.gated || !waits {
+            return None;
+        }
+        self.confirming = Some(self.flushed);
+        Some(Command::Confirm)
     }
 
     fn make_durable(&mut self, through: Epoch) -> Command {
@@ -255,6 +289,7 @@ impl Coordinator {
     /// The next thing to do, until `None`.
     pub fn next(&mut self, now: Instant) -> Option<Command> {
         self.next_seal()
+            .or_else(|| self.next_confirm())
             .or_else(|| self.next_flush(now))
             .or_else(|| self.next_close(now))
             .or_else(|| self.next_flush_through())
@@ -302,10 +337,12 @@ impl Coordinator {
         let whole = |s: &&Sealing| {
             s.ready == reactors && s.written == reactors && matches!(s.seal, SealState::Written | SealState::None)
         };
-        let through = self.in_flight.iter().take_while(whole).last()?.epoch;
-        let covered = || self.in_flight.iter().filter(|s| s.epoch <= through);
+        let flushed = self.flushed;
+        let unflushed = |s: &&Sealing| s.epoch > flushed;
+        let through = self.in_flight.iter().filter(unflushed).take_while(whole).last()?.epoch;
+        let covered = || self.in_flight.iter().filter(unflushed).filter(|s| s.epoch <= through);
         if covered().all(|s| s.seal == SealState::None) {
-            return Some(self.make_durable(through));
+            return self.on_medium(through);
         }
         // A seal without changes needs no other one to confirm it.
         if covered().any(|s| !s.parts.is_empty()) {
@@ -319,10 +356,11 @@ impl Coordinator {
         if !self.may_close() {
             return None;
         }
-        let idle = self.in_flight.is_empty();
-        let demanded = self.wanted >= self.open && idle;
+        // What only waits to be confirmed holds nobody up.
+        let demanded = self.wanted >= self.open && self.in_flight.iter().all(|s| s.epoch <= self.flushed);
         let timed = self.dirty_since.is_some_and(|t| now >= t + EPOCH_TIMER);
-        let confirm = idle && self.dirty_since.is_none() && self.confirm_at.is_some_and(|t| now >= t);
+        let confirm =
+            self.in_flight.is_empty() && self.dirty_since.is_none() && self.confirm_at.is_some_and(|t| now >= t);
         if !demanded && !timed && !confirm {
             return None;
         }
@@ -371,7 +409,50 @@ mod tests {
     fn new(reactors: usize) -> Coordinator {
         let start =
             Start { term: Term(1), fsid: Fsid([1; 16]), first_epoch: Epoch(100), first_number: 1, base_hash: 7 };
-        Coordinator::new(reactors, true, Ring::new(vec![ChunkIndex(1)], 256), &start)
+        Coordinator::new(reactors, true, false, Ring::new(vec![ChunkIndex(1)], 256), &start)
+    }
+
+    /// Takes an epoch with one part to the end of its flush.
+    fn flush_one(c: &mut Coordinator, epoch: u64, number: u64) -> Option<Command> {
+        assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(epoch))));
+        c.part_ready(Epoch(epoch), part(), false);
+        assert!(matches!(c.next(at(0)), Some(Command::Seal { number: n, .. }) if n == number));
+        c.part_written(Epoch(epoch));
+        c.seal_written(number);
+        assert_eq!(c.next(at(0)), Some(Command::Flush));
+        c.flushed()
+    }
+
+    #[test]
+    fn behind_a_gate_nothing_is_acknowledged_that_was_not_confirmed_after_its_flush() {
+        let mut c = Coordinator { gated: true, ..new(1) };
+        c.want(Epoch(100));
+        assert_eq!(flush_one(&mut c, 100, 1), Some(Command::Confirm));
+        assert_eq!((c.next(at(0)), c.durable_seal().0), (None, 0));
+        // The next one is written meanwhile; the open question was asked before its flush and does not speak for it.
+        c.want(Epoch(101));
+        assert_eq!(flush_one(&mut c, 101, 2), None);
+        assert_eq!(c.next(at(0)), None);
+        assert_eq!(c.confirmed(), Some(Command::Durable(Epoch(100))));
+        assert_eq!(c.durable_seal().0, 1);
+        assert_eq!(c.next(at(0)), Some(Command::Confirm));
+        assert!(!c.is_idle());
+        assert_eq!(c.confirmed(), Some(Command::Durable(Epoch(101))));
+        assert!(c.is_idle() && c.confirmed().is_none());
+    }
+
+    #[test]
+    fn an_epoch_without_changes_does_not_pass_one_that_is_not_confirmed() {
+        let mut c = Coordinator { gated: true, ..new(1) };
+        c.want(Epoch(100));
+        assert_eq!(flush_one(&mut c, 100, 1), Some(Command::Confirm));
+        c.want(Epoch(101));
+        assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(101))));
+        c.part_ready(Epoch(101), None, false);
+        assert_eq!(c.next(at(0)), None);
+        assert_eq!(c.confirmed(), Some(Command::Durable(Epoch(100))));
+        assert_eq!(c.next(at(0)), Some(Command::Confirm));
+        assert_eq!(c.confirmed(), Some(Command::Durable(Epoch(101))));
     }
 
     fn part() -> Option<PartRef> {

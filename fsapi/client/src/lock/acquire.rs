@@ -175,7 +175,7 @@ impl Client {
             // A grant of a leader that is gone is worth nothing, unless it was noted before the recovery told of it.
             let current = reply.term == self.port.durable().0 || self.recovery_reports.get();
             match reply.body {
-                Response::Granted { grants } => Ok(current.then_some(grants)),
+                Response::Granted { grants, opens } => Ok(current.then_some((grants, opens))),
                 Response::Error(e) => Err(ClientError::Engine(e)),
                 _ => Err(ClientError::Protocol { request: "Lock" }),
             }
@@ -187,7 +187,7 @@ impl Client {
                 lock.requested.set(LockMode::Null);
             }
             match &answer {
-                Ok(Some(grants)) => {
+                Ok(Some((grants, opens))) => {
                     let grant = grants.iter().find(|g| g.name == want.name);
                     // Of two answers that are noted together the later grant counts.
                     if let Some(grant) = grant.filter(|g| g.write_seq > lock.write_seq.get()) {
@@ -200,6 +200,9 @@ impl Client {
                         lock.used_at.set(self.locks.tick());
                         if let LockName::Group(group) = want.name {
                             self.know_unused_inodes(group, grant.mode);
+                            if grant.mode == LockMode::Write {
+                                self.opens.granted(group, opens);
+                            }
                         }
                     }
                     lock.admit_waiting();

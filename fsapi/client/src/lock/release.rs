@@ -68,6 +68,7 @@ impl Client {
                 self.cache.borrow_mut().drop_group(group);
             }
         }
+        self.report_opens(lock.name, to).await;
         lock.held.set(to);
         probe::tell(|| {
             let dirty = self.is_dirty(lock.name) && !self.is_dead();

@@ -77,12 +77,18 @@ impl FakeEngine {
             return None;
         }
         let modes: Vec<_> = wants.iter().map(|w| (w.name, held(&w.name))).collect();
+        let mut opens = Vec::new();
+        for want in wants.iter().filter(|want| want.mode == LockMode::Write) {
+            if let LockName::Group(group) = want.name {
+                opens.extend(state.files.opens.elsewhere_in(rid, group));
+            }
+        }
         let mut grants = Vec::with_capacity(modes.len());
         for (name, mode) in modes {
             state.write_seq += 1;
             grants.push(LockGrant { name, mode, write_seq: state.write_seq });
         }
-        Some(Response::Granted { grants })
+        Some(Response::Granted { grants, opens })
     }
 
     /// What was granted to an unanswered request and taken away again is asked for again.
@@ -146,6 +152,7 @@ impl FakeEngine {
     }
 
     pub(super) fn forget_locks(self: &Rc<Self>, rid: Rid) {
+        self.forget_files(rid);
         let names: Vec<_> = {
             let mut state = self.state.borrow_mut();
             state

@@ -4,6 +4,7 @@
 //! It obeys the contract of [`Port`]: requests of one client are taken in order, grants and invalidations of one lock
 //! arrive in the order in which they were decided, and after a crash nothing flows before the client has recovered.
 
+mod files;
 mod locks;
 mod state;
 
@@ -175,7 +176,11 @@ impl FakePort {
             let Some(queued) = self.queue.borrow_mut().pop_front() else { continue };
             match queued.request {
                 // These wait for others; the rest is answered in order.
-                Request::Lock { .. } | Request::Sync { .. } => {
+                Request::Lock { .. }
+                | Request::Sync { .. }
+                | Request::FileLock { .. }
+                | Request::FileLockTest { .. }
+                | Request::FileLockCancel { .. } => {
                     let port = self.clone();
                     if let Request::Lock { wants } = &queued.request
                         && !self.engine.is_recovering()
@@ -201,6 +206,9 @@ impl FakePort {
 
     fn handle(&self, request: Request, payload: Option<&DmaSlice>) -> (Response, Option<DmaSlice>) {
         self.engine.requests.set(self.engine.requests.get() + 1);
+        if let Some(answer) = self.engine.file_request(self.rid, &request) {
+            return (answer, None);
+        }
         if let Request::Unlock { to } = &request {
             self.engine.unlock(self.rid, to);
             return (Response::Unlocked, None);
@@ -230,7 +238,7 @@ impl FakePort {
                         self.engine.poll_lock(self.rid, wants)
                     }
                     Request::Sync { through } => self.poll_sync(*through),
-                    _ => None,
+                    other => self.engine.file_request(self.rid, other),
                 };
                 if let Some(body) = done {
                     self.engine.requests.set(self.engine.requests.get() + 1);
@@ -305,6 +313,7 @@ impl Port for FakePort {
             keepalive_ms: 1_000,
             max_requests: 1024,
             max_data_bytes: 64 << 20,
+            read_only: false,
         }
     }
 

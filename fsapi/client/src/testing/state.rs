@@ -9,6 +9,7 @@ use vellum_base::{
 use vellum_format::{Inode, ItemKind};
 use vellum_wire::{ErrorCode, Request, Response, StatFs};
 
+use super::files::FakeFiles;
 use super::locks::FakeLock;
 
 #[derive(Default, Clone)]
@@ -31,6 +32,7 @@ pub(super) struct State {
     next_group: u64,
     pub locks: HashMap<vellum_wire::LockName, FakeLock>,
     pub write_seq: u64,
+    pub files: FakeFiles,
 }
 
 impl State {
@@ -50,6 +52,7 @@ impl State {
             next_group: 1,
             locks: HashMap::new(),
             write_seq: 0,
+            files: FakeFiles::default(),
         }
     }
 
@@ -80,6 +83,7 @@ impl State {
         self.pending.clear();
         self.applied = self.safe.clone();
         self.locks.clear();
+        self.files = FakeFiles::default();
         // Sequences jump beyond any that was ever shown.
         self.epoch = Epoch(self.epoch.0 + 1000);
         let mut kept = HashMap::new();

@@ -72,7 +72,7 @@ impl FakeEngine {
             for want in &wants {
                 engine.locks.untold.borrow_mut().remove(&(want.name, port.rid()));
             }
-            port.reply(seq, Response::Granted { grants }, None);
+            port.reply(seq, Response::Granted { grants, opens: vec![] }, None);
             engine.changed.wake_all();
         });
     }

@@ -205,6 +205,7 @@ impl FakeEngine {
             keepalive_ms: 1000,
             max_requests: 1024,
             max_data_bytes: 64 << 20,
+            read_only: false,
         }
     }
 

@@ -8,6 +8,7 @@ use vellum_base::Ino;
 use vellum_vfs::Vfs;
 
 use super::convert::attr;
+use super::locks::LockOwners;
 use crate::init::SessionInfo;
 use crate::known::Known;
 use crate::notify::Notifier;
@@ -25,6 +26,7 @@ pub struct Gateway {
     pub(super) vfs: Rc<Vfs>,
     pub(super) endpoint: Option<String>,
     pub(super) known: Known,
+    pub(super) lock_owners: LockOwners,
     lease_left: RefCell<Option<LeaseLeft>>,
     session: RefCell<Option<(SessionInfo, Notifier)>>,
 }
@@ -35,6 +37,7 @@ impl Gateway {
             vfs,
             endpoint,
             known: Known::default(),
+            lock_owners: LockOwners::default(),
             lease_left: RefCell::default(),
             session: RefCell::default(),
         })

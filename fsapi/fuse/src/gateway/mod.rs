@@ -5,10 +5,12 @@
 //! the timeouts back before the engine is answered. Pages need no such wait: the kernel compares mtime and size when it
 //! asks for attributes again, and drops pages of what changed (`AUTO_INVAL_DATA`).
 //!
-//! Permissions are the kernel's business (`default_permissions`), POSIX locks are the kernel's own (one mount) so far.
+//! Advisory locks (fcntl, open file descriptions, flock) are the engine's, over all gateways: see `locks` for how they end.
+//! Permissions are the kernel's business (`default_permissions`).
 
 mod cache;
 mod convert;
+mod locks;
 mod ops;
 
 use std::path::Path;

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use vellum_vfs::{FileHandle, OpenFlags, VfsError, XattrMode};
+use vellum_vfs::{FileHandle, FileLockMode, FileLockSpace, OpenFlags, VfsError, XattrMode};
 
 use super::ENDPOINT_XATTR;
 use super::cache::Gateway;
 use super::convert::{attr, caller, rename_mode, set_attr, statfs};
+use super::locks;
 use crate::context::Context;
 use crate::dirents::Dirents;
 use crate::filesystem::{Created, Filesystem, Result};
@@ -14,7 +15,8 @@ use crate::init::{SessionInfo, Wants};
 use crate::name::Name;
 use crate::notify::Notifier;
 use crate::types::{
-    Attr, Entry, Errno, OpenRequest, Opened, Payload, ReadRequest, ReleaseRequest, SetAttr, Statfs, WriteRequest,
+    Attr, Entry, Errno, FileLockRange, LockRequest, OpenRequest, Opened, Payload, ReadRequest, ReleaseRequest, SetAttr,
+    Statfs, WriteRequest,
 };
 
 /// An average name, to guess how many entries a listing has room for.
@@ -22,7 +24,7 @@ const NAME_LEN_GUESS: usize = 16;
 
 impl Filesystem for Gateway {
     fn wants(&self) -> Wants {
-        Wants::default()
+        Wants { posix_locks: true, flock_locks: true, ..Wants::default() }
     }
 
     fn started(&self, session: &SessionInfo, notifier: &Notifier) {
@@ -124,12 +126,41 @@ impl Filesystem for Gateway {
         u32::try_from(written).map_err(|_| Errno::EIO)
     }
 
-    async fn flush(&self, _ctx: &Context, _ino: u64, fh: u64, _lock_owner: u64) -> Result<()> {
-        Ok(self.vfs.flush(FileHandle(fh)).await?)
+    /// A close of a descriptor: the process loses its fcntl locks of the file, also those through other descriptors.
+    async fn flush(&self, _ctx: &Context, ino: u64, fh: u64, lock_owner: u64) -> Result<()> {
+        let ino = Gateway::ino(ino);
+        self.lock_owners.flushed(ino, lock_owner);
+        let dropped = self.vfs.drop_file_locks(ino, FileLockSpace::Posix, lock_owner).await;
+        self.vfs.flush(FileHandle(fh)).await?;
+        Ok(dropped?)
     }
 
-    async fn release(&self, _ctx: &Context, _ino: u64, request: &ReleaseRequest) -> Result<()> {
-        Ok(self.vfs.release(FileHandle(request.fh)).await?)
+    async fn release(&self, _ctx: &Context, ino: u64, request: &ReleaseRequest) -> Result<()> {
+        let ino = Gateway::ino(ino);
+        let descriptions = self.lock_owners.released(ino, request.fh);
+        let released = self.vfs.release(FileHandle(request.fh)).await;
+        for owner in descriptions {
+            self.vfs.drop_file_locks(ino, FileLockSpace::Posix, owner).await?;
+        }
+        if request.flock_unlock {
+            self.vfs.drop_file_locks(ino, FileLockSpace::Flock, request.lock_owner).await?;
+        }
+        Ok(released?)
+    }
+
+    async fn getlk(&self, _ctx: &Context, ino: u64, request: &LockRequest) -> Result<FileLockRange> {
+        let lock = locks::wanted(request)?;
+        let found = self.vfs.get_file_lock(Gateway::ino(ino), lock).await?;
+        Ok(locks::found(request, found))
+    }
+
+    /// Waiting ends with any signal: the lock is then taken back at the engine before the caller hears of it.
+    async fn setlk(&self, ctx: &Context, ino: u64, request: &LockRequest) -> Result<()> {
+        let (ino, lock) = (Gateway::ino(ino), locks::wanted(request)?);
+        if lock.space == FileLockSpace::Posix && lock.mode != FileLockMode::Unlocked {
+            self.lock_owners.note(ino, request.fh, request.owner);
+        }
+        Ok(self.vfs.set_file_lock(ino, lock, request.wait, ctx.until_interrupted()).await?)
     }
 
     async fn fsync(&self, _ctx: &Context, _ino: u64, fh: u64, _data_only: bool) -> Result<()> {

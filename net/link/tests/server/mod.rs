@@ -4,8 +4,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Rid, Term};
+use vellum_keys::Keys;
 use vellum_link::{
     Acceptor, Greeter, InProcessDialer, LocalBoxFuture, Peer, Session, SessionHandler, Stranger, in_process, refuse,
 };
@@ -21,6 +23,9 @@ pub struct Server {
     pub timers: Timers,
     pub sessions: RefCell<HashMap<Rid, Rc<Session>>>,
     pub expired: RefCell<Vec<Rid>>,
+    /// What strangers turned out to be.
+    pub peers: RefCell<Vec<Peer>>,
+    pub keys: RefCell<Option<Arc<Keys>>>,
     handler: SessionHandler,
 }
 
@@ -42,6 +47,8 @@ impl Server {
             timers,
             sessions: RefCell::default(),
             expired: RefCell::default(),
+            peers: RefCell::default(),
+            keys: RefCell::default(),
             handler,
         })
     }
@@ -52,7 +59,7 @@ impl Server {
             let server = server.clone();
             Box::pin(async move { server.admit(stranger).await })
         });
-        Greeter::new(self.timers.greeting, admit)
+        Greeter::new(self.timers.greeting, self.keys.borrow().clone(), admit)
     }
 
     pub fn listen(self: &Rc<Self>, at: &str) -> Acceptor {
@@ -65,7 +72,7 @@ impl Server {
             let greeter = self.greeter();
             spawn(Class::Request, "in-process", async move {
                 while let Some(socket) = listener.accept().await {
-                    greeter.welcome(socket, Peer::SameProcess);
+                    greeter.welcome(socket);
                 }
             })
             .detach();
@@ -75,6 +82,7 @@ impl Server {
 
     async fn admit(self: Rc<Self>, stranger: Stranger) {
         let rid = stranger.greeting.rid;
+        self.peers.borrow_mut().push(stranger.peer.clone());
         let term = Term(self.term.get());
         let known = self.sessions.borrow().get(&rid).cloned();
         let session = match known {
@@ -103,6 +111,7 @@ impl Server {
             keepalive_ms: self.timers.keepalive.as_millis() as u32,
             max_requests: WINDOW.max_requests,
             max_data_bytes: WINDOW.max_bytes as u32,
+            read_only: false,
         };
         let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
         if let Err((refusal, writer, guard)) = session.attach(reader, writer, guard, (&greeting, ack), greeted) {

@@ -8,9 +8,9 @@ use crate::{random, stories};
 
 /// Runs `test` with the bug and gives what the panic said, if there was one.
 fn with(bug: Mutant, test: impl FnOnce()) -> Option<String> {
-    mutant::set(Some(bug));
+    mutant::replace(Some(bug));
     let result = catch_unwind(AssertUnwindSafe(test));
-    mutant::set(None);
+    mutant::replace(None);
     let panic = result.err()?;
     let text = panic.downcast_ref::<String>().cloned();
     Some(text.or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string())).unwrap_or_default())

@@ -11,23 +11,27 @@ use vellum_store::{CheckOptions, MkfsOptions, StoreError};
 
 use crate::cli::{Check, Dump, Mkfs, What};
 use crate::exit::{Coded, Exit, WithExit};
-use crate::{device, size};
+use crate::{device, size, slots};
 
 /// Records and items that `dump` prints at most.
 const DUMP_LIMIT: usize = 1_000_000;
 
 pub fn mkfs(args: &Mkfs) -> Result<()> {
+    let slots = slots::to_table(&args.slots).exit(Exit::Usage)?;
     prepare_file(&args.device, args.size).exit(Exit::Device)?;
-    let target = device::open(&args.device, false)?;
-    let options = MkfsOptions { size: args.size, force: args.force, ..MkfsOptions::default() };
+    let target = device::open_alone(&args.device)?;
+    let options = MkfsOptions { size: args.size, force: args.force, slots, ..MkfsOptions::default() };
     let sb = device::with_queue(&target, async |queue| {
         vellum_store::mkfs(&target, &queue, options).await.exit(Exit::Device)
     })?;
     let bytes = sb.blocks * vellum_base::BLOCK_SIZE as u64;
     if args.json {
-        println!("{}", json!({ "fsid": sb.fsid.to_string(), "device": args.device, "bytes": bytes }));
+        let slots: serde_json::Map<String, serde_json::Value> =
+            args.slots.iter().map(|s| (s.slot.to_string(), json!(s.addr.to_string()))).collect();
+        println!("{}", json!({ "fsid": sb.fsid.to_string(), "device": args.device, "bytes": bytes, "slots": slots }));
     } else {
         println!("{}: {} in {} blocks of 4 KiB, fsid {}", args.device, size::show(bytes), sb.blocks, sb.fsid);
+        args.slots.iter().for_each(|s| println!("  slot {} at {}", s.slot, s.addr));
     }
     Ok(())
 }
@@ -64,7 +68,7 @@ fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
 }
 
 pub fn check(args: &Check) -> Result<()> {
-    let target = device::open(&args.device, true)?;
+    let target = device::open_still(&args.device)?;
     let report = device::with_queue(&target, async |queue| {
         let options = CheckOptions { data: args.data };
         vellum_store::check(&target, &queue, options).await.map_err(|error| {
@@ -110,7 +114,10 @@ fn is_damage(error: &StoreError) -> bool {
 }
 
 pub fn dump(args: &Dump) -> Result<()> {
-    let target = device::open(&args.device, true)?;
+    let target = match args.what {
+        What::Superblock => device::observe(&args.device)?,
+        _ => device::open_still(&args.device)?,
+    };
     let dump = device::with_queue(&target, async |queue| {
         use vellum_store::dump;
         match args.what {

@@ -37,7 +37,8 @@ pub fn bench(args: &Bench) -> Result<()> {
 }
 
 fn runtime_shape(quick: bool) -> runtime::Shape {
-    if quick { runtime::Shape { rounds: 2_000, reads: 2_000, file_bytes: 64 << 20 } } else { runtime::Shape::default() }
+    let full = runtime::Shape::default();
+    if quick { runtime::Shape { rounds: 2_000, frames: 200, reads: 2_000, file_bytes: 64 << 20 } } else { full }
 }
 
 fn items_shape(quick: bool) -> items::Shape {

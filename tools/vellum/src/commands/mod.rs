@@ -2,9 +2,11 @@
 
 mod admin;
 mod bench;
+mod keys;
 mod mount;
 mod query;
 mod quickstart;
+mod quorum;
 mod serve;
 mod worker;
 
@@ -23,12 +25,14 @@ pub fn run(command: Command) -> Result<()> {
         Command::Walk(args) => query::walk(&args),
         Command::Stat(args) => query::stat(&args),
         Command::InoPath(args) => query::ino_path(&args),
+        Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
         Command::Compact(args) => worker::compact(&args),
         Command::CompactWorker(args) => worker::compact_worker(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Quickstart(args) => quickstart::quickstart(&args),
+        Command::Keys(args) => keys::keys(&args),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "vellum", &mut std::io::stdout());
             Ok(())

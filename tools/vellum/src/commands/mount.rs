@@ -29,18 +29,18 @@ pub fn mount(args: &Mount) -> Result<()> {
     let signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
     let target = Target::parse(&args.endpoint)?;
     let (node, address, endpoint) = match &target {
-        Target::Served(endpoint) => (None, Address::Net(endpoint.clone()), endpoint.clone()),
+        Target::Served(endpoints) => (None, Address::from(endpoints.clone()), target.to_string()),
         Target::Embedded(spec) => {
             let socket = Endpoint::Unix(engine::own_socket()?);
             let node = engine::start(spec, args.engine.options(vec![socket.clone()]))?;
-            tracing::info!("{}", engine::describe(&node));
+            tracing::info!("{}", engine::describe(node.up()));
             let address = Address::InProcess(node.dialer());
-            (Some(node), address, socket)
+            (Some((node, socket.clone())), address, socket.to_string())
         }
     };
-    let served = vellum_rt::native::block_on(serve(args, address, &endpoint, signals));
+    let served = vellum_rt::native::block_on(serve(args, address, endpoint, signals));
     let stopped = match node {
-        Some(node) => stop(node, &endpoint),
+        Some((node, socket)) => stop(node, &socket),
         None => Ok(()),
     };
     served.and(stopped)
@@ -55,8 +55,8 @@ fn stop(node: Node, socket: &Endpoint) -> Result<()> {
 }
 
 /// Serves the mount on this thread's reactor until it is gone.
-async fn serve(args: &Mount, address: Address, endpoint: &Endpoint, mut signals: Signals) -> Result<()> {
-    let client = Client::connect(address, None, connect_options(), ClientOptions::default())
+async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Signals) -> Result<()> {
+    let client = Client::connect(address, None, connect_options(args.keys.load()?), ClientOptions::default())
         .await
         .with_context(|| format!("cannot reach {}", args.endpoint))
         .exit(Exit::Endpoint)?;
@@ -67,7 +67,8 @@ async fn serve(args: &Mount, address: Address, endpoint: &Endpoint, mut signals:
     let mut options =
         MountOptions { fsname: args.endpoint.clone(), read_only: args.read_only, ..MountOptions::default() };
     options.allow_other |= args.allow_other;
-    let handle = match mount_vfs(vfs.clone(), &args.dir, Some(endpoint.to_string()), &options).exit(Exit::Mount) {
+    options.read_only |= client.is_read_only();
+    let handle = match mount_vfs(vfs.clone(), &args.dir, Some(endpoint), &options).exit(Exit::Mount) {
         Ok(handle) => handle,
         Err(refused) => {
             // An engine waits for a client that only falls silent.

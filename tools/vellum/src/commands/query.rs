@@ -32,7 +32,7 @@ pub fn walk(args: &Walk) -> Result<()> {
         Index::MetaSeq => IndexKind::MetaSeq,
         Index::DataSeq => IndexKind::DataSeq,
     };
-    with_client(&Target::parse_or_mounted(on)?, async |client| {
+    with_client(&Target::parse_or_mounted(on)?, &args.keys, async |client| {
         let mut walk = archive::Walk::new(client, index, (args.from, Ino::NONE), to);
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
         loop {
@@ -62,7 +62,7 @@ pub fn stat(args: &Stat) -> Result<()> {
     let ino = Ino(meta.ino());
     let near = if meta.is_symlink() { args.path.parent().unwrap_or(&args.path) } else { &args.path };
     let target = Target::of_path(if near.as_os_str().is_empty() { std::path::Path::new(".") } else { near })?;
-    let (inode, committed) = with_client(&target, async |client| {
+    let (inode, committed) = with_client(&target, &args.keys, async |client| {
         Ok((archive::inode(&client, ino).await?, archive::committed_seq(&client)))
     })?;
     let fields = fields(ino, &inode, committed.0);
@@ -98,7 +98,7 @@ fn fields(ino: Ino, inode: &Inode, committed_seq: u64) -> serde_json::Map<String
 
 pub fn ino_path(args: &InoPath) -> Result<()> {
     let ino = Ino(args.ino);
-    let paths = with_client(&Target::parse_or_mounted(&args.on)?, async |client| {
+    let paths = with_client(&Target::parse_or_mounted(&args.on)?, &args.keys, async |client| {
         archive::inode(&client, ino).await?;
         Ok(archive::ino_paths(&client, ino).await?)
     })?;
@@ -114,7 +114,7 @@ pub fn ino_path(args: &InoPath) -> Result<()> {
 }
 
 pub fn df(args: &On) -> Result<()> {
-    let s = with_client(&Target::parse_or_mounted(&args.on)?, async |client| Ok(client.statfs().await?))?;
+    let s = with_client(&Target::parse_or_mounted(&args.on)?, &args.keys, async |client| Ok(client.statfs().await?))?;
     let bytes = |blocks: u64| blocks * BLOCK_SIZE as u64;
     if args.json {
         println!(
@@ -135,7 +135,8 @@ pub fn df(args: &On) -> Result<()> {
 }
 
 pub fn status(args: &On) -> Result<()> {
-    let text = with_client(&Target::parse_or_mounted(&args.on)?, async |client| Ok(client.status().await?))?;
+    let text =
+        with_client(&Target::parse_or_mounted(&args.on)?, &args.keys, async |client| Ok(client.status().await?))?;
     if args.json {
         println!("{text}");
         return Ok(());

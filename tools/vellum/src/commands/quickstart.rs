@@ -14,7 +14,7 @@ use vellum_bench::tree::{self, Census};
 use vellum_format::IndexKind;
 use vellum_rt::net::Endpoint;
 
-use crate::cli::Quickstart;
+use crate::cli::{KeyArgs, Quickstart};
 use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
 use crate::library::Library;
@@ -38,7 +38,7 @@ impl Lab {
     }
 
     fn target(&self) -> Target {
-        Target::Served(self.endpoint())
+        Target::Served(vec![self.endpoint()])
     }
 
     fn start(&mut self) -> Result<Duration> {
@@ -219,7 +219,7 @@ fn aside<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 
 fn committed(lab: &Lab) -> Result<u64> {
     let target = lab.target();
-    aside(|| with_client(&target, async |client| Ok(archive::committed_seq(&client).0)))
+    aside(|| with_client(&target, &KeyArgs::default(), async |client| Ok(archive::committed_seq(&client).0)))
 }
 
 /// What changed after the sequence `after`, with paths.
@@ -227,7 +227,7 @@ fn walk(lab: &Lab, after: u64, outcome: &mut Outcome) -> Result<()> {
     let start = Instant::now();
     let target = lab.target();
     outcome.changed = aside(|| {
-        with_client(&target, async |client| {
+        with_client(&target, &KeyArgs::default(), async |client| {
             let mut walk = archive::Walk::new(client.clone(), IndexKind::MetaSeq, (after + 1, Ino::NONE), u64::MAX);
             let mut changed = Vec::new();
             loop {

@@ -1,32 +1,135 @@
-//! serve: the engine alone, until SIGTERM or SIGINT.
+//! serve: the engine alone, or as a member of a cluster, until SIGTERM or SIGINT.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use vellum_base::Slot;
+use vellum_nvme::OpenMode;
+use vellum_proto::QuorumTimers;
 use vellum_rt::net::Endpoint;
+use vellum_server::cluster::{FenceWith, Fencer, HostFencer, MemberNode, MemberOptions, MemberProgress, ScriptFencer};
+use vellum_server::{Limits, NodeError, NodeOptions};
 
 use crate::cli::Serve;
 use crate::engine;
-use crate::exit::{Exit, WithExit};
+use crate::exit::{Coded, Exit, WithExit};
+
+/// How often a member looks for a signal while nothing happens in the quorum.
+const LOOK: Duration = Duration::from_millis(100);
+/// A member that was told to leave has so long; then it ends as in a crash, and is fenced by its successor.
+const LEAVE_WITHIN: Duration = Duration::from_secs(15);
+
+/// What became of a member, a line each. It serves on when nobody reads that any more.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
 
 pub fn serve(args: &Serve) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).context("cannot wait for signals")?;
     let mut listen = engine::parse_listen(&args.listen)?;
+    if let Some(slot) = args.slot {
+        return member(args, Slot(slot), listen, signals);
+    }
     if listen.is_empty() {
         listen.push(Endpoint::Unix(engine::own_socket()?));
     }
-    let node = engine::start(&args.device, args.engine.options(listen))?;
+    let options = NodeOptions { keys: args.keys.load()?, ..args.engine.options(listen) };
+    let node = engine::start(&args.device, options)?;
     for endpoint in &node.up().endpoints {
-        println!("serving {} at {endpoint}: {}", args.device, engine::describe(&node));
+        println!("serving {} at {endpoint}: {}", args.device, engine::describe(node.up()));
     }
     let sockets: Vec<_> = node.up().endpoints.clone();
     signals.forever().next();
     tracing::info!("stopping");
     let stopped = node.shutdown().context("the engine did not stop cleanly").exit(Exit::Device);
-    for endpoint in sockets {
+    remove_sockets(&sockets);
+    stopped
+}
+
+fn remove_sockets(endpoints: &[Endpoint]) {
+    for endpoint in endpoints {
         if let Endpoint::Unix(path) = endpoint {
             let _ = std::fs::remove_file(path); // the next start removes it too
         }
     }
-    stopped
+}
+
+fn fencer(args: &Serve, device: &Arc<dyn vellum_nvme::Device>, slot: Slot) -> Result<Arc<dyn Fencer>> {
+    let mut fencers: Vec<Arc<dyn Fencer>> = Vec::new();
+    for text in &args.fence {
+        match text.split_once(':') {
+            None if text == "host" => fencers.push(Arc::new(HostFencer::new(device.clone(), slot))),
+            Some(("script", path)) if std::path::Path::new(path).is_file() => {
+                fencers.push(Arc::new(ScriptFencer::new(path)));
+            }
+            Some(("script", path)) => {
+                return Err(anyhow::anyhow!("--fence: there is no script {path:?}")).exit(Exit::Usage);
+            }
+            _ => return Err(anyhow::anyhow!("--fence {text}: use host or script:PATH")).exit(Exit::Usage),
+        }
+    }
+    Ok(Arc::new(FenceWith(fencers)))
+}
+
+fn code_of(error: &NodeError) -> Exit {
+    match error {
+        NodeError::Listen { .. } => Exit::Endpoint,
+        NodeError::Options(_) | NodeError::Member(_) => Exit::Usage,
+        _ => Exit::Device,
+    }
+}
+
+fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals) -> Result<()> {
+    engine::remove_stale_sockets(&listen);
+    engine::raise_descriptor_limit(&Limits::default());
+    let mode = OpenMode { slot: Some(slot.0), ..OpenMode::default() };
+    let device = vellum_nvme::open(&args.device, mode).with_context(|| format!("slot {slot}")).exit(Exit::Device)?;
+    let mut options =
+        MemberOptions::new(slot, NodeOptions { keys: args.keys.load()?, ..args.engine.options(listen.clone()) });
+    options.timers = QuorumTimers::with_heartbeat_timeout(Duration::from_millis(args.heartbeat_timeout));
+    options.fencer = fencer(args, &device, slot)?;
+    let failed = |error: NodeError| {
+        let code = code_of(&error);
+        let error = anyhow::Error::new(error).context(format!("cannot serve {} in slot {slot}", args.device));
+        anyhow::Error::from(Coded { code, error })
+    };
+    let node = MemberNode::start(device, options).map_err(failed)?;
+    let mut leaving: Option<Instant> = None;
+    let ended = loop {
+        match node.next(LOOK) {
+            Some(MemberProgress::Following { term }) => {
+                say!("slot {slot} of {}: follows, term {term}", args.device)
+            }
+            Some(MemberProgress::Leading(up)) => {
+                say!("slot {slot} of {}: leads, {}", args.device, engine::describe(&up));
+                up.endpoints.iter().for_each(|endpoint| say!("serving {} at {endpoint}", args.device));
+                engine::tell_repaired(&args.device, &up);
+            }
+            Some(MemberProgress::EngineFailed { term, error }) => {
+                say!("slot {slot} of {}: resigns in term {term}: {error}", args.device);
+            }
+            Some(MemberProgress::Ended(ended)) => break ended,
+            None => {}
+        }
+        if signals.pending().next().is_some() {
+            tracing::info!(%slot, "leaving");
+            node.leave();
+            leaving.get_or_insert_with(Instant::now);
+        }
+        if leaving.is_some_and(|since| since.elapsed() > LEAVE_WITHIN) {
+            break Err(NodeError::Member(format!("it could not leave within {LEAVE_WITHIN:?}")));
+        }
+    };
+    remove_sockets(&listen);
+    match ended {
+        Ok(()) => node.join().map_err(failed),
+        // Its reactors may wait for a device that never answers: the process's end ends them.
+        Err(error) => Err(failed(error)),
+    }
 }

@@ -17,7 +17,7 @@ use crate::session::connect_options;
 
 fn served(text: &str) -> Result<Address> {
     match Target::parse(text)? {
-        Target::Served(endpoint) => Ok(Address::Net(endpoint)),
+        Target::Served(endpoints) => Ok(Address::from(endpoints)),
         Target::Embedded(_) => {
             Err(anyhow::anyhow!("{text}: an engine that serves is needed: unix:PATH or tcp:ADDR:PORT"))
                 .exit(Exit::Usage)
@@ -31,7 +31,8 @@ pub fn compact_worker(args: &CompactWorker) -> Result<()> {
     let address = served(&args.on)?;
     // Shared with the engine, which must have opened it so.
     let device = vellum_nvme::open(&args.device, OpenMode::default()).exit(Exit::Device)?;
-    let options = WorkerOptions { slot: args.slot, jobs: args.jobs, ..WorkerOptions::default() };
+    let keys = args.keys.load()?;
+    let options = WorkerOptions { slot: args.slot, jobs: args.jobs, keys, ..WorkerOptions::default() };
     let (stop, stopped) = channel::bounded(1);
     std::thread::spawn(move || {
         signals.forever().next();
@@ -47,9 +48,10 @@ pub fn compact_worker(args: &CompactWorker) -> Result<()> {
 
 pub fn compact(args: &Compact) -> Result<()> {
     let address = served(&args.on)?;
+    let connect = connect_options(args.keys.load()?);
     native::block_on(async {
         let identity = Identity { rid: Rid(vellum_rt::random_u64()), fsid: None };
-        let connection = Connection::open(address, identity, connect_options())
+        let connection = Connection::open(address, identity, connect)
             .await
             .with_context(|| format!("cannot reach {}", args.on))
             .exit(Exit::Endpoint)?;

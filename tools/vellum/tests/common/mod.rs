@@ -1,6 +1,8 @@
 //! A lab for tests of the real binary: an image, a served engine, mounts; everything it started ends with it, by pid.
 #![allow(dead_code)] // each test binary uses its own part of it
 
+pub mod cluster;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};

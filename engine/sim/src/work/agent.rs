@@ -7,12 +7,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::{Ino, Rid};
-use vellum_client::{Address, Client, ClientError, ClientOptions, ConnectOptions};
+use vellum_client::{Client, ClientError, ClientOptions, ConnectOptions};
 use vellum_format::IndexKind;
 use vellum_rt::{random_u64, sleep};
 
-use crate::client::Shared;
-use crate::server::endpoint;
+use super::Shared;
 
 const PAGE_ENTRIES: usize = 7;
 const PAUSE: Duration = Duration::from_millis(30);
@@ -24,7 +23,7 @@ pub struct Agent {
     /// It was told that there are no others up to here.
     through: Cell<u64>,
     /// Clients to wait for before the last walk.
-    pub clients: Cell<u64>,
+    pub clients: Cell<usize>,
     pub finished: Cell<bool>,
 }
 
@@ -37,18 +36,23 @@ impl Agent {
                 Ok(()) => self.finished.set(true),
                 Err(ClientError::Fenced { .. }) => {}
                 Err(_) if shared.device_failed.get() => {}
-                Err(error) => shared.history.borrow_mut().violate(format!("the agent: {error}")),
+                Err(error) => shared.history.borrow_mut().violate("R", format!("the agent: {error}")),
             }
             sleep(PAUSE).await;
         }
     }
 
     async fn one_life(&self, shared: &Rc<Shared>, rid: Rid) -> Result<(), ClientError> {
-        let link = ConnectOptions { timers: shared.timers, open_within: None, ..ConnectOptions::default() };
+        let link = ConnectOptions {
+            timers: shared.timers,
+            open_within: None,
+            insecure_network: true,
+            ..ConnectOptions::default()
+        };
         let options = ClientOptions { rid: Some(rid), spare_groups: 0, ..ClientOptions::default() };
-        let client = Client::connect(Address::Net(endpoint()), None, link, options).await?;
+        let client = Client::connect(shared.address(), None, link, options).await?;
         loop {
-            let is_last = shared.stop.get() && shared.finished.get() == self.clients.get();
+            let is_last = shared.stop.get() && shared.unfinished(self.clients.get()).is_empty();
             self.walk(&client).await?;
             if is_last {
                 return client.farewell().await;

@@ -3,7 +3,7 @@
 //!
 //! Everything it reads and writes is told to the [`History`] at the moment at which the client library answers.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,58 +11,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use vellum_base::prng::Prng;
 use vellum_base::{BLOCK_SIZE, DmaBuf, Ino, Key, KeyRange, Rid, crc32c};
-use vellum_client::{Address, Client, ClientError, ClientOptions, ConnectOptions, LockGuard, LockMode, LockName};
+use vellum_client::{Client, ClientError, ClientOptions, ConnectOptions, LockGuard, LockMode, LockName};
 use vellum_format::{Extent, ExtentHeader, Inode, ItemKind};
-use vellum_proto::Timers;
 use vellum_rt::{random_u64, sleep};
 use vellum_wire::ErrorCode;
 
-use crate::file::{self, File};
-use crate::history::History;
-use crate::server::endpoint;
+use super::Shared;
+use super::file::{self, File};
 
 /// Pause before a client that is gone is replaced.
 const REPLACE: Duration = Duration::from_millis(50);
 const PAGE_ITEMS: usize = 64;
 const MAX_FILE_BLOCKS: u64 = 12;
 const MAX_FILES: usize = 200;
-
-/// What all clients of one run share.
-pub struct Shared {
-    pub history: RefCell<History>,
-    pub files: RefCell<Vec<Ino>>,
-    /// The device has failed: errors are no surprise.
-    pub device_failed: Cell<bool>,
-    /// How often it did: who lived then may hear of it later.
-    pub device_failures: Cell<u64>,
-    /// No new work.
-    pub stop: Cell<bool>,
-    pub finished: Cell<u64>,
-    pub timers: Timers,
-    /// Rounds that end with a pause: one in so many.
-    pub pause_one_in: u64,
-}
-
-impl Shared {
-    /// Groups in several buckets, with a few files each; far above those that the engine gives out.
-    pub fn new(timers: Timers, groups: u64, pause_one_in: u64) -> Rc<Shared> {
-        let mut files = Vec::new();
-        for group in 0..groups {
-            let first = ((group * 255 / groups.max(2)) << 56) | (1 << 30);
-            files.extend((1..=4).map(|n| Ino(first | n)));
-        }
-        Rc::new(Shared {
-            history: RefCell::default(),
-            files: RefCell::new(files),
-            device_failed: Cell::new(false),
-            device_failures: Cell::new(0),
-            stop: Cell::new(false),
-            finished: Cell::new(0),
-            timers,
-            pause_one_in,
-        })
-    }
-}
 
 /// Why a client's life ended.
 enum End {
@@ -85,12 +46,9 @@ impl From<ClientError> for End {
 }
 
 /// A client's task for the whole run.
-pub async fn live(shared: Rc<Shared>, name: String) {
-    let mut life = 0;
+pub async fn live(shared: Rc<Shared>, index: usize) {
     while !shared.stop.get() {
-        life += 1;
-        let rid = Rid(random_u64());
-        let name = format!("{name}.{life} ({rid})");
+        let (rid, name) = shared.begin_life(index);
         shared.history.borrow_mut().begin(rid, name.clone());
         let failures = shared.device_failures.get();
         let ended = one_life(&shared, rid).await;
@@ -101,17 +59,22 @@ pub async fn live(shared: Rc<Shared>, name: String) {
             Err(End::Device(_)) if device_failed => shared.history.borrow_mut().dead(rid),
             Err(End::Wrong(what) | End::Device(what)) => {
                 shared.history.borrow_mut().dead(rid);
-                shared.history.borrow_mut().violate(format!("{name}: {what}"));
+                shared.history.borrow_mut().violate("end", format!("{name}: {what}"));
             }
         }
         sleep(REPLACE).await;
     }
-    shared.finished.set(shared.finished.get() + 1);
+    shared.finish(index);
 }
 
 async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {
     let mut prng = Prng::new(random_u64());
-    let link = ConnectOptions { timers: shared.timers, open_within: None, ..ConnectOptions::default() };
+    let link = ConnectOptions {
+        timers: shared.timers,
+        open_within: None,
+        insecure_network: true,
+        ..ConnectOptions::default()
+    };
     // Small bounds are reached.
     let options = ClientOptions {
         rid: Some(rid),
@@ -122,7 +85,7 @@ async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {
         max_retained_batches: 8,
         ..ClientOptions::default()
     };
-    let client = Client::connect(Address::Net(endpoint()), None, link, options).await?;
+    let client = Client::connect(shared.address(), None, link, options).await?;
     let worker = Worker { client: client.clone(), shared: shared.clone(), rid, last_batch: Cell::new(0) };
     let ended = worker.work(&mut prng).await;
     match ended {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vellum_base::{Ino, KeyRange, Rid, View};
+use vellum_base::{Ino, KeyRange, Rid, View, mutant, probe};
 use vellum_format::Inode;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Image, Queue};
@@ -13,8 +13,8 @@ use vellum_rt::sim::{SimConfig, World};
 use vellum_rt::{PollerHandle, add_poller};
 use vellum_store::{CheckOptions, Everyone, OpenOptions, Store, StoreError, check, open};
 
-use crate::file::decode_all;
-use crate::history::Survived;
+use super::history::Survived;
+use crate::work::file::decode_all;
 
 /// Virtual time that a recovery may take.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -26,7 +26,17 @@ fn queue(device: &Arc<dyn Device>) -> Result<(Rc<dyn Queue>, PollerHandle), Stor
 }
 
 /// Recovers a copy of the device, and reads what is there. It must be clean, data included.
+///
+/// It is done by honest code, and unheard by the checkers.
 pub fn inspect(image: &Image, options: &OpenOptions, seed: u64) -> Result<Survived, String> {
+    let _unheard = probe::listen(|_| {});
+    let bug = mutant::replace(None);
+    let found = recover_and_read(image, options, seed);
+    mutant::replace(bug);
+    found
+}
+
+fn recover_and_read(image: &Image, options: &OpenOptions, seed: u64) -> Result<Survived, String> {
     let mut world = World::new(seed, SimConfig::default());
     let node = world.add_node();
     let on = world.add_reactor(node);

@@ -9,39 +9,30 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use vellum_base::Ino;
 use vellum_base::prng::Prng;
-use vellum_base::{Ino, Rid};
-use vellum_client::{Address, Client, ClientError, ClientOptions, ConnectOptions};
 use vellum_rt::{random_u64, sleep};
-use vellum_vfs::{Caller, OpenFlags, RenameMode, SetAttr, Vfs, VfsError, VfsOptions};
+use vellum_vfs::{OpenFlags, RenameMode, SetAttr, Vfs, VfsError};
 
-use crate::client::Shared;
-use crate::server::endpoint;
+use super::mount::{CALLER, End, Mount, READ_WRITE, tolerate};
+use super::{REPLACE, Shared};
 
-const REPLACE: Duration = Duration::from_millis(50);
-const CALLER: Caller = Caller { uid: 1, gid: 1, pid: 1, umask: 0 };
 const MAX_WRITE: u64 = 40_000;
 const OWN_FILES: u64 = 6;
 const SHARED_NAMES: u64 = 12;
-const READ_WRITE: OpenFlags =
-    OpenFlags { read: true, write: true, append: false, truncate: false, exclusive: false, sync: false };
-
 #[derive(Clone, Default)]
 struct Content {
     bytes: Vec<u8>,
     /// Nothing was changed since the last fsync that was answered.
     durable: bool,
+    /// Failures of the device before it was written: what is not durable by the next one may be lost.
+    failures: u64,
 }
 
 /// Files of the gateway's own directory. They outlive the gateway's lives.
 #[derive(Clone, Default)]
 pub struct Own {
     files: Rc<std::cell::RefCell<BTreeMap<Vec<u8>, Content>>>,
-}
-
-enum End {
-    Lost,
-    Wrong(String),
 }
 
 struct Gateway {
@@ -52,74 +43,28 @@ struct Gateway {
 }
 
 /// A gateway's task for the whole run.
-pub async fn live(shared: Rc<Shared>, index: u64, own: Own) {
+pub async fn live(shared: Rc<Shared>, index: usize, own: Own) {
     while !shared.stop.get() {
         // What was not durable in the life before may have any content now.
         own.files.borrow_mut().retain(|_, content| content.durable);
         if let Err(End::Wrong(what)) = one_life(&shared, index, &own).await {
-            shared.history.borrow_mut().violate(format!("gateway {index}: {what}"));
+            shared.history.borrow_mut().violate("end", format!("gateway {index}: {what}"));
         }
         sleep(REPLACE).await;
     }
-    shared.finished.set(shared.finished.get() + 1);
+    shared.finish(index);
 }
 
-async fn one_life(shared: &Rc<Shared>, index: u64, own: &Own) -> Result<(), End> {
+async fn one_life(shared: &Rc<Shared>, index: usize, own: &Own) -> Result<(), End> {
     let mut prng = Prng::new(random_u64());
-    let failures = shared.device_failures.get();
-    let link = ConnectOptions { timers: shared.timers, open_within: None, ..ConnectOptions::default() };
-    let options = ClientOptions {
-        rid: Some(Rid(random_u64())),
-        cache_bytes: 8 << 10 << prng.below(8),
-        max_idle_locks: 2 + prng.below(20) as usize,
-        batch_ops: 128,
-        max_retained_batches: 8,
-        ..ClientOptions::default()
-    };
-    let client = match Client::connect(Address::Net(endpoint()), None, link, options).await {
-        Ok(client) => client,
-        Err(_) if shared.device_failed.get() => return Err(End::Lost),
-        Err(error) => return Err(End::Wrong(error.to_string())),
-    };
-    let options = VfsOptions {
-        max_dirty_bytes: 16 << 10 << prng.below(6),
-        dirty_age: Duration::from_millis(1 + prng.below(200)),
-        orphan_scan: Duration::from_millis(500),
-        ..VfsOptions::default()
-    };
-    let vfs = Vfs::new(client.clone(), options);
-    let mut gateway = Gateway { vfs, shared: shared.clone(), own: own.clone(), home: Ino::NONE };
-    let mut worked = gateway.work(&mut prng, index).await;
-    if worked.is_ok() {
-        worked = gateway.vfs.shutdown().await;
-    }
-    let ended = match worked {
-        Ok(()) => client.farewell().await.map_err(|e| e.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    let Err(what) = ended else { return Ok(()) };
-    // Why it failed is the client's to say; a call may fail a moment before the client knows.
-    sleep(REPLACE).await;
-    let fenced = matches!(client.sync().await, Err(ClientError::Fenced { .. }));
-    client.abort();
-    let device_failed = shared.device_failed.get() || shared.device_failures.get() != failures;
-    Err(if fenced || device_failed { End::Lost } else { End::Wrong(what) })
-}
-
-/// Errors that other gateways' work explains.
-fn tolerate<T>(result: Result<T, VfsError>) -> Result<Option<T>, VfsError> {
-    use VfsError as E;
-    const FINE: &[VfsError] =
-        &[E::NOENT, E::EXIST, E::NOTEMPTY, E::ISDIR, E::NOTDIR, E::STALE, E::INVAL, E::LOOP, E::MLINK, E::PERM];
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) if FINE.contains(&error) => Ok(None),
-        Err(error) => Err(error),
-    }
+    let mount = Mount::new(shared, index, &mut prng).await?;
+    let mut gateway = Gateway { vfs: mount.vfs.clone(), shared: shared.clone(), own: own.clone(), home: Ino::NONE };
+    let worked = gateway.work(&mut prng, index).await;
+    mount.end(worked).await
 }
 
 impl Gateway {
-    async fn work(&mut self, prng: &mut Prng, index: u64) -> Result<(), VfsError> {
+    async fn work(&mut self, prng: &mut Prng, index: usize) -> Result<(), VfsError> {
         self.vfs.make_root(CALLER).await?;
         let home = format!("gateway {index}");
         tolerate(self.vfs.mkdir(CALLER, Ino::ROOT, home.as_bytes(), 0o755).await)?;
@@ -150,8 +95,14 @@ impl Gateway {
         Ok(())
     }
 
+    /// A device that failed may have taken along what was not durable: the kernel's way, an error at the next fsync.
+    fn counts(&self, content: &Content) -> bool {
+        content.durable || content.failures == self.shared.device_failures.get()
+    }
+
     async fn change_own(&self, name: &[u8], prng: &mut Prng) -> Result<(), VfsError> {
-        let before = self.own.files.borrow_mut().remove(name);
+        let before = self.own.files.borrow_mut().remove(name).filter(|content| self.counts(content));
+        let failures = self.shared.device_failures.get();
         let truncate = before.is_none() || prng.one_in(8);
         let mut bytes = before.filter(|_| !truncate).unwrap_or_default().bytes;
         let flags = OpenFlags { truncate, ..READ_WRITE };
@@ -176,13 +127,19 @@ impl Gateway {
             self.vfs.fsync(handle).await?;
         }
         self.vfs.release(handle).await?;
-        self.own.files.borrow_mut().insert(name.to_vec(), Content { bytes, durable });
+        self.own.files.borrow_mut().insert(name.to_vec(), Content { bytes, durable, failures });
         Ok(())
     }
 
     async fn verify(&self, name: &[u8]) -> Result<(), VfsError> {
         let Some(expected) = self.own.files.borrow().get(name).cloned() else { return Ok(()) };
+        if !self.counts(&expected) {
+            return Ok(());
+        }
         let found = self.read(name).await;
+        if !self.counts(&expected) {
+            return Ok(());
+        }
         if found.as_ref() == Ok(&expected.bytes) {
             return Ok(());
         }
@@ -196,7 +153,10 @@ impl Gateway {
             }
         };
         let home = self.home;
-        self.shared.history.borrow_mut().violate(format!("{name} in {home}, durable {}: {what}", expected.durable));
+        self.shared
+            .history
+            .borrow_mut()
+            .violate("P1", format!("{name} in {home}, durable {}: {what}", expected.durable));
         Ok(())
     }
 

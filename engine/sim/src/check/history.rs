@@ -4,12 +4,15 @@
 //! whose batches may be lost (it died, or was fenced) loses a suffix of them: `certain` and `lost_from` bound that suffix
 //! and every observation narrows them; a contradiction is a violation.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use vellum_base::{Ino, Rid};
 use vellum_wire::{LockMode, LockName};
 
-use crate::file::File;
+use super::Violation;
+use crate::work::file::File;
 
 struct Version {
     rid: Rid,
@@ -37,7 +40,8 @@ pub struct History {
     using: Vec<(u64, Rid, LockName, LockMode)>,
     next_use: u64,
     next_stamp: u64,
-    violations: Vec<String>,
+    violations: Vec<Violation>,
+    failed: Rc<Cell<bool>>,
     pub txns: u64,
     pub reads: u64,
     pub syncs: u64,
@@ -53,12 +57,18 @@ pub struct Survived {
 }
 
 impl History {
-    pub fn violations(&self) -> &[String] {
+    /// `failed` is set as soon as anything is violated.
+    pub fn new(failed: Rc<Cell<bool>>) -> History {
+        History { failed, ..History::default() }
+    }
+
+    pub fn violations(&self) -> &[Violation] {
         &self.violations
     }
 
-    pub fn violate(&mut self, what: String) {
-        self.violations.push(what);
+    pub fn violate(&mut self, invariant: &'static str, what: String) {
+        self.violations.push(Violation { invariant, what });
+        self.failed.set(true);
     }
 
     pub fn stamp(&mut self) -> u64 {
@@ -114,8 +124,8 @@ impl History {
         writer.certain = writer.certain.max(batch);
         if writer.certain >= writer.lost_from {
             let Writer { name, lost_from, lost_because, .. } = &*writer;
-            self.violations
-                .push(format!("{name}: batch {batch} is durable ({because}), and {lost_from} is not ({lost_because})"));
+            let what = format!("{name}: batch {batch} is durable ({because}), and {lost_from} is not ({lost_because})");
+            self.violate("P1", what);
         }
     }
 
@@ -127,7 +137,7 @@ impl History {
         }
         if batch <= writer.certain {
             let text = format!("{}: batch {batch} is lost ({}), and was certain", writer.name, because());
-            self.violations.push(text);
+            self.violate("P1", text);
         }
     }
 
@@ -162,14 +172,14 @@ impl History {
                 let name = writer.map_or("?", |w| &w.name);
                 let (batch, file) = (version.batch, &version.file);
                 let text = format!("{what}: found {found:?}, expected batch {batch} of {name}: {file:?}");
-                self.violations.push(text);
+                self.violate(if by.is_some() { "P4" } else { "P1" }, text);
                 over = true;
                 break;
             }
             self.is_lost(version.rid, version.batch, || format!("{what}: found {found:?}"));
         }
         if !over && found.is_some() {
-            self.violations.push(format!("{what}: found {found:?}, which nobody wrote"));
+            self.violate("P2", format!("{what}: found {found:?}, which nobody wrote"));
         }
         if !versions.is_empty() {
             self.files.insert(ino, versions);
@@ -178,17 +188,20 @@ impl History {
 
     /// A state that a crash left.
     pub fn survived(&mut self, state: &Survived, what: &str) {
+        let mut found = Vec::new();
         for (rid, last) in &state.last_batch {
             let Some(writer) = self.writers.get(rid) else { continue };
             let Writer { name, certain, lost_from, lost_because, .. } = writer;
             if last < certain {
-                self.violations.push(format!("{what}: {name}: batch {certain} was durable, and {last} is the last"));
+                let text = format!("{what}: {name}: batch {certain} was durable, and {last} is the last");
+                found.push(("P1", text));
             }
             if last >= lost_from {
                 let text = format!("{what}: {name}: batch {last} is there, and {lost_from} was lost ({lost_because})");
-                self.violations.push(text);
+                found.push(("P1", text));
             }
         }
+        found.into_iter().for_each(|(invariant, text)| self.violate(invariant, text));
         let inos: BTreeSet<Ino> = self.files.keys().chain(state.files.keys()).copied().collect();
         for ino in inos {
             self.find(ino, state.files.get(&ino), None, &state.last_batch, &format!("{what}: {ino}"));
@@ -219,14 +232,16 @@ impl History {
 
     /// When all work is done: whoever lost something must have been told.
     pub fn end(&mut self) {
+        let mut found = Vec::new();
         for writer in self.writers.values().filter(|w| !w.is_dead) {
             let Writer { name, lost_from, lost_because, must_be_dead, .. } = writer;
             if *lost_from != u64::MAX {
-                self.violations.push(format!("{name} lives, and its batch {lost_from} was lost: {lost_because}"));
+                found.push(("P1", format!("{name} lives, and its batch {lost_from} was lost: {lost_because}")));
             }
             if let Some(why) = must_be_dead {
-                self.violations.push(format!("{name} lives, and used a lock that was not its own: {why}"));
+                found.push(("L1", format!("{name} lives, and used a lock that was not its own: {why}")));
             }
         }
+        found.into_iter().for_each(|(invariant, text)| self.violate(invariant, text));
     }
 }

@@ -1,0 +1,53 @@
+//! From the engine's reactors to the agent: may this be acknowledged, and what is the quorum's state?
+
+use std::fmt;
+
+use serde_json::Value;
+use vellum_rt::channel::{Sender, bounded};
+use vellum_store::{Deposed, Gate, GateFuture};
+
+/// Questions that wait for the agent at most; who asks then waits for room.
+pub(super) const QUESTIONS: usize = 256;
+
+pub(super) enum Question {
+    /// Answered when a heartbeat round that is begun now was answered by a majority in this term.
+    Leads {
+        answer: Sender<Result<(), Deposed>>,
+    },
+    Status {
+        answer: Sender<Value>,
+    },
+}
+
+/// A way to the agent from any reactor of the process.
+#[derive(Clone)]
+pub struct AgentHandle {
+    pub(super) questions: Sender<Question>,
+}
+
+impl fmt::Debug for AgentHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("AgentHandle")
+    }
+}
+
+impl AgentHandle {
+    /// The quorum as this member sees it; none when the agent is gone.
+    pub async fn status(&self) -> Option<Value> {
+        let (answer, mut answered) = bounded(1);
+        self.questions.send(Question::Status { answer }).await.ok()?;
+        answered.recv().await
+    }
+}
+
+impl Gate for AgentHandle {
+    fn confirm(&self) -> GateFuture {
+        let questions = self.questions.clone();
+        Box::pin(async move {
+            let gone = || Deposed("its quorum agent has ended".into());
+            let (answer, mut answered) = bounded(1);
+            questions.send(Question::Leads { answer }).await.map_err(|_| gone())?;
+            answered.recv().await.unwrap_or_else(|| Err(gone()))
+        })
+    }
+}

@@ -1,0 +1,39 @@
+//! What a member is started with.
+
+use std::fmt;
+use std::sync::Arc;
+
+use vellum_base::Slot;
+use vellum_proto::quorum::QuorumTimers;
+
+use super::fencer::{FenceWith, Fencer};
+use crate::options::NodeOptions;
+
+#[derive(Clone)]
+pub struct MemberOptions {
+    pub slot: Slot,
+    /// Of the engine, while this member leads. It listens on the slot's address, and on `listen` besides. With `keys` the
+    /// quorum's datagrams carry a tag of the installation's secret.
+    pub node: NodeOptions,
+    pub timers: QuorumTimers,
+    pub fencer: Arc<dyn Fencer>,
+}
+
+impl MemberOptions {
+    /// With the default timers and without a fencer: it never succeeds a leader that did not stop by itself.
+    pub fn new(slot: Slot, node: NodeOptions) -> MemberOptions {
+        let fencer = Arc::new(FenceWith(Vec::new()));
+        MemberOptions { slot, node, timers: QuorumTimers::DEFAULT, fencer }
+    }
+}
+
+impl fmt::Debug for MemberOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemberOptions")
+            .field("slot", &self.slot)
+            .field("node", &self.node)
+            .field("timers", &self.timers)
+            .field("fencer", &self.fencer)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,386 @@
+//! Three members on one device in the simulated world: who leads, who takes over, what the clients see. The whole cluster
+//! with its checkers is `engine/sim`'s; here are the stories of the member itself.
+
+mod fake;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fake::TestClient;
+use vellum_base::{Ino, ItemOp, Slot, View};
+use vellum_format::Inode;
+use vellum_link::Address;
+use vellum_nvme::Image;
+use vellum_nvme::fault::{Fault, FaultConfig, FaultDevice, On, ProcessId, Rule};
+use vellum_proto::Timers;
+use vellum_rt::net::Endpoint;
+use vellum_rt::sim::{NodeId, SimConfig, World};
+use vellum_rt::{Class, add_poller};
+use vellum_server::NodeOptions;
+use vellum_server::cluster::{FenceFuture, FenceOrder, Fencer, Member, MemberOptions, MemberProgress, MemberStop};
+use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_wire::{LockMode, LockName, Request, Response};
+
+const SLOTS: usize = 3;
+
+fn address(slot: usize) -> std::net::SocketAddr {
+    ([10, 0, 0, 1 + slot as u8], 7400).into()
+}
+
+/// Slots to be killed, by order of a fencer; the world does it between two steps.
+#[derive(Default, Debug)]
+struct Fences {
+    wanted: Vec<FenceOrder>,
+    /// Slots whose member was killed by a fencer and not started again.
+    done: Vec<Slot>,
+    /// Slots whose earlier runs are fenced.
+    earlier: Vec<Slot>,
+}
+
+#[derive(Clone, Default, Debug)]
+struct SimFencer(Arc<Mutex<Fences>>);
+
+impl Fencer for SimFencer {
+    fn fence(&self, order: FenceOrder) -> FenceFuture {
+        let fences = self.0.clone();
+        fences.lock().unwrap().wanted.push(order);
+        Box::pin(async move {
+            loop {
+                let done = {
+                    let fences = fences.lock().unwrap();
+                    let of_kind = if order.by == order.slot() { &fences.earlier } else { &fences.done };
+                    of_kind.contains(&order.slot())
+                };
+                if done {
+                    return Ok(());
+                }
+                vellum_rt::sleep(Duration::from_millis(1)).await;
+            }
+        })
+    }
+}
+
+struct Run {
+    node: NodeId,
+    process: ProcessId,
+    earlier: Vec<ProcessId>,
+    stop: Option<MemberStop>,
+    steps: Arc<Mutex<Vec<MemberProgress>>>,
+    alive: bool,
+}
+
+struct Cluster {
+    world: World,
+    device: FaultDevice,
+    fencer: SimFencer,
+    members: Vec<Run>,
+    processes: u64,
+}
+
+impl Cluster {
+    fn new(seed: u64, config: SimConfig, slots: usize) -> Cluster {
+        let mut world = World::new(seed, config);
+        let hook: vellum_nvme::fault::DelayHook = Arc::new(vellum_rt::wake_after);
+        let config = FaultConfig { hook: Some(hook), ..FaultConfig::default() };
+        let device = FaultDevice::new(Image::zeroed(96 << 20), seed, config);
+        let node = world.add_node();
+        let on = world.add_reactor(node);
+        let target = device.as_device();
+        let made = world.block_on(on, Duration::from_secs(60), async move {
+            let queue = target.open_queue(32).unwrap();
+            let polled = queue.clone();
+            let _poller = add_poller("mkfs", move || polled.process_completions());
+            let slots = (0..slots).map(|slot| address(slot).to_string()).collect();
+            mkfs(&target, &queue, MkfsOptions { slots, ..MkfsOptions::default() }).await
+        });
+        made.expect("mkfs ends").unwrap();
+        world.kill_node(node);
+        let mut cluster = Cluster { world, device, fencer: SimFencer::default(), members: Vec::new(), processes: 1 };
+        for slot in 0..slots {
+            let node = cluster.world.add_node();
+            cluster.members.push(Run {
+                node,
+                process: ProcessId(0),
+                earlier: Vec::new(),
+                stop: None,
+                steps: Arc::default(),
+                alive: false,
+            });
+            cluster.start(slot);
+        }
+        cluster
+    }
+
+    fn start(&mut self, slot: usize) {
+        self.processes += 1;
+        let process = ProcessId(self.processes);
+        let timers = Timers::DEFAULT;
+        let store = OpenOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20, ..OpenOptions::default() };
+        let node =
+            NodeOptions { insecure_network: true, cores: vec![None; 2], timers, store, ..NodeOptions::default() };
+        let mut options = MemberOptions::new(Slot(slot as u8), node);
+        options.fencer = Arc::new(self.fencer.clone());
+        let run = &mut self.members[slot];
+        run.steps = Arc::default();
+        let steps = run.steps.clone();
+        let device = self.device.opened_by(process).as_device();
+        let (member, stop) = Member::new(device, options, move |step| steps.lock().unwrap().push(step)).unwrap();
+        run.earlier.push(run.process);
+        (run.process, run.stop, run.alive) = (process, Some(stop), true);
+        let mut fences = self.fencer.0.lock().unwrap();
+        fences.done.retain(|done| done.index() != slot);
+        fences.earlier.retain(|earlier| earlier.index() != slot);
+        drop(fences);
+        for index in 0..3 {
+            let on = self.world.add_reactor(run.node);
+            self.world.spawn(on, Class::Request, "member", member.clone().run(index)).detach();
+        }
+    }
+
+    fn kill(&mut self, slot: usize) {
+        let run = &mut self.members[slot];
+        if run.alive {
+            self.world.kill_node(run.node);
+            self.device.opened_by(run.process).process_killed();
+            (run.alive, run.stop) = (false, None);
+        }
+    }
+
+    /// Runs the world in small steps, carrying out fences; false when `done` was not reached in time.
+    fn until(&mut self, limit: Duration, mut done: impl FnMut(&Cluster) -> bool) -> bool {
+        let end = self.world.now() + limit;
+        while !done(self) {
+            if self.world.now() >= end {
+                return false;
+            }
+            self.world.run_for(Duration::from_millis(1));
+            let wanted = std::mem::take(&mut self.fencer.0.lock().unwrap().wanted);
+            for order in wanted {
+                let slot = order.slot();
+                for process in &self.members[slot.index()].earlier {
+                    self.device.fence(*process);
+                }
+                if order.by == slot {
+                    self.fencer.0.lock().unwrap().earlier.push(slot);
+                    continue;
+                }
+                self.kill(slot.index());
+                self.device.fence(self.members[slot.index()].process);
+                self.fencer.0.lock().unwrap().done.push(slot);
+            }
+        }
+        true
+    }
+
+    fn steps(&self, slot: usize) -> Vec<MemberProgress> {
+        self.members[slot].steps.lock().unwrap().clone()
+    }
+
+    /// Who said last that it leads, and has not taken it back.
+    fn leader(&self) -> Option<usize> {
+        (0..self.members.len()).find(|slot| {
+            self.members[*slot].alive && matches!(self.steps(*slot).last(), Some(MemberProgress::Leading(_)))
+        })
+    }
+
+    fn wait_leader(&mut self, within: Duration) -> usize {
+        let found = self.until(within, |cluster| cluster.leader().is_some());
+        let steps: Vec<_> = (0..self.members.len()).map(|slot| self.steps(slot)).collect();
+        assert!(found, "nobody leads within {within:?}: {steps:#?}");
+        self.leader().unwrap()
+    }
+}
+
+fn ino(bucket: u64) -> Ino {
+    Ino((bucket << 56) | (1 << 10) | 5)
+}
+
+async fn size_of(client: &TestClient, ino: Ino) -> u64 {
+    let request = Request::Get { keys: vec![Inode::key(ino)], view: View::Applied };
+    let reply = client.conn.call(request, None).await.unwrap();
+    let Response::Items { values } = reply.body else { panic!() };
+    values[0].as_ref().map_or(0, |value| Inode::decode(value).unwrap().size)
+}
+
+/// Adds one to an inode under its lock, and waits until that is durable.
+async fn add(client: &Rc<TestClient>, bucket: u64) {
+    client.lock_and_use(&[(ino(bucket).group(), LockMode::Write)]).await.unwrap();
+    assert_eq!(client.locks.borrow()[&LockName::Group(ino(bucket).group())].mode, LockMode::Write);
+    let size = size_of(client, ino(bucket)).await + 1;
+    let inode = Inode { mode: 0o100644, nlink: 1, size, ..Inode::default() };
+    client.commit(vec![ItemOp::Put { key: Inode::key(ino(bucket)), value: inode.encode() }]).await.unwrap();
+    client.unuse();
+    client.sync().await.unwrap();
+}
+
+#[derive(Default)]
+struct Load {
+    acknowledged: Cell<u64>,
+    stop: Cell<bool>,
+    read_back: Cell<Option<u64>>,
+    longest: RefCell<Duration>,
+}
+
+fn start_load(cluster: &mut Cluster, slots: usize) -> Rc<Load> {
+    let load = Rc::<Load>::default();
+    let node = cluster.world.add_node();
+    let on = cluster.world.add_reactor(node);
+    let of_task = load.clone();
+    let endpoints: Vec<_> = (0..slots).map(|slot| Endpoint::Tcp(address(slot))).collect();
+    let task = async move {
+        let client = TestClient::connect(Address::from(endpoints), 0xc11e, Timers::DEFAULT).await;
+        let mut last = vellum_rt::now();
+        while !of_task.stop.get() {
+            add(&client, of_task.acknowledged.get() % 3 * 100).await;
+            of_task.acknowledged.set(of_task.acknowledged.get() + 1);
+            let longest = (*of_task.longest.borrow()).max(last.elapsed());
+            *of_task.longest.borrow_mut() = longest;
+            last = vellum_rt::now();
+            vellum_rt::sleep(Duration::from_millis(20)).await;
+        }
+        let mut sum = 0;
+        for bucket in [0, 100, 200] {
+            sum += size_of(&client, ino(bucket)).await;
+        }
+        client.conn.farewell().await.unwrap();
+        of_task.read_back.set(Some(sum));
+    };
+    cluster.world.spawn(on, Class::Request, "load", task).detach();
+    load
+}
+
+fn finish(cluster: &mut Cluster, load: &Rc<Load>) {
+    load.stop.set(true);
+    let of_wait = load.clone();
+    assert!(cluster.until(Duration::from_secs(30), move |_| of_wait.read_back.get().is_some()), "the client ends");
+    assert_eq!(load.read_back.get(), Some(load.acknowledged.get()), "what was acknowledged is there, once");
+    assert!(load.acknowledged.get() > 20, "{} were acknowledged", load.acknowledged.get());
+}
+
+fn killed_leaders(seed: u64, slots: usize) -> u64 {
+    let mut cluster = Cluster::new(seed, SimConfig::default(), slots);
+    cluster.wait_leader(Duration::from_secs(5));
+    let load = start_load(&mut cluster, slots);
+    for _ in 0..3 {
+        cluster.until(Duration::from_secs(2), |_| false);
+        let leader = cluster.wait_leader(Duration::from_secs(10));
+        cluster.kill(leader);
+        // One of the others; alone, it must come back itself.
+        if slots < 2 {
+            cluster.start(leader);
+        }
+        cluster.wait_leader(Duration::from_secs(5));
+        if slots >= 2 {
+            cluster.start(leader);
+        }
+    }
+    cluster.until(Duration::from_secs(2), |_| false);
+    finish(&mut cluster, &load);
+    assert!(*load.longest.borrow() < Duration::from_secs(5), "it continued after {:?}", load.longest.borrow());
+    cluster.world.trace_hash()
+}
+
+#[test]
+fn another_member_takes_over_from_a_killed_leader_with_nothing_lost() {
+    for seed in 0..6 {
+        killed_leaders(seed, SLOTS);
+    }
+    assert_eq!(killed_leaders(7, SLOTS), killed_leaders(7, SLOTS), "the same seed, the same run");
+}
+
+#[test]
+fn two_slots_and_one_slot_work_by_fencing_alone() {
+    for seed in 10..13 {
+        killed_leaders(seed, 2);
+        killed_leaders(seed, 1);
+    }
+}
+
+#[test]
+fn a_leader_that_leaves_hands_over_without_the_heartbeat_timeout() {
+    let mut cluster = Cluster::new(20, SimConfig::default(), SLOTS);
+    let leader = cluster.wait_leader(Duration::from_secs(5));
+    let load = start_load(&mut cluster, SLOTS);
+    cluster.until(Duration::from_secs(2), |_| false);
+    cluster.members[leader].stop.as_ref().unwrap().stop();
+    let left = cluster.until(Duration::from_secs(5), |cluster| {
+        matches!(cluster.steps(leader).last(), Some(MemberProgress::Ended(Ok(()))))
+    });
+    assert!(left, "it leaves: {:#?}", cluster.steps(leader));
+    let next = cluster.wait_leader(Duration::from_secs(2));
+    assert_ne!(next, leader);
+    let reports = cluster.steps(next);
+    let Some(MemberProgress::Leading(up)) = reports.last() else { panic!("{reports:#?}") };
+    assert!(up.report.clean, "an orderly end leaves nothing to replay");
+    cluster.until(Duration::from_secs(2), |_| false);
+    finish(&mut cluster, &load);
+    assert!(*load.longest.borrow() < Duration::from_secs(2), "it continued after {:?}", load.longest.borrow());
+    assert!(cluster.fencer.0.lock().unwrap().done.is_empty(), "nobody was fenced");
+}
+
+/// A paused leader is succeeded, and fenced before anybody serves; a member of a partition stops by itself.
+#[test]
+fn a_leader_that_is_cut_off_stops_and_another_one_serves() {
+    for seed in 30..34 {
+        let mut cluster = Cluster::new(seed, SimConfig::default(), SLOTS);
+        let leader = cluster.wait_leader(Duration::from_secs(5));
+        let load = start_load(&mut cluster, SLOTS);
+        cluster.until(Duration::from_secs(1), |_| false);
+        let others: Vec<_> = (0..SLOTS).filter(|slot| *slot != leader).collect();
+        let alone = cluster.members[leader].node;
+        for other in &others {
+            let node = cluster.members[*other].node;
+            cluster.world.partition(alone, node);
+        }
+        let taken = cluster.until(Duration::from_secs(5), |cluster| {
+            others.iter().any(|slot| matches!(cluster.steps(*slot).last(), Some(MemberProgress::Leading(_))))
+        });
+        assert!(taken, "seed {seed}");
+        let still = matches!(cluster.steps(leader).last(), Some(MemberProgress::Leading(_)));
+        assert!(!still || !cluster.members[leader].alive, "seed {seed}: two lead");
+        cluster.world.heal_all();
+        cluster.until(Duration::from_secs(3), |_| false);
+        finish(&mut cluster, &load);
+    }
+}
+
+/// Scenario 34, and a flush that fails under the engine: the leadership goes, the member stays, clients see no error.
+#[test]
+fn an_engine_that_fails_costs_the_leadership_and_not_the_member() {
+    let mut cluster = Cluster::new(40, SimConfig::default(), SLOTS);
+    let leader = cluster.wait_leader(Duration::from_secs(5));
+    let load = start_load(&mut cluster, SLOTS);
+    cluster.until(Duration::from_secs(1), |_| false);
+    // One write of a seal, a part or a manifest fails.
+    let error = Fault::Error { errno: 5 };
+    cluster.device.add_rule(Rule::once(error, On::Writes, (1 << 20)..(96 << 20)));
+    let resigned = cluster.until(Duration::from_secs(10), |cluster| {
+        cluster.steps(leader).iter().any(|step| matches!(step, MemberProgress::EngineFailed { .. }))
+    });
+    assert!(resigned, "{:#?}", cluster.steps(leader));
+    cluster.until(Duration::from_secs(3), |_| false);
+    let next = cluster.wait_leader(Duration::from_secs(10));
+    assert!(cluster.members[leader].alive && !matches!(cluster.steps(leader).last(), Some(MemberProgress::Ended(_))));
+    finish(&mut cluster, &load);
+    assert_ne!(next, leader, "others go first");
+}
+
+#[test]
+fn who_is_no_member_is_told_why() {
+    let mut cluster = Cluster::new(50, SimConfig::default(), 1);
+    cluster.wait_leader(Duration::from_secs(5));
+    let told: Arc<Mutex<Vec<MemberProgress>>> = Arc::default();
+    let steps = told.clone();
+    let options = MemberOptions::new(Slot(4), NodeOptions { insecure_network: true, ..NodeOptions::default() });
+    let device = cluster.device.as_device();
+    let (member, _stop) = Member::new(device, options, move |step| steps.lock().unwrap().push(step)).unwrap();
+    let node = cluster.world.add_node();
+    let on = cluster.world.add_reactor(node);
+    cluster.world.spawn(on, Class::Request, "stranger", member.run(0)).detach();
+    let of_wait = told.clone();
+    assert!(cluster.until(Duration::from_secs(5), move |_| !of_wait.lock().unwrap().is_empty()));
+    let told = told.lock().unwrap();
+    assert!(matches!(&told[0], MemberProgress::Ended(Err(e)) if e.to_string().contains("0=10.0.0.1:7400")), "{told:?}");
+}

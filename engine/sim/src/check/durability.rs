@@ -1,0 +1,94 @@
+//! P1 and N9 as facts: what an engine or a client calls durable is, recovery ends where it must, and a client's batches
+//! are one gapless sequence over sockets and terms.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use vellum_base::{BatchNo, Epoch, Rid, Term};
+use vellum_client::Fact as ClientFact;
+use vellum_store::Fact as StoreFact;
+
+use super::Out;
+
+#[derive(Default)]
+struct Batches {
+    /// All up to here are durable.
+    certain: BatchNo,
+    /// Applied, and not known to be durable.
+    open: VecDeque<(BatchNo, Term, Epoch)>,
+}
+
+impl Batches {
+    fn last(&self) -> BatchNo {
+        self.open.back().map_or(self.certain, |(number, ..)| *number)
+    }
+
+    fn settle(&mut self, is_durable: impl Fn(Term, Epoch) -> bool) {
+        while let Some((number, ..)) = self.open.pop_front_if(|(_, term, epoch)| is_durable(*term, *epoch)) {
+            self.certain = self.certain.max(number);
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Durability {
+    /// Per term, the newest durable epoch.
+    durable: BTreeMap<Term, Epoch>,
+    /// What the newest recovery found.
+    recovered: Epoch,
+    batches: BTreeMap<Rid, Batches>,
+}
+
+impl Durability {
+    pub fn is_durable(&self, term: Term, epoch: Epoch) -> bool {
+        epoch <= self.recovered || self.durable.get(&term).is_some_and(|durable| epoch <= *durable)
+    }
+
+    pub fn store(&mut self, fact: &StoreFact, out: &mut Out) {
+        match fact {
+            StoreFact::Opened { term, first_epoch, recovered } => {
+                out.story.say(format!(
+                    "term {term} opens the device: the log ends at epoch {recovered}, new ones begin at {first_epoch}"
+                ));
+                let promised = self.durable.values().max().copied().unwrap_or_default();
+                if *recovered < promised {
+                    out.violate("P1", format!("epoch {promised} was durable, and the recovery ends at {recovered}"));
+                }
+                self.recovered = self.recovered.max(*recovered);
+                for batches in self.batches.values_mut() {
+                    batches.settle(|_, epoch| epoch <= *recovered);
+                    batches.open.clear(); // these are lost
+                }
+            }
+            StoreFact::Durable { term, epoch } => {
+                out.story.detail(|_| format!("epoch {epoch} of term {term} is durable"));
+                self.durable.insert(*term, *epoch);
+                for batches in self.batches.values_mut() {
+                    batches.settle(|t, e| t == *term && e <= *epoch);
+                }
+            }
+            StoreFact::Applied { term, rid, number, epoch } => {
+                out.story.detail(|story| format!("batch {number} of {} is in epoch {epoch}", story.name(*rid)));
+                let batches = self.batches.entry(*rid).or_default();
+                let expected = batches.last().next();
+                if *number != expected {
+                    let name = out.name(*rid);
+                    out.violate(
+                        "N9",
+                        format!("batch {number} of {name} is applied in term {term}, expected {expected}"),
+                    );
+                }
+                batches.open.push_back((*number, *term, *epoch));
+            }
+            _ => {}
+        }
+    }
+
+    pub fn client(&mut self, fact: &ClientFact, out: &mut Out) {
+        let ClientFact::Durable { rid, through } = fact else { return };
+        let certain = self.batches.get(rid).map_or(BatchNo(0), |batches| batches.certain);
+        if *through > certain {
+            let name = out.name(*rid);
+            out.violate("P1", format!("{name} believes batch {through} to be durable; {certain} is the last that is"));
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The invariants, one file per family, fed with the facts that the code tells ([`vellum_base::probe`]) and asserted at
+//! each of them.
+//!
+//! - [`sessions`] N, [`locks`] L, [`quorum`] Q, [`fencing`] F, [`recovery`] R, [`leaving`] U, [`compaction`] C, [`space`] A;
+//! - [`durability`]: the parts of P1 that are facts (what is called durable is); [`history`]: what clients must find (P1,
+//!   P2, P4), [`inspect`]: what a device holds after a crash (P1, P2, A3); [`linear`]: the clients' histories on a small
+//!   model filesystem.
+
+pub mod compaction;
+pub mod durability;
+pub mod fencing;
+pub mod history;
+pub mod inspect;
+pub mod leaving;
+pub mod linear;
+pub mod locks;
+pub mod quorum;
+pub mod recovery;
+pub mod sessions;
+pub mod space;
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+
+use vellum_base::Rid;
+use vellum_base::probe;
+use vellum_rt::sim::WorldClock;
+
+use crate::story::Story;
+
+/// A broken promise.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// As `spec` names it: N1, L7, P1...
+    pub invariant: &'static str,
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}] {}", self.invariant, self.what)
+    }
+}
+
+/// Where checkers say what they find.
+pub struct Out {
+    pub story: Story,
+    violations: Vec<Violation>,
+    failed: Rc<Cell<bool>>,
+}
+
+impl Out {
+    pub fn violate(&mut self, invariant: &'static str, what: String) {
+        self.story.say(format!("VIOLATION [{invariant}] {what}"));
+        self.violations.push(Violation { invariant, what });
+        self.failed.set(true);
+    }
+
+    pub fn name(&self, rid: Rid) -> String {
+        self.story.name(rid)
+    }
+}
+
+/// All checkers of a run.
+pub struct Checks {
+    pub out: Out,
+    sessions: sessions::Sessions,
+    locks: locks::Locks,
+    durability: durability::Durability,
+    recovery: recovery::Recovery,
+    fencing: fencing::Fencing,
+    leaving: leaving::Leaving,
+    compaction: compaction::Compactions,
+    space: space::Space,
+    pub quorum: quorum::QuorumChecks,
+}
+
+impl Checks {
+    pub fn new(clock: WorldClock) -> Rc<RefCell<Checks>> {
+        let out = Out { story: Story::new(clock), violations: Vec::new(), failed: Rc::default() };
+        Rc::new(RefCell::new(Checks {
+            out,
+            sessions: Default::default(),
+            locks: Default::default(),
+            durability: Default::default(),
+            recovery: Default::default(),
+            fencing: Default::default(),
+            leaving: Default::default(),
+            compaction: Default::default(),
+            space: Default::default(),
+            quorum: Default::default(),
+        }))
+    }
+
+    /// Set as soon as anything is violated.
+    pub fn failed(&self) -> Rc<Cell<bool>> {
+        self.out.failed.clone()
+    }
+
+    pub fn violations(&self) -> &[Violation] {
+        &self.out.violations
+    }
+
+    /// The process of this client is gone: what it believed counts no more.
+    pub fn client_died(&mut self, rid: Rid) {
+        self.locks.void(rid);
+        self.fencing.died(rid);
+    }
+
+    fn see(&mut self, fact: &dyn Any) {
+        let out = &mut self.out;
+        if let Some(fact) = fact.downcast_ref::<vellum_proto::fact::SessionFact>() {
+            self.sessions.session(fact, out);
+        } else if let Some(fact) = fact.downcast_ref::<vellum_proto::fact::LockFact>() {
+            self.locks.table(fact, out);
+        } else if let Some(fact) = fact.downcast_ref::<vellum_client::Fact>() {
+            self.locks.client(fact, out);
+            self.fencing.client(fact, out);
+            self.durability.client(fact, out);
+        } else if let Some(fact) = fact.downcast_ref::<vellum_server::Fact>() {
+            self.sessions.server(fact, &self.durability, out);
+            self.locks.server(fact);
+            self.recovery.server(fact, out);
+            self.fencing.server(fact, out);
+            self.leaving.server(fact, out);
+            self.quorum.server(fact, out);
+        } else if let Some(fact) = fact.downcast_ref::<vellum_store::Fact>() {
+            self.durability.store(fact, out);
+            self.sessions.store(fact, out);
+            self.locks.store(fact, out);
+            self.fencing.store(fact);
+            self.recovery.store(fact, out);
+            self.compaction.store(fact, out);
+            self.space.store(fact, &self.durability, out);
+        } else if let Some(fact) = fact.downcast_ref::<vellum_nvme::fault::Fact>() {
+            self.quorum.device(fact, out);
+        }
+    }
+}
+
+/// Listens to every fact of this thread until the answer is dropped.
+pub fn listen(checks: &Rc<RefCell<Checks>>) -> probe::Listening {
+    let checks = checks.clone();
+    probe::listen(move |fact| checks.borrow_mut().see(fact))
+}

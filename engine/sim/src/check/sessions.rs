@@ -1,0 +1,63 @@
+//! N: a request's handler runs once per term [N1], a client has a durable record before its greeting is answered [N5],
+//! and one that was reclaimed never comes back [N6].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use vellum_base::{Epoch, Rid, Term};
+use vellum_proto::fact::SessionFact;
+use vellum_store::Fact as StoreFact;
+
+use super::Out;
+use super::durability::Durability;
+
+#[derive(Default)]
+pub struct Sessions {
+    handled: BTreeSet<(Rid, Term, u64)>,
+    answered: BTreeSet<(Rid, u64)>,
+    /// Records, and the epoch that made them.
+    records: BTreeMap<Rid, (Term, Epoch)>,
+    gone: BTreeSet<Rid>,
+}
+
+impl Sessions {
+    pub fn session(&mut self, fact: &SessionFact, out: &mut Out) {
+        match fact {
+            SessionFact::Handled { term, rid, request } => {
+                if !self.handled.insert((*rid, *term, *request)) {
+                    let name = out.name(*rid);
+                    out.violate("N1", format!("request {request} of {name} is handled twice in term {term}"));
+                }
+            }
+            SessionFact::Answered { term, rid, request } => {
+                if !self.answered.insert((*rid, *request)) {
+                    let name = out.name(*rid);
+                    out.violate("N1", format!("request {request} of {name} is answered twice (term {term})"));
+                }
+            }
+        }
+    }
+
+    pub fn store(&mut self, fact: &StoreFact, _: &mut Out) {
+        match fact {
+            StoreFact::RecordMade { term, rid, epoch } => drop(self.records.insert(*rid, (*term, *epoch))),
+            StoreFact::RecordGone { rid, .. } => {
+                self.records.remove(rid);
+                self.gone.insert(*rid);
+            }
+            _ => {}
+        }
+    }
+
+    pub fn server(&mut self, fact: &vellum_server::Fact, durability: &Durability, out: &mut Out) {
+        let vellum_server::Fact::Greeted { term, rid } = fact else { return };
+        let name = out.name(*rid);
+        out.story.say(format!("the leader of term {term} welcomes {name}"));
+        if self.gone.contains(rid) {
+            out.violate("N6", format!("{name} was reclaimed, or has said farewell, and is admitted in term {term}"));
+        }
+        let durable = self.records.get(rid).is_some_and(|(made_in, epoch)| durability.is_durable(*made_in, *epoch));
+        if !durable {
+            out.violate("N5", format!("{name} is greeted in term {term} and has no durable record"));
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! What goes wrong, for how long, and in which words the story tells it.
+
+use std::fmt;
+use std::time::Duration;
+
+use vellum_base::prng::Prng;
+
+/// In the place of a node's number: who leads when the fault begins, and another node than that.
+pub const LEADER: usize = usize::MAX;
+pub const FOLLOWER: usize = usize::MAX - 1;
+
+/// A machine of the run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Machine {
+    Node(usize),
+    Client(usize),
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Machine::Node(n) => f.write_str(&name(*n)),
+            Machine::Client(n) => write!(f, "client {n}"),
+        }
+    }
+}
+
+fn name(node: usize) -> String {
+    match node {
+        LEADER => "the leader".into(),
+        FOLLOWER => "a follower".into(),
+        node => format!("node {node}"),
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// All nodes and the device lose their power, and come back after `down`.
+    PowerLoss {
+        down: Duration,
+    },
+    /// kill -9 of a node's process; another one is started after `down`.
+    NodeDies {
+        node: usize,
+        down: Duration,
+    },
+    /// The node's machine is off for so long: nobody hears of it.
+    NodeOff {
+        node: usize,
+        down: Duration,
+    },
+    Pause {
+        machine: Machine,
+        time: Duration,
+    },
+    ClientDies {
+        client: usize,
+    },
+    /// Nothing gets from one to the other; in both directions unless `one_way`.
+    Cut {
+        from: Machine,
+        to: Machine,
+        one_way: bool,
+        time: Duration,
+    },
+    /// A node hears and reaches no other node; clients do reach it.
+    Isolated {
+        node: usize,
+        time: Duration,
+    },
+    SlowDevice {
+        time: Duration,
+    },
+    /// The next operations take so much longer, and then all are answered.
+    Stall {
+        operations: u64,
+        time: Duration,
+    },
+    /// Only one node's way to the device is as slow.
+    NodeStall {
+        node: usize,
+        operations: u64,
+        time: Duration,
+    },
+    /// A flush fails, and the device with it; the device is replaced after `down`.
+    FlushFails {
+        down: Duration,
+    },
+    /// The node's process reads nothing but the members' blocks.
+    NodeReadsFail {
+        node: usize,
+        time: Duration,
+    },
+    /// One of the superblock's copies rots.
+    SuperblockRots,
+    /// The operator tells a node to stop, and starts it again after `down`.
+    Stop {
+        node: usize,
+        down: Duration,
+    },
+    /// The network gets worse for a while.
+    Storm {
+        time: Duration,
+    },
+}
+
+/// A fault and when it begins, from the start of the run.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Timed {
+    pub at: Duration,
+    pub fault: Fault,
+}
+
+impl Timed {
+    /// Nothing of it is left from then on.
+    pub fn end(&self) -> Duration {
+        self.at + self.fault.lasts()
+    }
+}
+
+fn ms(prng: &mut Prng, from: u64, to: u64) -> Duration {
+    Duration::from_millis(from + prng.below(to - from))
+}
+
+impl Fault {
+    pub fn draw(prng: &mut Prng, nodes: usize, clients: usize) -> Fault {
+        let node = if nodes > 1 && prng.one_in(3) { LEADER } else { prng.below(nodes as u64) as usize };
+        let client = prng.below(clients as u64) as usize;
+        let anyone = |prng: &mut Prng| {
+            if prng.one_in(2) {
+                Machine::Node(prng.below(nodes as u64) as usize)
+            } else {
+                Machine::Client(prng.below(clients as u64) as usize)
+            }
+        };
+        match prng.below(if nodes == 1 { 16 } else { 24 }) {
+            0..=2 => Fault::PowerLoss { down: ms(prng, 0, 500) },
+            3 | 4 => Fault::NodeDies { node, down: ms(prng, 0, 500) },
+            // Some last longer than a client is waited for.
+            5 | 6 => Fault::Cut {
+                from: Machine::Node(node),
+                to: Machine::Client(client),
+                one_way: prng.one_in(3),
+                time: ms(prng, 50, 2500),
+            },
+            7 | 8 => Fault::Pause { machine: anyone(prng), time: ms(prng, 20, 1200) },
+            9 => Fault::SlowDevice { time: ms(prng, 200, 1000) },
+            10 => Fault::Stall { operations: 4, time: ms(prng, 100, 3000) },
+            11 => Fault::FlushFails { down: ms(prng, 50, 1000) },
+            12 => Fault::Storm { time: ms(prng, 200, 1500) },
+            13 => Fault::Stop { node, down: ms(prng, 0, 300) },
+            14 | 15 => Fault::ClientDies { client },
+            16 | 17 => Fault::NodeDies { node, down: ms(prng, 0, 3000) },
+            18 => Fault::NodeOff { node, down: ms(prng, 100, 3000) },
+            19 | 20 => Fault::Pause { machine: Machine::Node(node), time: ms(prng, 100, 4000) },
+            21 => Fault::Isolated { node, time: ms(prng, 100, 3000) },
+            22 => Fault::NodeStall { node, operations: 1 + prng.below(8), time: ms(prng, 100, 3000) },
+            _ => Fault::Cut {
+                from: Machine::Node(node),
+                to: Machine::Node(prng.below(nodes as u64) as usize),
+                one_way: prng.one_in(2),
+                time: ms(prng, 50, 3000),
+            },
+        }
+    }
+
+    /// With the nodes' numbers in the place of their parts.
+    pub fn resolved(&self, resolve: impl Fn(usize) -> usize) -> Fault {
+        let mut fault = self.clone();
+        match &mut fault {
+            Fault::NodeDies { node, .. }
+            | Fault::NodeOff { node, .. }
+            | Fault::Isolated { node, .. }
+            | Fault::NodeStall { node, .. }
+            | Fault::NodeReadsFail { node, .. }
+            | Fault::Pause { machine: Machine::Node(node), .. }
+            | Fault::Stop { node, .. } => *node = resolve(*node),
+            Fault::Cut { from, to, .. } => {
+                for machine in [from, to] {
+                    if let Machine::Node(node) = machine {
+                        *node = resolve(*node);
+                    }
+                }
+            }
+            _ => {}
+        }
+        fault
+    }
+
+    pub fn lasts(&self) -> Duration {
+        match self {
+            Fault::PowerLoss { down }
+            | Fault::NodeDies { down, .. }
+            | Fault::NodeOff { down, .. }
+            | Fault::FlushFails { down }
+            | Fault::Stop { down, .. } => *down,
+            Fault::Pause { time, .. }
+            | Fault::Cut { time, .. }
+            | Fault::Isolated { time, .. }
+            | Fault::SlowDevice { time }
+            | Fault::Stall { time, .. }
+            | Fault::NodeStall { time, .. }
+            | Fault::NodeReadsFail { time, .. }
+            | Fault::Storm { time } => *time,
+            Fault::ClientDies { .. } | Fault::SuperblockRots => Duration::ZERO,
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::PowerLoss { down } => write!(f, "the power fails, for {down:?}"),
+            Fault::NodeDies { node, down } => write!(f, "{} is killed, and started again after {down:?}", name(*node)),
+            Fault::NodeOff { node, down } => write!(f, "the machine of {} is off for {down:?}", name(*node)),
+            Fault::Pause { machine, time } => write!(f, "{machine} is stopped for {time:?}"),
+            Fault::ClientDies { client } => write!(f, "client {client} is killed"),
+            Fault::Cut { from, to, one_way, time } => {
+                let how = if *one_way { "from" } else { "between" };
+                let and = if *one_way { "to" } else { "and" };
+                write!(f, "nothing gets {how} {from} {and} {to} for {time:?}")
+            }
+            Fault::Isolated { node, time } => write!(f, "{} is cut off from the other nodes for {time:?}", name(*node)),
+            Fault::SlowDevice { time } => write!(f, "the device is slow for {time:?}"),
+            Fault::Stall { operations, time } => write!(f, "the device stalls for {time:?} ({operations} operations)"),
+            Fault::NodeStall { node, operations, time } => {
+                write!(f, "the device stalls for {time:?} for {} ({operations} operations)", name(*node))
+            }
+            Fault::FlushFails { down } => write!(f, "a flush fails; the device is replaced after {down:?}"),
+            Fault::NodeReadsFail { node, time } => write!(f, "{} reads nothing for {time:?}", name(*node)),
+            Fault::SuperblockRots => write!(f, "a copy of the superblock rots"),
+            Fault::Stop { node, down } => {
+                write!(f, "{} is told to stop, and started again after {down:?}", name(*node))
+            }
+            Fault::Storm { time } => write!(f, "the network is bad for {time:?}"),
+        }
+    }
+}

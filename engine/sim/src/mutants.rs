@@ -1,0 +1,44 @@
+//! Deliberate bugs ([`vellum_base::mutant`]): each must be found by some seed within a bound.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vellum_base::Mutant;
+use vellum_base::mutant;
+
+use crate::plan::{Plan, Profile};
+use crate::run::run;
+
+/// Who found a bug, and after how many runs.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub seed: u64,
+    pub runs: usize,
+    /// The invariant, or `assert` for a panic of the code itself.
+    pub by: String,
+    pub what: String,
+}
+
+/// Runs seeds from 1 on until one fails; `None` when none of `bound` does.
+pub fn hunt(bug: Mutant, profile: Profile, seeds: impl Iterator<Item = u64>, bound: usize) -> Option<Found> {
+    for (n, seed) in seeds.take(bound).enumerate() {
+        if let Some((by, what)) = run_with(bug, Plan::draw(seed, profile)) {
+            return Some(Found { seed, runs: n + 1, by, what });
+        }
+    }
+    None
+}
+
+/// One run with the bug; what it violates first.
+pub fn run_with(bug: Mutant, plan: Plan) -> Option<(String, String)> {
+    mutant::replace(Some(bug));
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(plan)));
+    mutant::replace(None);
+    match outcome {
+        Ok(outcome) => outcome.violations.first().map(|v| (v.invariant.to_string(), v.what.clone())),
+        Err(panic) => {
+            let said = panic.downcast_ref::<String>().cloned();
+            let said = said.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+            Some(("assert".into(), said.unwrap_or_default()))
+        }
+    }
+}

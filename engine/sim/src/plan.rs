@@ -1,0 +1,218 @@
+//! What a run consists of, all drawn from its seed before it begins: the machines, their work, the network, and the faults
+//! with their times. A fault carries everything that it needs, so a plan with fewer faults is a plan too: see
+//! [`crate::shrink`].
+//!
+//! Two phases: until `calm_at` faults begin and overlap (safety); then all of them are over, and everything that was begun
+//! must end (liveness).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::time::Duration;
+
+use vellum_base::prng::Prng;
+use vellum_rt::sim::SimConfig;
+use vellum_store::OpenOptions;
+
+use crate::fault::{Fault, Timed};
+
+/// What a client's machine does for the whole run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Work {
+    /// Transactions on items that all clients of this kind share ([`crate::work::items`]).
+    Items,
+    /// POSIX in shared directories and one of its own ([`crate::work::gateway`]).
+    Gateway,
+    /// Few names and small files, for the check of linearizability ([`crate::work::names`]).
+    Names,
+    /// Breaks the rules ([`crate::work::hostile`]).
+    Hostile,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    /// Quorum members; 1 is the single node without a quorum.
+    pub nodes: usize,
+    pub network: SimConfig,
+    pub store: OpenOptions,
+    pub clients: Vec<Work>,
+    /// Lock groups of the shared items, and how often a client pauses (one round in so many).
+    pub groups: u64,
+    pub pause_one_in: u64,
+    pub faults: Vec<Timed>,
+    pub calm_at: Duration,
+    pub fencing: Fencing,
+    /// The nodes are stopped in the end, instead of losing their power.
+    pub ends_cleanly: bool,
+}
+
+/// How orders to fence are carried out.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fencing {
+    /// How long it takes.
+    pub takes: Range<Duration>,
+    /// One order in so many fails; 0 is none.
+    pub fails_one_in: u64,
+    /// The target is only cut off from the device, as by a reservation, and killed later.
+    pub cuts_off: bool,
+}
+
+/// Which runs are drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Profile {
+    /// One node, without a quorum.
+    #[default]
+    Single,
+    /// Quorum members that share the device.
+    Cluster,
+}
+
+impl Plan {
+    pub fn draw(seed: u64, profile: Profile) -> Plan {
+        let mut prng = Prng::new(seed ^ 0x5eed);
+        let nodes = match profile {
+            Profile::Single => 1,
+            Profile::Cluster => [1, 2, 3, 3, 3, 3, 5][prng.below(7) as usize],
+        };
+        let clients = draw_clients(&mut prng);
+        let mut at = Duration::from_millis(100);
+        let mut faults = Vec::new();
+        for _ in 0..3 + prng.below(8) {
+            at += Duration::from_millis(20 + prng.below(1500));
+            faults.push(Timed { at, fault: Fault::draw(&mut prng, nodes, clients.len()) });
+        }
+        let last_end = faults.iter().map(Timed::end).max().unwrap_or(at);
+        Plan {
+            seed,
+            nodes,
+            network: network(&mut prng),
+            store: OpenOptions {
+                cache_bytes: 64 << 10 << prng.below(6),
+                memtable_bytes: 256 << 10 << prng.below(4),
+                log_bytes: 1 << 20 << prng.below(3),
+                queue_depth: 4 << prng.below(6),
+                ..OpenOptions::default()
+            },
+            clients,
+            groups: 1 + prng.below(6),
+            pause_one_in: 1 + prng.below(50),
+            faults,
+            calm_at: last_end + Duration::from_millis(prng.below(1000)),
+            fencing: Fencing {
+                takes: Duration::from_micros(100)..Duration::from_millis(1 + prng.below(300)),
+                fails_one_in: [0, 0, 2, 5][prng.below(4) as usize],
+                cuts_off: prng.one_in(2),
+            },
+            ends_cleanly: prng.one_in(2),
+        }
+    }
+
+    /// The plan without what the edits take away.
+    pub fn edited(mut self, edits: &Edits) -> Plan {
+        if let Some(until) = edits.calm_at {
+            self.faults.retain(|timed| timed.at < until);
+            self.calm_at = self.calm_at.min(until);
+        }
+        self.faults = keep(self.faults, &edits.without_faults);
+        self.clients = keep(self.clients, &edits.without_clients);
+        if edits.calm_network {
+            self.network = SimConfig::default();
+        }
+        self
+    }
+}
+
+fn keep<T>(list: Vec<T>, without: &BTreeSet<usize>) -> Vec<T> {
+    list.into_iter().enumerate().filter(|(i, _)| !without.contains(i)).map(|(_, item)| item).collect()
+}
+
+fn draw_clients(prng: &mut Prng) -> Vec<Work> {
+    let mut clients = match prng.below(5) {
+        0 => vec![Work::Items; 1 + prng.below(3) as usize],
+        1 => vec![Work::Gateway; 1 + prng.below(3) as usize],
+        2 | 3 => vec![Work::Names; 2 + prng.below(3) as usize],
+        _ => vec![Work::Items, Work::Gateway, Work::Names, Work::Names],
+    };
+    if prng.one_in(4) {
+        clients.push(Work::Hostile);
+    }
+    clients
+}
+
+fn network(prng: &mut Prng) -> SimConfig {
+    match prng.below(3) {
+        0 => SimConfig::default(),
+        1 => SimConfig { reset_one_in: 200, ..SimConfig::hostile() },
+        _ => SimConfig { reset_one_in: 1000 * prng.below(3), ..SimConfig::default() },
+    }
+}
+
+/// What is taken away from a plan, to make a failing run smaller. Written as words, so that it can be said again:
+/// `cargo xtask sim --seed 7 --edit "faults 0 2 3; clients 1; until 2500; calm"`.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Edits {
+    pub without_faults: BTreeSet<usize>,
+    pub without_clients: BTreeSet<usize>,
+    /// The faults end here.
+    pub calm_at: Option<Duration>,
+    /// A network without faults.
+    pub calm_network: bool,
+}
+
+impl fmt::Display for Edits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = |set: &BTreeSet<usize>| set.iter().map(|n| format!(" {n}")).collect::<String>();
+        let mut words = Vec::new();
+        if !self.without_faults.is_empty() {
+            words.push(format!("faults{}", numbers(&self.without_faults)));
+        }
+        if !self.without_clients.is_empty() {
+            words.push(format!("clients{}", numbers(&self.without_clients)));
+        }
+        words.extend(self.calm_at.map(|until| format!("until {}", until.as_millis())));
+        words.extend(self.calm_network.then(|| "calm".into()));
+        f.write_str(&words.join("; "))
+    }
+}
+
+impl std::str::FromStr for Edits {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Edits, String> {
+        let mut edits = Edits::default();
+        for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
+            let mut words = part.split_whitespace();
+            let verb = words.next().unwrap_or_default();
+            let numbers: Vec<usize> = words
+                .map(|word| word.parse().map_err(|_| format!("{word} is no number in \"{part}\"")))
+                .collect::<Result<_, _>>()?;
+            match verb {
+                "faults" => edits.without_faults.extend(numbers),
+                "clients" => edits.without_clients.extend(numbers),
+                "until" => edits.calm_at = numbers.first().map(|ms| Duration::from_millis(*ms as u64)),
+                "calm" => edits.calm_network = true,
+                other => return Err(format!("no such edit: {other} (faults, clients, until, calm)")),
+            }
+        }
+        Ok(edits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn edits_are_words_that_can_be_said_again() {
+        let text = "faults 0 2 13; clients 1; until 2500; calm";
+        let edits: Edits = text.parse().unwrap();
+        assert_eq!(edits.to_string(), text);
+        assert_eq!("".parse::<Edits>().unwrap(), Edits::default());
+        assert!("fault 1".parse::<Edits>().is_err() && "faults one".parse::<Edits>().is_err());
+        let plan = Plan::draw(3, Profile::Single);
+        let fewer = Plan::draw(3, Profile::Single).edited(&"faults 0; clients 0".parse().unwrap());
+        assert_eq!((fewer.faults.len(), fewer.clients.len()), (plan.faults.len() - 1, plan.clients.len() - 1));
+        assert_eq!(fewer.faults, plan.faults[1..]);
+    }
+}

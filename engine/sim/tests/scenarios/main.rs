@@ -1,0 +1,95 @@
+//! Failures that real clustered filesystems met, each as a short story. The numbers are those of docs/TESTING.md.
+//!
+//! A story is a plan by hand: machines, faults and their times. All invariants of the simulation hold in it, and the story
+//! that it tells is what its header says.
+
+mod media;
+mod quorum;
+mod space;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use vellum_rt::sim::SimConfig;
+use vellum_sim::fault::{Fault, Timed};
+use vellum_sim::plan::{Fencing, Work};
+use vellum_sim::{Outcome, Plan, Profile, run};
+
+pub fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+pub struct Story {
+    plan: Plan,
+}
+
+impl Story {
+    /// A healthy network, a gateway and a client of items, and no faults yet.
+    pub fn of(nodes: usize, seed: u64) -> Story {
+        let drawn = Plan::draw(seed, Profile::Single);
+        Story {
+            plan: Plan {
+                nodes,
+                network: SimConfig::default(),
+                clients: vec![Work::Gateway, Work::Items],
+                pause_one_in: 4,
+                faults: Vec::new(),
+                calm_at: ms(100),
+                fencing: Fencing { takes: ms(1)..ms(20), fails_one_in: 0, cuts_off: false },
+                ends_cleanly: true,
+                ..drawn
+            },
+        }
+    }
+
+    pub fn clients(mut self, clients: &[Work]) -> Story {
+        self.plan.clients = clients.to_vec();
+        self
+    }
+
+    pub fn fencing(mut self, takes: Range<Duration>, fails_one_in: u64, cuts_off: bool) -> Story {
+        self.plan.fencing = Fencing { takes, fails_one_in, cuts_off };
+        self
+    }
+
+    pub fn fault(mut self, at: Duration, fault: Fault) -> Story {
+        let timed = Timed { at, fault };
+        self.plan.calm_at = self.plan.calm_at.max(timed.end() + ms(200));
+        self.plan.faults.push(timed);
+        self
+    }
+
+    /// Faults go on at least until then.
+    pub fn until(mut self, calm_at: Duration) -> Story {
+        self.plan.calm_at = calm_at;
+        self
+    }
+
+    /// Runs it; nothing is violated.
+    pub fn holds(self) -> Told {
+        let outcome = run(self.plan);
+        let violations: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+        assert!(violations.is_empty(), "{violations:#?}\n{}", outcome.story.join("\n"));
+        Told { outcome }
+    }
+}
+
+pub struct Told {
+    pub outcome: Outcome,
+}
+
+impl Told {
+    /// How often the story says so.
+    pub fn says(&self, words: &str) -> usize {
+        self.outcome.story.iter().filter(|line| line.contains(words)).count()
+    }
+
+    pub fn assert_says(&self, times: Range<usize>, words: &str) {
+        let said = self.says(words);
+        assert!(
+            times.contains(&said),
+            "{said} times \"{words}\", expected {times:?}:\n{}",
+            self.outcome.story.join("\n")
+        );
+    }
+}

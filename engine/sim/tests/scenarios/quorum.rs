@@ -1,0 +1,137 @@
+//! Who leads, and what an earlier leader may still do: 26 to 35, and the members' part of E11. The quorum's machine has stories
+//! of its own for each (`net/proto/tests/quorum`); here the engine, its clients and the device take part.
+
+use vellum_sim::fault::{FOLLOWER, Fault, LEADER, Machine};
+use vellum_sim::plan::Work;
+
+use crate::{Story, ms};
+
+/// Fencing takes much longer than a heartbeat timeout (200 ms here). The new leader sends heartbeats all the while, so
+/// nobody else is elected meanwhile, and nobody serves before the old one is gone.
+#[test]
+fn s26_a_long_fence_does_not_end_a_leadership() {
+    let told = Story::of(3, 26)
+        .fencing(ms(1500)..ms(1600), 0, false)
+        .fault(ms(500), Fault::Pause { machine: Machine::Node(LEADER), time: ms(4000) })
+        .holds();
+    told.assert_says(2..3, "is elected in term");
+    told.assert_says(2..3, " serves");
+    told.assert_says(1..2, "is fenced from the device");
+}
+
+/// A follower is not scheduled for longer than the heartbeat timeout. When it wakes, heartbeats wait in its socket: it reads
+/// them before it believes its timeout, and unseats nobody.
+#[test]
+fn s27_a_late_follower_reads_its_heartbeats_first() {
+    let told = Story::of(3, 27)
+        .fault(ms(500), Fault::Pause { machine: Machine::Node(FOLLOWER), time: ms(700) })
+        .fault(ms(1500), Fault::Pause { machine: Machine::Node(FOLLOWER), time: ms(300) })
+        .holds();
+    told.assert_says(1..2, "is elected in term");
+}
+
+/// A member is cut off from the others, and comes back: it has not inflated its term, and the leader stays.
+#[test]
+fn s28_a_member_that_was_cut_off_unseats_nobody() {
+    let told = Story::of(3, 28).fault(ms(500), Fault::Isolated { node: FOLLOWER, time: ms(3000) }).holds();
+    told.assert_says(1..2, "is elected in term");
+}
+
+/// Followers die and start again at once, around an election: nobody votes twice in a term (the checker of Q9 looks at every
+/// block that is written).
+#[test]
+fn s29_quick_restarts_do_not_vote_twice() {
+    let mut story = Story::of(3, 29).fault(ms(500), Fault::NodeDies { node: LEADER, down: ms(0) });
+    for n in 0..12 {
+        story = story.fault(ms(650 + 25 * n), Fault::NodeDies { node: (n % 3) as usize, down: ms(1) });
+    }
+    story.holds().assert_says(2..20, "votes for slot");
+}
+
+/// A leader takes over while another member starts: each writes its own block and no other one (the checker of Q3).
+#[test]
+fn s30_nobody_writes_the_block_of_a_member_that_starts() {
+    let mut story = Story::of(3, 30);
+    for n in 0..6 {
+        story = story
+            .fault(ms(500 + 600 * n), Fault::NodeDies { node: LEADER, down: ms(200) })
+            .fault(ms(510 + 600 * n), Fault::NodeDies { node: FOLLOWER, down: ms(150) });
+    }
+    story.holds().assert_says(2..20, "has seen off all leaders");
+}
+
+/// Every fence fails while the old leader, stopped, may wake and write. Nobody takes over; FENCE is written by nobody. The
+/// old leader wakes, learns that it is deposed, stops by itself, and only then somebody serves.
+#[test]
+fn s31_without_a_fence_there_is_no_takeover() {
+    let told = Story::of(3, 31)
+        .fencing(ms(1)..ms(5), 1, false)
+        .fault(ms(500), Fault::Pause { machine: Machine::Node(LEADER), time: ms(3000) })
+        .holds();
+    told.assert_says(0..1, "is fenced from the device");
+    told.assert_says(1..100, "the hook says no");
+    told.assert_says(1..3, "has stopped leading term");
+}
+
+/// One leader after the other dies while it has the first one fenced: each has it fenced again, and that it is gone already
+/// is no error.
+#[test]
+fn s32_the_same_leader_is_fenced_by_each_successor() {
+    let told = Story::of(5, 32)
+        .fencing(ms(150)..ms(200), 0, false)
+        .fault(ms(500), Fault::NodeOff { node: LEADER, down: ms(4000) })
+        .fault(ms(1000), Fault::NodeDies { node: LEADER, down: ms(3000) })
+        .holds();
+    told.assert_says(2..20, "orders for term");
+}
+
+/// A leader orders a fence and dies before it is carried out. What is left of the order harms nobody later.
+#[test]
+fn s33_an_order_that_outlives_its_leader() {
+    Story::of(3, 33)
+        .fencing(ms(600)..ms(700), 0, true)
+        .fault(ms(500), Fault::NodeDies { node: LEADER, down: ms(100) })
+        .fault(ms(950), Fault::NodeDies { node: LEADER, down: ms(100) })
+        .fault(ms(1400), Fault::NodeDies { node: LEADER, down: ms(100) })
+        .holds()
+        .assert_says(2..20, "orders for term");
+}
+
+/// The engine of an elected member does not start (it reads nothing). The member stays one, and its vote is there when
+/// another one stands; with one of three off, that vote decides.
+#[test]
+fn s34_an_engine_that_fails_leaves_the_vote() {
+    let told = Story::of(3, 34)
+        .fault(ms(500), Fault::NodeReadsFail { node: FOLLOWER, time: ms(4000) })
+        .fault(ms(600), Fault::NodeOff { node: LEADER, down: ms(3500) })
+        .holds();
+    told.assert_says(2..20, " serves");
+}
+
+/// Two slots: one vote is a majority, so both members may be elected at once. They have different terms, and the second one
+/// has the first one fenced before it serves. A leader that was stopped meanwhile wakes, and what it had queued does not land.
+#[test]
+fn e11_two_members_elect_themselves() {
+    for (seed, cuts_off) in [(111, false), (112, true)] {
+        let told = Story::of(2, seed)
+            .fencing(ms(1)..ms(50), 0, cuts_off)
+            .fault(ms(500), Fault::Isolated { node: LEADER, time: ms(1500) })
+            .fault(ms(2800), Fault::Pause { machine: Machine::Node(LEADER), time: ms(2000) })
+            .fault(ms(5500), Fault::Pause { machine: Machine::Node(LEADER), time: ms(900) })
+            .holds();
+        told.assert_says(2..20, "is elected in term");
+        told.assert_says(1..20, "is fenced from the device");
+    }
+}
+
+/// Clients that come back within the window see no error, whatever becomes of the leaders: any error would end the run.
+#[test]
+fn failovers_in_a_row_under_work() {
+    let mut story = Story::of(3, 7).clients(&[Work::Names, Work::Names, Work::Gateway, Work::Items]);
+    for n in 0..4 {
+        story = story.fault(ms(500 + 1500 * n), Fault::NodeDies { node: LEADER, down: ms(300) });
+    }
+    let told = story.holds();
+    assert!(told.outcome.ordered > 100, "{} operations", told.outcome.ordered);
+    told.assert_says(3..10, " serves");
+}

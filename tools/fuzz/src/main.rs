@@ -1,0 +1,50 @@
+//! `vellum-fuzz [TARGET...]`: runs targets for a time, each with fresh seeds. A finding ends it with a panic that names
+//! target, seed and input; `--seed` and `--input` give it to the target again, alone.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use vellum_fuzz::{TARGETS, Target, hex, nth, run};
+
+#[derive(Parser)]
+struct Args {
+    /// Default: every one.
+    targets: Vec<String>,
+    /// For each target.
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    #[arg(long)]
+    seed: Option<u64>,
+    /// With --seed: this input alone.
+    #[arg(long, requires = "seed")]
+    input: Option<u64>,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let find = |name: &String| {
+        TARGETS.iter().find(|target| target.name == name).with_context(|| {
+            let names: Vec<_> = TARGETS.iter().map(|target| target.name).collect();
+            format!("no target {name}; there are {}", names.join(", "))
+        })
+    };
+    let chosen: Vec<&Target> = match args.targets.as_slice() {
+        [] => TARGETS.iter().collect(),
+        names => names.iter().map(find).collect::<Result<_>>()?,
+    };
+    let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
+    for target in chosen {
+        let seed = args.seed.unwrap_or(fresh);
+        if let Some(n) = args.input {
+            let input = nth(&(target.samples)(), seed, n);
+            println!("{}: {}", target.name, hex(&input));
+            println!("accepted: {}", (target.check)(&input));
+            continue;
+        }
+        let end = Instant::now() + Duration::from_secs(args.seconds);
+        let seen = run(target, seed, |n| n % 256 != 0 || Instant::now() < end);
+        println!("{:<16} seed {seed}: {} inputs, {} accepted", target.name, seen.inputs, seen.accepted);
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! Every target: what decodes, and what must hold of what it accepts.
+
+use bytes::Bytes;
+use vellum_base::crc32c;
+use vellum_format::ClientIdentity;
+use vellum_keys::{QuorumKey, Subject, certificate_subject, validity};
+use vellum_wire::quorum::{DATAGRAM_LEN, DatagramAuth, NoAuth, QuorumDatagram};
+use vellum_wire::{Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, Refusal, Request, Response};
+
+use crate::samples;
+
+#[derive(Clone, Copy)]
+pub struct Target {
+    pub name: &'static str,
+    pub samples: fn() -> Vec<Vec<u8>>,
+    /// True when the bytes were accepted. Panics when something does not hold.
+    pub check: fn(&[u8]) -> bool,
+}
+
+pub const TARGETS: &[Target] = &[
+    Target { name: "frame", samples: samples::frames, check: frame },
+    Target { name: "request", samples: requests, check: request },
+    Target { name: "response", samples: responses, check: response },
+    Target { name: "greeting", samples: greetings, check: greeting },
+    Target { name: "greeted", samples: greeted, check: check_greeted },
+    Target { name: "refusal", samples: refusals, check: refusal },
+    Target { name: "datagram", samples: samples::plain_datagrams, check: datagram },
+    Target { name: "sealed-datagram", samples: sealed_datagrams, check: sealed_datagram },
+    Target { name: "identity", samples: samples::identities, check: identity },
+    Target { name: "subject", samples: samples::subjects, check: subject },
+    Target { name: "certificate", samples: samples::certificates, check: certificate },
+];
+
+/// A socket's first bytes: header, lengths, checksum, message.
+fn frame(bytes: &[u8]) -> bool {
+    let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return false };
+    let Ok(header) = FrameHeader::decode(head) else { return false };
+    let Some(control) = rest.get(..header.control_len as usize) else { return false };
+    let control = Bytes::copy_from_slice(control);
+    let Ok(frame) = Frame::decode(&header, control.clone(), None) else { return false };
+    let mut again = Vec::new();
+    frame.encode_head(&mut again);
+    if header.payload_len == 0 {
+        assert_eq!(&again[..], &bytes[..HEADER_LEN + control.len()], "a frame has one encoding");
+    }
+    true
+}
+
+// Messages without their frame: its checksum would refuse nearly every mutation. The first two bytes are the code.
+
+fn coded(code: u16, encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = code.to_le_bytes().to_vec();
+    encode(&mut out);
+    out
+}
+
+fn requests() -> Vec<Vec<u8>> {
+    samples::requests().iter().map(|request| coded(request.code(), |out| request.encode(out))).collect()
+}
+
+fn responses() -> Vec<Vec<u8>> {
+    samples::responses().iter().map(|response| coded(response.code(), |out| response.encode(out))).collect()
+}
+
+fn request(bytes: &[u8]) -> bool {
+    let Some((code, control)) = bytes.split_first_chunk::<2>() else { return false };
+    let code = u16::from_le_bytes(*code);
+    let Ok(request) = Request::decode(code, Bytes::copy_from_slice(control)) else { return false };
+    let mut again = Vec::new();
+    request.encode(&mut again);
+    assert_eq!(Request::decode(request.code(), again.clone().into()).as_ref(), Ok(&request));
+    assert!(request.control_len() >= again.len(), "what is to be sent is never longer than announced");
+    let _ = request.data_bytes(0);
+    true
+}
+
+fn response(bytes: &[u8]) -> bool {
+    let Some((code, control)) = bytes.split_first_chunk::<2>() else { return false };
+    let code = u16::from_le_bytes(*code);
+    let Ok(response) = Response::decode(code, Bytes::copy_from_slice(control)) else { return false };
+    let mut again = Vec::new();
+    response.encode(&mut again);
+    assert_eq!(Response::decode(response.code(), again.clone().into()).as_ref(), Ok(&response));
+    assert!(response.control_len() >= again.len(), "what is to be sent is never longer than announced");
+    true
+}
+
+fn encoded(encode: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(&mut out);
+    out
+}
+
+fn greetings() -> Vec<Vec<u8>> {
+    samples::greetings().iter().map(|greeting| encoded(|out| greeting.encode(out))).collect()
+}
+
+fn greeted() -> Vec<Vec<u8>> {
+    vec![encoded(|out| samples::greeted().encode(out))]
+}
+
+fn refusals() -> Vec<Vec<u8>> {
+    samples::refusals().iter().map(|refusal| encoded(|out| refusal.encode(out))).collect()
+}
+
+fn greeting(bytes: &[u8]) -> bool {
+    let Ok(greeting) = Greeting::decode(Bytes::copy_from_slice(bytes)) else { return false };
+    assert_eq!(encoded(|out| greeting.encode(out)), bytes, "a greeting has one encoding");
+    true
+}
+
+fn check_greeted(bytes: &[u8]) -> bool {
+    let Ok(greeted) = Greeted::decode(Bytes::copy_from_slice(bytes)) else { return false };
+    assert_eq!(encoded(|out| greeted.encode(out)), bytes, "an answer has one encoding");
+    true
+}
+
+fn refusal(bytes: &[u8]) -> bool {
+    let Ok(refusal) = Refusal::decode(Bytes::copy_from_slice(bytes)) else { return false };
+    let again = encoded(|out| refusal.encode(out));
+    assert_eq!(Refusal::decode(again.into()), Ok(refusal));
+    true
+}
+
+/// As it came, and with the checksum put right: an attacker on loopback can count too.
+fn datagram(bytes: &[u8]) -> bool {
+    let mut bytes = bytes.to_vec();
+    let as_is = QuorumDatagram::decode(&bytes, &NoAuth).is_ok();
+    if bytes.len() == DATAGRAM_LEN {
+        let crc = crc32c(&bytes[..DATAGRAM_LEN - 4]);
+        bytes[DATAGRAM_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+    }
+    let Ok(datagram) = QuorumDatagram::decode(&bytes, &NoAuth) else {
+        assert!(!as_is);
+        return false;
+    };
+    assert_eq!(datagram.encode(&NoAuth), bytes, "a datagram has one encoding");
+    true
+}
+
+fn quorum_key() -> QuorumKey {
+    QuorumKey::new(&[5; 32])
+}
+
+fn sealed_datagrams() -> Vec<Vec<u8>> {
+    samples::datagrams().iter().map(|datagram| datagram.encode(&quorum_key())).collect()
+}
+
+/// Nothing but what a member wrote is accepted.
+fn sealed_datagram(bytes: &[u8]) -> bool {
+    let accepted = QuorumDatagram::decode(bytes, &quorum_key()).is_ok();
+    assert_eq!(accepted, sealed_datagrams().iter().any(|sample| sample == bytes), "a forged datagram");
+    let _ = quorum_key().open(bytes);
+    accepted
+}
+
+fn identity(bytes: &[u8]) -> bool {
+    let Ok(identity) = ClientIdentity::decode(bytes) else { return false };
+    assert_eq!(identity.encode(), bytes, "an identity has one encoding");
+    true
+}
+
+fn subject(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let Ok(subject) = text.parse::<Subject>() else { return false };
+    assert_eq!(subject.to_string(), text, "a subject has one spelling");
+    true
+}
+
+fn certificate(bytes: &[u8]) -> bool {
+    let dates = validity(bytes);
+    let subject = certificate_subject(bytes);
+    dates.is_some() && subject.is_ok()
+}

@@ -1,0 +1,120 @@
+//! keys: an installation's authority, and the bundles that it makes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, bail};
+use serde_json::json;
+use vellum_keys::{Authority, Issued, KeysError, Role, Subject, Wish};
+
+use crate::cli::{KeyValidity, Keys};
+use crate::exit::{Coded, Exit, WithExit};
+
+const DAY: u64 = 86_400;
+/// `list` points at what ends within so many days.
+const SOON_DAYS: i64 = 30;
+
+pub fn keys(args: &Keys) -> Result<()> {
+    match args {
+        Keys::Init { dir } => {
+            Authority::init(dir).map_err(coded)?;
+            println!("made the authority {}: keep its ca.key where no node or client can read it", dir.display());
+            Ok(())
+        }
+        Keys::Node { dir, name, address, validity } => {
+            let addresses = address.iter().map(|address| without_port(address)).collect();
+            issue(dir, Role::Node, name, false, addresses, validity)
+        }
+        Keys::Client { path: Some(_), .. } => {
+            let error = anyhow::anyhow!(
+                "--path: an engine cannot hold a client to a subtree, so no keys promise it; \
+                 export the subtree through a gateway that you trust, or make the client --read-only"
+            );
+            Err(error).exit(Exit::Usage)
+        }
+        Keys::Client { dir, name, read_only, path: None, validity } => {
+            issue(dir, Role::Client, name, *read_only, Vec::new(), validity)
+        }
+        Keys::List { dir, json } => list(dir, *json),
+    }
+}
+
+fn issue(
+    dir: &Path,
+    role: Role,
+    name: &str,
+    read_only: bool,
+    addresses: Vec<String>,
+    validity: &KeyValidity,
+) -> Result<()> {
+    let subject = Subject { role, name: name.parse().map_err(coded)?, read_only };
+    let valid = Duration::from_secs(u64::from(validity.days) * DAY);
+    let wish = Wish { subject, addresses, valid, renew: validity.renew };
+    let to = Authority::open(dir).and_then(|authority| authority.issue(&wish)).map_err(coded)?;
+    println!("{} in {}: copy it there, readable by its user alone, and say --keys", wish.subject, to.display());
+    Ok(())
+}
+
+/// Addresses are often at hand with the port of an endpoint, which a certificate does not name.
+fn without_port(address: &str) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(addr) => addr.ip().to_string(),
+        Err(_) => address.parse::<IpAddr>().map_or_else(|_| address.to_owned(), |ip| ip.to_string()),
+    }
+}
+
+fn list(dir: &Path, as_json: bool) -> Result<()> {
+    let all = Authority::open(dir).and_then(|authority| authority.list()).map_err(coded)?;
+    if !as_json {
+        println!("{:<8} {:<24} {:<10} {:<12} keys", "role", "name", "access", "valid");
+    }
+    for issued in &all {
+        let access = if issued.subject.read_only { "read-only" } else { "full" };
+        let (role, name, days) = (issued.subject.role.as_str(), issued.subject.name.as_str(), days_left(issued)?);
+        if as_json {
+            let value = json!({
+                "role": role, "name": name, "read_only": issued.subject.read_only, "days_left": days,
+                "not_before": issued.validity.not_before, "not_after": issued.validity.not_after,
+                "path": issued.path.display().to_string(),
+            });
+            println!("{value}");
+        } else {
+            let valid = match days {
+                ..0 => "EXPIRED".to_owned(),
+                ..SOON_DAYS => format!("{days} d: RENEW"),
+                _ => format!("{days} d"),
+            };
+            println!("{role:<8} {name:<24} {access:<10} {valid:<12} {}", issued.path.display());
+        }
+    }
+    Ok(())
+}
+
+fn days_left(issued: &Issued) -> Result<i64> {
+    let Ok(now) = SystemTime::now().duration_since(UNIX_EPOCH) else { bail!("the clock is before 1970") };
+    Ok((issued.validity.not_after - now.as_secs() as i64).div_euclid(DAY as i64))
+}
+
+/// Names and addresses are usage; the rest is a failure of its own.
+pub fn coded(error: KeysError) -> anyhow::Error {
+    let code = match &error {
+        KeysError::Name { .. } | KeysError::Address { .. } | KeysError::NotANode { .. } => Exit::Usage,
+        _ => Exit::Failure,
+    };
+    Coded { code, error: error.into() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_not_of_the_certificate() {
+        for (given, meant) in
+            [("10.0.0.1:7000", "10.0.0.1"), ("10.0.0.1", "10.0.0.1"), ("[::1]:7", "::1"), ("a.example", "a.example")]
+        {
+            assert_eq!(without_port(given), meant);
+        }
+    }
+}
