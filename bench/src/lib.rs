@@ -9,6 +9,7 @@ pub mod items;
 mod link;
 pub mod nvme;
 pub mod peers;
+pub mod perf;
 pub mod recorder;
 pub mod report;
 pub mod runtime;

@@ -58,6 +58,12 @@ impl DeviceError {
         DeviceError::Open { path: path.to_owned(), what, errno: err.raw_os_error().unwrap_or(libc::EIO) }
     }
 
+    /// True when this process has lost the device and another one may have it: it was given up, or taken away (a
+    /// reservation conflict, which Linux calls EBADE).
+    pub fn is_taken_away(&self) -> bool {
+        matches!(self, DeviceError::Closed | DeviceError::Io { errno: libc::EBADE, .. })
+    }
+
     /// True when the device is lost for good, as opposed to an error of one operation.
     pub fn is_failed(&self) -> bool {
         matches!(self, DeviceError::Failed { .. })

@@ -4,8 +4,8 @@
 //! knows the runtime: the owner of a queue registers [`Queue::process_completions`] as a poller and
 //! [`Queue::wake_fd`] as what may end its sleep.
 //!
-//! Backends: [`uring`] (regular files and block devices), [`driver`] (NVMe controllers, over [`emu`], a model in this
-//! process), [`memory`] (tests, scratch), [`fault`] (a seeded model of a device that lies, stalls, tears and dies).
+//! Backends: [`uring`] (regular files and block devices), [`driver`] (NVMe controllers, over [`vfio`], [`vfio_user`] and [`emu`], a
+//! model in this process), [`memory`] (tests, scratch), [`fault`] (a seeded model of a device that lies, stalls, tears and dies).
 //! [`spec`] holds the words of NVM Express.
 //!
 //! Promises every backend keeps (tests in `tests/` and in the backends hold them to it):
@@ -30,11 +30,13 @@ pub mod testing;
 mod tracker;
 pub mod uring;
 mod valve;
+pub mod vfio;
+pub mod vfio_user;
 
 pub use device::{Device, Geometry, IoDone, IoOp, Queue};
 pub use error::DeviceError;
 pub use image::Image;
-pub use open::{OpenMode, open};
+pub use open::{NvmeController, OpenMode, open, open_controller};
 pub use ops::{IoFuture, OpFuture, ReadFuture};
 pub use tracker::{MAX_TRACKERS, Ticket};
 pub use valve::Valve;

@@ -1,11 +1,16 @@
 //! From a device's spec on the command line to a [`Device`].
 
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::driver::{self, NvmeDevice, Options, Transport};
+use crate::driver::queue::MAX_ZERO_LBAS;
+use crate::driver::{self, ControllerError, ControllerInfo, NamespaceInfo, NvmeDevice, Options, Transport};
 use crate::emu::{self, ControllerConfig, EmuTransport, Medium, NamespaceConfig, ProcessBus, Subsystem};
 use crate::memory::MemoryDevice;
+use crate::spec::{ErrorEntry, SmartLog};
 use crate::uring::UringDevice;
+use crate::vfio::{VfioTransport, pci::PciAddress};
+use crate::vfio_user::VfioUserTransport;
 use crate::{Device, DeviceError};
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -25,10 +30,16 @@ pub struct OpenMode {
 /// Opens
 /// - `PATH`, `uring:PATH` or `file:PATH`: a regular file or a block device;
 /// - `memory:SIZE` (`64M`, `1GiB`): a new, empty one each time;
+/// - `nvme:0000:00:10.0[/NSID]`: a controller bound to vfio-pci; the namespace may be left out when there is one only;
+/// - `vfio-user:PATH[/NSID]`: a controller that another process serves on a unix socket;
 /// - `emu:SIZE`, `emu:null:SIZE`, `emu:file:PATH`: the NVMe driver over a modelled controller in this process, on new memory,
 ///   on nothing, on a file (which must be there, and is not locked): for tests and measurements.
 pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> {
     let mode = OpenMode { read_only: mode.read_only || mode.observe, ..mode };
+    if let Some(opened) = open_controller(spec) {
+        let (controller, nsid) = opened?;
+        return controller.device(nsid, mode.read_only);
+    }
     let not_built = |backend| Err(DeviceError::NotBuilt { spec: spec.to_owned(), backend });
     match spec.split_once(':') {
         Some(("uring" | "file", path)) => Ok(Arc::new(UringDevice::open(path, mode)?)),
@@ -37,24 +48,123 @@ pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> 
             let size_bytes = parse_size(size).filter(|bytes| *bytes >= 4096).ok_or_else(bad)?;
             Ok(Arc::new(MemoryDevice::new(size_bytes)))
         }
-        Some(("emu", what)) => open_emu(spec, what, mode),
-        Some(("nvme", _)) => not_built("nvme"),
-        Some(("vfio-user", _)) => not_built("vfio-user"),
         Some(("spdk", _)) => not_built("spdk"),
         _ if spec.is_empty() => Err(DeviceError::BadSpec { spec: String::new(), detail: "it is empty" }),
         _ => Ok(Arc::new(UringDevice::open(spec, mode)?)),
     }
 }
 
-/// A namespace on the driver.
-fn open_nvme<T: Transport>(transport: T, nsid: Option<u32>, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> {
-    let name = transport.name();
-    let controller = driver::Controller::open(transport, Options::default()).map_err(|err| err.on(&name))?;
-    let device = NvmeDevice::open(controller, nsid, mode.read_only).map_err(|err| err.on(&name))?;
-    Ok(Arc::new(device))
+/// `CONTROLLER[/NSID]`.
+fn split_nsid<'a>(spec: &str, what: &'a str) -> Result<(&'a str, Option<u32>), DeviceError> {
+    let Some((controller, nsid)) = what.rsplit_once('/') else { return Ok((what, None)) };
+    match nsid.parse() {
+        Ok(nsid) => Ok((controller, Some(nsid))),
+        Err(_) => Err(DeviceError::BadSpec { spec: spec.to_owned(), detail: "what follows the / is no namespace id" }),
+    }
 }
 
-fn open_emu(spec: &str, what: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> {
+/// What `vellum nvme` asks of a controller, whatever it is reached through.
+pub trait NvmeController: Send + Sync {
+    fn name(&self) -> &str;
+    fn info(&self) -> &ControllerInfo;
+    fn granted_queues(&self) -> u16;
+    fn namespace_ids(&self) -> Result<Vec<u32>, ControllerError>;
+    fn namespace(&self, nsid: u32) -> Result<NamespaceInfo, ControllerError>;
+    fn smart(&self) -> Result<SmartLog, ControllerError>;
+    fn error_log(&self) -> Result<Vec<ErrorEntry>, ControllerError>;
+    /// Destroys all data of the namespace.
+    fn format(&self, nsid: u32, format: u8) -> Result<(), ControllerError>;
+    /// Destroys data: `len_bytes` at `at_bytes`.
+    fn write_zeroes(self: Arc<Self>, nsid: u32, at_bytes: u64, len_bytes: u64) -> Result<(), DeviceError>;
+    /// None: its only namespace.
+    fn device(self: Arc<Self>, nsid: Option<u32>, read_only: bool) -> Result<Arc<dyn Device>, DeviceError>;
+}
+
+impl<T: Transport> NvmeController for driver::Controller<T> {
+    fn name(&self) -> &str {
+        self.name()
+    }
+    fn info(&self) -> &ControllerInfo {
+        self.info()
+    }
+    fn granted_queues(&self) -> u16 {
+        self.granted_queues()
+    }
+    fn namespace_ids(&self) -> Result<Vec<u32>, ControllerError> {
+        self.namespace_ids()
+    }
+    fn namespace(&self, nsid: u32) -> Result<NamespaceInfo, ControllerError> {
+        self.namespace(nsid)
+    }
+    fn smart(&self) -> Result<SmartLog, ControllerError> {
+        self.smart()
+    }
+    fn error_log(&self) -> Result<Vec<ErrorEntry>, ControllerError> {
+        self.error_log()
+    }
+    fn format(&self, nsid: u32, format: u8) -> Result<(), ControllerError> {
+        self.format(nsid, format)
+    }
+
+    fn write_zeroes(self: Arc<Self>, nsid: u32, at_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        let name = self.name().to_owned();
+        if !self.info().write_zeroes {
+            let reason = ControllerError::Unsupported { what: "it does not know Write Zeroes" };
+            return Err(reason.on(&name));
+        }
+        let device = NvmeDevice::open(self, Some(nsid), false).map_err(|err| err.on(&name))?;
+        let queue = device.queue(1)?;
+        let step = MAX_ZERO_LBAS * u64::from(device.namespace().lba_bytes());
+        let mut done = 0;
+        while done < len_bytes {
+            let len = step.min(len_bytes - done);
+            queue.write_zeroes_and_wait(at_bytes.saturating_add(done), len)?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    fn device(self: Arc<Self>, nsid: Option<u32>, read_only: bool) -> Result<Arc<dyn Device>, DeviceError> {
+        let name = self.name().to_owned();
+        Ok(Arc::new(NvmeDevice::open(self, nsid, read_only).map_err(|err| err.on(&name))?))
+    }
+}
+
+fn attach<T: Transport>(transport: T) -> Result<Arc<dyn NvmeController>, DeviceError> {
+    let name = transport.name();
+    Ok(driver::Controller::open(transport, Options::default()).map_err(|err| err.on(&name))?)
+}
+
+/// The controller of an NVMe device spec, and the namespace that the spec names. None: the spec is of another backend.
+pub fn open_controller(spec: &str) -> Option<Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError>> {
+    let (backend, what) = spec.split_once(':')?;
+    match backend {
+        "nvme" => Some(open_vfio(spec, what)),
+        "vfio-user" => Some(open_vfio_user(spec, what)),
+        "emu" => Some(open_emu(spec, what)),
+        _ => None,
+    }
+}
+
+fn open_vfio(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError> {
+    let (controller, nsid) = split_nsid(spec, what)?;
+    let bad = |detail| DeviceError::BadSpec { spec: spec.to_owned(), detail };
+    let address = controller.parse::<PciAddress>().map_err(bad)?;
+    let transport = VfioTransport::open(address).map_err(|err| ControllerError::from(err).on(spec))?;
+    Ok((attach(transport)?, nsid))
+}
+
+fn open_vfio_user(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError> {
+    // A path may end with digits too: what is there as a whole is a path.
+    let (path, nsid) = match split_nsid(spec, what) {
+        Ok((path, nsid)) if !Path::new(what).exists() => (path, nsid),
+        _ => (what, None),
+    };
+    let transport = VfioUserTransport::connect(Path::new(path)).map_err(|err| ControllerError::from(err).on(spec))?;
+    Ok((attach(transport)?, nsid))
+}
+
+fn open_emu(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError> {
     let bad =
         || DeviceError::BadSpec { spec: spec.to_owned(), detail: "want emu:SIZE, emu:null:SIZE or emu:file:PATH" };
     let size =
@@ -75,9 +185,9 @@ fn open_emu(spec: &str, what: &str, mode: OpenMode) -> Result<Arc<dyn Device>, D
     let cache = matches!(medium, Medium::File(_));
     let subsystem = Subsystem::new("EMU", cache, vec![NamespaceConfig { size_bytes, lba_bytes: 4096, medium }]);
     let config = ControllerConfig { io_queues: 64, ..ControllerConfig::default() };
-    let bus = ProcessBus::new(config.io_queues).map_err(|err| driver::ControllerError::from(err).on(spec))?;
+    let bus = ProcessBus::new(config.io_queues).map_err(|err| ControllerError::from(err).on(spec))?;
     let controller = emu::Controller::new(bus, subsystem, config);
-    open_nvme(EmuTransport::new(controller), Some(1), mode)
+    Ok((attach(EmuTransport::new(controller))?, Some(1)))
 }
 
 /// Bytes with an optional binary suffix: `4096`, `64K`, `1MiB`, `2g`.
@@ -110,7 +220,9 @@ mod tests {
         let message = |spec: &str| open(spec).err().unwrap().to_string();
         assert_eq!(open("emu:1M").unwrap().geometry().size_bytes, 1 << 20);
         assert!(message("emu:what:1M").contains("want emu:SIZE"));
-        assert!(message("nvme:0000:01:00.0").contains("not built yet"));
+        assert!(message("nvme:0000:01:00").contains("want a PCI address"));
+        assert!(message("nvme:ffff:ff:1f.7/x").contains("no namespace id"));
+        assert!(message("nvme:ffff:ff:1f.7/1").contains("cannot look at nvme:ffff:ff:1f.7"));
         assert!(message("memory:lots").contains("want memory:SIZE"));
         assert!(message("/no/such/device").contains("/no/such/device"));
         assert!(message("").contains("empty"));

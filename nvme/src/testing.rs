@@ -12,6 +12,9 @@ use crate::Queue;
 
 /// Turns without any progress on a queue that cannot be waited for, before the future is declared stuck.
 const MAX_IDLE_TURNS: u32 = 1_000_000;
+/// Turns without any progress after which each turn sleeps a little: what is waited for is in another thread or process,
+/// which may want this core.
+const BUSY_TURNS: u32 = 10_000;
 /// Longest wait for a descriptor before looking again, in milliseconds.
 const WAIT_MS: i32 = 1000;
 
@@ -50,6 +53,8 @@ pub fn block_on_all<F: Future>(queues: &[Rc<dyn Queue>], future: F) -> F::Output
         assert!(idle_turns < MAX_IDLE_TURNS, "the future waits for something that no queue completes");
         if events == 0 {
             wait_readable(queues);
+        } else if idle_turns > BUSY_TURNS {
+            std::thread::sleep(std::time::Duration::from_micros(50));
         }
     }
 }

@@ -72,6 +72,8 @@ mutants! {
     LostWakeup,
     /// A client's locks go before its last batches are durable.
     ReleaseBeforeSettled,
+    /// A reclaimed client's locks go before its record is durably gone.
+    ReleaseBeforeTombstone,
     /// A client that was reclaimed may come back.
     AdmitFenced,
     /// The clients of the term before are not waited for.

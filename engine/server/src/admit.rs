@@ -37,8 +37,7 @@ impl Reactor {
         }
         let first = stranger.greeting_frame();
         let (tx, rx) = bridge(first, stranger.reader, stranger.writer, stranger.guard);
-        let (identity, access) = who;
-        self.send(home, Message::Adopt { tx, rx, identity, access });
+        self.send(home, Message::Adopt { tx, rx, who: Box::new(who) });
     }
 
     fn may_connect(&self, uid: u32) -> bool {

@@ -57,8 +57,8 @@ pub(crate) enum Message {
     Adopt {
         tx: channel::Sender<Frame>,
         rx: channel::Receiver<Frame>,
-        identity: ClientIdentity,
-        access: Access,
+        /// Boxed: other messages are small.
+        who: Box<(ClientIdentity, Access)>,
     },
     Granted {
         rid: Rid,

@@ -220,7 +220,7 @@ impl Reactor {
                 self.files.borrow_mut().recovered();
                 self.drive_files();
             }
-            Message::Adopt { tx, rx, identity, access } => self.adopt(tx, rx, (identity, access)),
+            Message::Adopt { tx, rx, who } => self.adopt(tx, rx, *who),
             Message::File { rid, request, ino, op } => self.file_op(rid, request, ino, op),
             Message::FileDeadlock { ino, id } => self.file_deadlock(ino, id),
             Message::FileWaits { changes, then } => self.file_waits(changes, then),

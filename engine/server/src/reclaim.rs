@@ -163,14 +163,21 @@ impl Reactor {
     /// Pending extents, the record, locks everywhere. False when the record could not be removed: then its locks stay,
     /// nobody is granted them here, and the next leader finds the record and does it again.
     pub(crate) async fn release(self: &Rc<Self>, rid: Rid) -> bool {
+        if mutant::active(Mutant::ReleaseBeforeTombstone) {
+            self.release_locks(rid).await;
+        }
         if let Err(error) = self.backend.close_rid(rid).await {
             tracing::error!(%rid, %error, "the client's record could not be removed");
             return false;
         }
+        self.release_locks(rid).await;
+        true
+    }
+
+    async fn release_locks(self: &Rc<Self>, rid: Rid) {
         for reactor in self.mesh.all() {
             self.ask(reactor, Ask::Release { rid }).await;
         }
-        true
     }
 
     pub(crate) fn forget(&self, client: &Rc<Client>) {

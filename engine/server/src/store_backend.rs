@@ -8,7 +8,6 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
-use vellum_nvme::DeviceError;
 use vellum_store::{Authority, CommitError, Helpers, Prefer, ReactorStatus, Store, StoreError};
 use vellum_wire::{ErrorCode, StatFs, WireError};
 
@@ -46,12 +45,11 @@ impl StoreBackend {
 }
 
 fn is_the_end(error: &StoreError) -> bool {
-    matches!(
-        error,
-        StoreError::Failed(_)
-            | StoreError::Closed
-            | StoreError::Device(DeviceError::Closed | DeviceError::Failed { .. })
-    )
+    match error {
+        StoreError::Failed(_) | StoreError::Closed => true,
+        StoreError::Device(error) => error.is_failed() || error.is_taken_away(),
+        _ => false,
+    }
 }
 
 fn code_of(error: &StoreError) -> ErrorCode {

@@ -168,9 +168,13 @@ fn one_mutant(cli: &Cli, name: &str) -> bool {
         println!("no such bug: {name}");
         return false;
     };
-    let kind = if cli.profile == Kind::Both { Kind::Single } else { cli.profile };
+    let profile = match cli.profile {
+        Kind::Both => mutants::profile_of(bug),
+        Kind::Single => Profile::Single,
+        Kind::Cluster => Profile::Cluster,
+    };
     let seeds: Vec<u64> = cli.seed.map_or_else(|| (cli.from..).take(cli.bound).collect(), |seed| vec![seed]);
-    match mutants::hunt(bug, kind.of(0), seeds.into_iter(), cli.bound) {
+    match mutants::hunt(bug, profile, seeds.into_iter(), cli.bound) {
         Some(found) => {
             let what: String = found.what.chars().take(160).collect();
             println!("| {name} | {} | {} | {} | {} | {what}", bug.what(), found.by, found.runs, found.seed);

@@ -18,6 +18,12 @@ pub struct Found {
     pub what: String,
 }
 
+/// Where a bug can be found.
+pub fn profile_of(bug: Mutant) -> Profile {
+    // Those of the quorum stand last in the list.
+    if bug >= Mutant::VoteBeforeDurable { Profile::Cluster } else { Profile::Single }
+}
+
 /// Runs seeds from 1 on until one fails; `None` when none of `bound` does.
 pub fn hunt(bug: Mutant, profile: Profile, seeds: impl Iterator<Item = u64>, bound: usize) -> Option<Found> {
     for (n, seed) in seeds.take(bound).enumerate() {

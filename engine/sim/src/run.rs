@@ -77,8 +77,9 @@ enum Due {
     Restart(usize),
 }
 
-/// A fenced node is started again after at most so long.
-const RESTART: u64 = 500;
+/// A fenced node is started again after at most so many milliseconds; one that was only cut off may go on for so long.
+const RESTART_MS: u64 = 500;
+const CUT_OFF_MS: u64 = 3000;
 
 struct Run {
     plan: Plan,
@@ -260,7 +261,8 @@ impl Run {
         targets.into_iter().for_each(|process| self.cluster.device.fence(process));
         if running {
             // Whoever was cut off goes on without its device for a while.
-            let at = self.now() + Duration::from_millis(1 + self.prng.below(RESTART));
+            let most = if fencing.cuts_off { CUT_OFF_MS } else { RESTART_MS };
+            let at = self.now() + Duration::from_millis(1 + self.prng.below(most));
             self.put_down(at, Due::Restart(node));
         }
         order.answer(Ok(()));
@@ -452,7 +454,8 @@ impl Run {
 
     fn inspect(&mut self, image: &Image) {
         let what = format!("after the power loss at {:.3}", self.now().as_secs_f64());
-        let found = inspect(image, &self.plan.store, self.prng.next_u64());
+        let rotten = self.plan.faults.iter().any(|timed| timed.fault == Fault::SuperblockRots);
+        let found = inspect(image, &self.plan.store, self.prng.next_u64(), rotten);
         let mut history = self.shared.history.borrow_mut();
         match found {
             Ok(state) => {

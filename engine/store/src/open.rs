@@ -117,6 +117,7 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
 
     let mut replay = Vec::new();
     let (mut number, mut hash, mut epoch) = (state.base_number, state.base_hash, state.base_epoch);
+    let mut recovered = epoch;
     report.clean = state.runs.is_empty();
     let mut edits = Vec::new();
     for run in state.runs.clone() {
@@ -126,6 +127,7 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
         report.bytes += end.bytes;
         report.end = end.end;
         (number, hash) = (end.last_number, end.last_hash);
+        recovered = recovered.max(end.last_epoch);
         epoch = epoch.max(end.last_epoch).max(run.first_epoch);
         if run.cut.is_none() {
             edits.push(ManifestEdit::Cut { term: run.term, number });
@@ -165,7 +167,7 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
         file.checkpoint(queue, &mut sb, &state).await?;
     }
     if !options.read_only {
-        probe::tell(|| Fact::Opened { term, first_epoch, recovered: epoch });
+        probe::tell(|| Fact::Opened { term, first_epoch, recovered });
     }
     report.term = term;
     report.time = vellum_rt::now() - begun;

@@ -43,6 +43,18 @@ impl Vfs {
         Ok((handle, self.attr_of(ino, inode)))
     }
 
+    /// Keeps an inode alive until [`Vfs::release`], as an open descriptor would: for a caller that is about to use what it
+    /// has just looked up. Not for directories.
+    pub async fn pin(&self, ino: Ino) -> Result<FileHandle> {
+        let held = self.lock_shared(ino).await?;
+        if self.inode(&held.guard, ino).await?.is_dir() {
+            return Err(VfsError::ISDIR);
+        }
+        let file = self.files.get_or_new(ino);
+        self.client.inode_opened(&held.guard, ino);
+        Ok(self.handles.add(file, OpenFlags::default()))
+    }
+
     /// The last use of a handle. What was written stays in memory until its turn comes.
     pub async fn release(&self, handle: FileHandle) -> Result<()> {
         let handle = self.handles.remove(handle)?;

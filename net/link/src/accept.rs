@@ -102,7 +102,7 @@ impl Greeter {
         self.greet_within(source, async move {
             let config = keys.server().map_err(|e| SocketError::Stranger(e.to_string()))?;
             let (stream, subject) = TlsStream::accept(stream, config).await?;
-            Ok((Socket::Tls(TlsSocket(stream)), Peer::Known(subject)))
+            Ok((Socket::Tls(TlsSocket(Rc::new(stream))), Peer::Known(subject)))
         });
     }
 

@@ -433,22 +433,33 @@ async fn run_timers(core: Rc<Core>) {
 async fn dial(core: &Core) -> Result<Socket, SocketError> {
     match &core.address {
         Address::AnyOf(endpoints) => {
+            endpoints.iter().try_for_each(|endpoint| check_reach(endpoint, &core.options))?;
             let (endpoint, stream) = dial_any(endpoints, &core.rotation).await?;
-            secured(&endpoint, stream, &core.options).await
+            secure(endpoint, stream, &core.options).await
         }
-        Address::Net(endpoint) => secured(endpoint, Stream::connect(endpoint).await?, &core.options).await,
+        Address::Net(endpoint) => {
+            check_reach(endpoint, &core.options)?;
+            secure(endpoint, Stream::connect(endpoint).await?, &core.options).await
+        }
         Address::InProcess(dialer) => dialer.dial(core.rid).await,
     }
 }
 
-/// What a new stream to `endpoint` must be before anything is said on it.
-async fn secured(endpoint: &Endpoint, stream: Stream, options: &ConnectOptions) -> Result<Socket, SocketError> {
+/// Plain TCP goes no further than loopback.
+fn check_reach(endpoint: &Endpoint, options: &ConnectOptions) -> Result<(), SocketError> {
+    match endpoint {
+        Endpoint::Tcp(addr) if options.keys.is_none() && !addr.ip().is_loopback() && !options.insecure_network => {
+            Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+async fn secure(endpoint: &Endpoint, stream: Stream, options: &ConnectOptions) -> Result<Socket, SocketError> {
     match (endpoint, &options.keys) {
         (Endpoint::Tcp(addr), Some(keys)) => {
-            Ok(Socket::Tls(TlsSocket(TlsStream::connect(stream, addr.ip(), keys.client()).await?)))
-        }
-        (Endpoint::Tcp(addr), None) if !addr.ip().is_loopback() && !options.insecure_network => {
-            Err(SocketError::NoKeys { endpoint: endpoint.to_string() })
+            let stream = TlsStream::connect(stream, addr.ip(), keys.client()).await?;
+            Ok(Socket::Tls(TlsSocket(Rc::new(stream))))
         }
         _ => Ok(Socket::Stream(stream)),
     }

@@ -48,8 +48,8 @@ impl Drop for Attempts {
     }
 }
 
-/// The first of `endpoints` that accepts, and the stream to it; the last one's error when none does.
-pub(crate) async fn dial_any(endpoints: &[Endpoint], rotation: &Rotation) -> io::Result<(Endpoint, Stream)> {
+/// The first of `endpoints` that accepts; the last one's error when none does.
+pub(crate) async fn dial_any<'a>(endpoints: &'a [Endpoint], rotation: &Rotation) -> io::Result<(&'a Endpoint, Stream)> {
     let count = endpoints.len();
     let first = rotation.first.get();
     let mut rest = (0..count).map(|i| (first + i) % count).filter_map(|i| Some((i, endpoints.get(i)?.clone())));
@@ -63,8 +63,7 @@ pub(crate) async fn dial_any(endpoints: &[Endpoint], rotation: &Rotation) -> io:
             Some((index, endpoint)) => {
                 let answers = answers.clone();
                 attempts.0.push(spawn(Class::Request, "link dial", async move {
-                    let answer = Stream::connect(&endpoint).await.map(|stream| (endpoint, stream));
-                    let _ = answers.send((index, answer)).await;
+                    let _ = answers.send((index, Stream::connect(&endpoint).await)).await;
                 }));
                 attempts.0.len() < count
             }
@@ -72,9 +71,9 @@ pub(crate) async fn dial_any(endpoints: &[Endpoint], rotation: &Rotation) -> io:
         };
         let answer = if more { timeout(head_start, answered.recv()).await.ok() } else { Some(answered.recv().await) };
         match answer.flatten() {
-            Some((index, Ok(accepted))) => {
+            Some((index, Ok(stream))) => {
                 rotation.accepted(index);
-                return Ok(accepted);
+                return endpoints.get(index).map(|endpoint| (endpoint, stream)).ok_or(error);
             }
             Some((_, Err(e))) => {
                 failed += 1;

@@ -27,7 +27,7 @@ pub enum Socket {
 }
 
 /// A stream whose TLS handshake is over.
-pub struct TlsSocket(pub(crate) TlsStream);
+pub struct TlsSocket(pub(crate) Rc<TlsStream>);
 
 pub struct FrameReader(ReaderKind);
 
@@ -58,7 +58,7 @@ impl Socket {
     pub fn split(self) -> (FrameReader, FrameWriter, ShutdownOnDrop) {
         let carrier = match self {
             Socket::Stream(stream) => Carrier::Plain(stream),
-            Socket::Tls(TlsSocket(stream)) => Carrier::Tls(Rc::new(stream)),
+            Socket::Tls(TlsSocket(stream)) => Carrier::Tls(stream),
             Socket::InProcess { tx, rx } => {
                 let (reader, writer) = (ReaderKind::InProcess(rx), WriterKind::InProcess(tx));
                 return (FrameReader(reader), FrameWriter(writer), ShutdownOnDrop(None));

@@ -130,14 +130,14 @@ impl Story {
         self.client.handle_disconnect(self.now);
     }
 
-    fn to_leader(&mut self) -> bool {
+    fn deliver_up(&mut self) -> bool {
         let (Some(frame), Some(leader)) = (self.client.poll_transmit(), &mut self.leader) else { return false };
         leader.handle_frame(self.now, frame).unwrap();
         self.events();
         true
     }
 
-    fn to_client(&mut self) -> bool {
+    fn deliver_down(&mut self) -> bool {
         let Some(frame) = self.leader.as_mut().and_then(ServerSession::poll_transmit) else { return false };
         self.client.handle_frame(self.now, frame).unwrap();
         self.events();
@@ -145,7 +145,7 @@ impl Story {
     }
 
     fn talk(&mut self) {
-        while self.to_leader() || self.to_client() {}
+        while self.deliver_up() || self.deliver_down() {}
     }
 
     fn events(&mut self) {
@@ -197,7 +197,7 @@ impl Story {
 fn n1_a_request_is_handled_and_answered_once_in_a_term() {
     let mut s = Story::begun();
     s.call(1);
-    s.to_leader();
+    s.deliver_up();
     s.break_socket(); // before any answer
     s.meet();
     s.answer(&[1]);
@@ -240,7 +240,7 @@ fn n3_what_the_engine_says_of_a_lock_arrives_in_its_order() {
     let first = leader.poll_transmit().unwrap();
     assert!(matches!(&first.body, Body::Response(response) if matches!(**response, Response::Granted { .. })));
     s.client.handle_frame(s.now, first).unwrap();
-    s.to_client();
+    s.deliver_down();
     s.break_socket(); // the rest comes over the next one, in its order and once
     s.meet();
     assert_eq!(s.asked, [invalidation(1), invalidation(2), invalidation(3)]);
@@ -338,7 +338,7 @@ fn scenario_15_a_new_leader_counts_from_one_and_is_heard() {
 fn scenario_17_a_reconnect_overtakes_the_end_of_the_old_socket() {
     let mut s = Story::begun();
     s.call(1);
-    s.to_leader();
+    s.deliver_up();
     s.answer(&[1]);
     s.client.handle_disconnect(s.now); // the leader still sees the old socket as open
     s.meet();
@@ -401,7 +401,7 @@ fn scenario_20_data_in_flight_hides_no_dead_peer() {
 fn scenario_24_a_farewell_is_over_when_its_record_is_gone() {
     let mut s = Story::begun();
     s.client.request(Request::Farewell, None, Urgency::Normal);
-    s.to_leader();
+    s.deliver_up();
     s.next_leader();
     let _ = s.dial();
     let gone = Frame::unsequenced(Body::Refused(Refusal::Fenced), 0, Epoch(0));

@@ -165,6 +165,19 @@ impl<T: Transport> NvmeQueue<T> {
         self.take(IoOp::Discard { at_bytes, len_bytes }, true)
     }
 
+    /// The same, to its end. Not for a reactor's tasks.
+    pub fn write_zeroes_and_wait(&self, at_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
+        let ticket = self.write_zeroes(at_bytes, len_bytes);
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            self.process_completions();
+            if let Poll::Ready((result, _)) = self.poll_done(ticket, &mut cx) {
+                return result;
+            }
+            std::thread::yield_now();
+        }
+    }
+
     /// Doorbell registers written so far.
     pub fn doorbells(&self) -> u64 {
         self.inner.borrow().doorbells

@@ -22,7 +22,7 @@ use crate::tracker::{Trackers, wake_all};
 use crate::{Geometry, IoDone, IoOp, Queue, Ticket};
 
 /// What a process hears that was fenced: the reservation is another's (EBADE).
-const REFUSED: i32 = 52;
+const REFUSED: i32 = libc::EBADE;
 
 struct Running {
     id: u64,

@@ -49,6 +49,9 @@ pub enum Command {
     CompactWorker(CompactWorker),
     /// Measure, beside a peer or a limit in the same run.
     Bench(Bench),
+    /// Look at and prepare NVMe controllers for the polled driver.
+    #[command(subcommand)]
+    Nvme(Nvme),
     /// See it work: make an image, ingest a tree, kill the engine, recover, verify every byte.
     Quickstart(Quickstart),
     /// Make the certificates that prove who nodes and clients are.
@@ -389,6 +392,117 @@ pub struct Quickstart {
     /// Ingest through the library even where a mount is possible.
     #[arg(long)]
     pub no_mount: bool,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Nvme {
+    /// Show the controllers on the bus and who drives them.
+    List {
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hand controllers to vfio-pci, and reserve huge pages. Shows what it will do; does it with --yes.
+    Setup(NvmeSetup),
+    /// Give controllers back to the kernel's driver. Shows what it will do; does it with --yes.
+    Reset {
+        /// Such as 0000:00:10.0.
+        #[arg(required = true)]
+        addresses: Vec<String>,
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Show a controller and its namespaces.
+    Identify(NvmeOn),
+    /// Show the health log.
+    Smart(NvmeOn),
+    /// Show the error log, newest first.
+    Log(NvmeOn),
+    /// Measure a device: any DEVICE, not only NVMe.
+    Perf(NvmePerf),
+    /// Format a namespace. Destroys what is on it.
+    Format {
+        /// nvme:ADDRESS/NSID.
+        device: String,
+        /// Bytes of an LBA: 512 or 4096.
+        #[arg(long)]
+        lba: u32,
+        /// Without it nothing is done.
+        #[arg(long)]
+        destroy_all_data: bool,
+    },
+    /// Write zeros over a part of a namespace, or all of it.
+    WriteZeroes {
+        /// nvme:ADDRESS/NSID.
+        device: String,
+        #[arg(long, default_value = "0", value_parser = size::parse)]
+        at: u64,
+        /// Default: to the end.
+        #[arg(long, value_parser = size::parse)]
+        len: Option<u64>,
+        /// Without it nothing is done.
+        #[arg(long)]
+        destroy_all_data: bool,
+    },
+}
+
+#[derive(Args)]
+pub struct NvmeOn {
+    /// nvme:ADDRESS, vfio-user:PATH or emu:SIZE.
+    pub device: String,
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct NvmeSetup {
+    /// Such as 0000:00:10.0.
+    #[arg(required = true)]
+    pub addresses: Vec<String>,
+    /// Huge pages of 2 MiB to reserve.
+    #[arg(long)]
+    pub hugepages: Option<u32>,
+    /// User id that may then use the controllers without being root.
+    #[arg(long)]
+    pub owner: Option<u32>,
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum Pattern {
+    Read,
+    Write,
+    Randread,
+    Randwrite,
+    /// A mix of both, by -M.
+    Randrw,
+}
+
+#[derive(Args)]
+pub struct NvmePerf {
+    pub device: String,
+    /// Operations in flight per core.
+    #[arg(short = 'q', default_value_t = 32)]
+    pub depth: u32,
+    /// Bytes of an operation.
+    #[arg(short = 'o', default_value = "4K", value_parser = size::parse)]
+    pub io_size: u64,
+    #[arg(short = 'w', value_enum, default_value = "randread")]
+    pub pattern: Pattern,
+    /// Per cent of reads in randrw.
+    #[arg(short = 'M', default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub read_percent: u8,
+    /// Seconds.
+    #[arg(short = 't', default_value_t = 5)]
+    pub seconds: u64,
+    /// One thread on each, such as 0,2-3. Default: one thread, unpinned.
+    #[arg(short = 'c', value_parser = parse_cores)]
+    pub cores: Option<Cores>,
+    /// Needed for patterns that write: they overwrite the device.
+    #[arg(long)]
+    pub destroy_all_data: bool,
     #[arg(long)]
     pub json: bool,
 }

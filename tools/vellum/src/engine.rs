@@ -41,7 +41,7 @@ impl EngineArgs {
 }
 
 pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
-    raise_descriptor_limit(&options.limits);
+    raise_descriptor_limit();
     let target = device::open_alone(spec)?;
     refuse_cluster(spec, &target)?;
     let listens = options.listen.clone();
@@ -61,6 +61,22 @@ pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
     Ok(node)
 }
 
+/// Every client is a descriptor, and so is every stranger: a limit below their bounds would turn clients away for the
+/// sake of strangers.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    const OTHERS: u64 = 256;
+    let needed = u64::from(Limits::default().clients) + vellum_link::MAX_SILENT as u64 + OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
+    if !enough(limit.current) {
+        let current = if enough(limit.maximum) { Some(needed) } else { limit.maximum };
+        if setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum }).is_err() || !enough(current) {
+            tracing::warn!("{current:?} open files allowed; {needed} would hold all clients (ulimit -n)");
+        }
+    }
+}
+
 pub fn tell_repaired(spec: &str, up: &Up) {
     for place in &up.report.repaired {
         tracing::warn!("{spec}: repaired from the other copy: {place}");
@@ -77,22 +93,6 @@ fn refuse_cluster(spec: &str, target: &std::sync::Arc<dyn vellum_nvme::Device>) 
         return Err(error).exit(Exit::Usage);
     }
     Ok(())
-}
-
-/// Every client is a descriptor, and so is every stranger: a limit below their bounds would turn clients away for the
-/// sake of strangers.
-pub fn raise_descriptor_limit(limits: &Limits) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    const OTHERS: u64 = 256;
-    let needed = u64::from(limits.clients) + vellum_link::MAX_SILENT as u64 + OTHERS;
-    let limit = getrlimit(Resource::Nofile);
-    let enough = |limit: Option<u64>| limit.is_none_or(|limit| limit >= needed);
-    if !enough(limit.current) {
-        let current = if enough(limit.maximum) { Some(needed) } else { limit.maximum };
-        if setrlimit(Resource::Nofile, Rlimit { current, maximum: limit.maximum }).is_err() || !enough(current) {
-            tracing::warn!("{current:?} open files allowed; {needed} would hold all clients (ulimit -n)");
-        }
-    }
 }
 
 /// A socket file whose server is gone refuses connections; only then it is removed.

@@ -31,6 +31,8 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Runs jobs of tools/vmlab in a virtual machine with NVMe controllers: all of them, or the named ones.
+    Vm { jobs: Vec<String> },
     /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -66,6 +68,10 @@ fn run(task: Task) -> Result<()> {
             all.extend(targets.iter().map(String::as_str));
             cargo(&all)
         }
+        Task::Vm { jobs } => {
+            cargo(&["build", "--quiet", "-p", "vellum"])?;
+            vm(&jobs)
+        }
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
             all.extend(args.iter().map(String::as_str));
@@ -86,6 +92,20 @@ fn ci() -> Result<()> {
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
     cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
+}
+
+fn vm(jobs: &[String]) -> Result<()> {
+    let mut setup = Command::new("tools/vmlab/setup.sh");
+    setup.arg("target/vmlab");
+    checked(setup)?;
+    let all = ["basic", "variants"].map(String::from);
+    for job in if jobs.is_empty() { &all[..] } else { jobs } {
+        let mut run = Command::new("tools/vmlab/run.sh");
+        run.args(["target/vmlab", "target/debug/vellum"]).arg(format!("tools/vmlab/jobs/{job}.sh"));
+        run.arg(format!("target/vmlab/{job}"));
+        checked(run)?;
+    }
+    Ok(())
 }
 
 fn have(program: &str) -> bool {

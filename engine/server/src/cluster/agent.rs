@@ -115,7 +115,7 @@ impl Agent {
             Err(error) => return tracing::debug!(%error, "receiving from members"),
         };
         let Some(bytes) = buf.get(..len) else { return };
-        match QuorumDatagram::decode(bytes, &*self.member.auth) {
+        match QuorumDatagram::decode(bytes, &*self.member.options.auth) {
             Ok(datagram) if self.is_for_us(&datagram, from) => {
                 self.input(|quorum, now| quorum.handle_message(now, datagram.from, datagram.message));
             }
@@ -196,7 +196,7 @@ impl Agent {
         let datagram = QuorumDatagram { fsid: self.members.fsid, from: self.member.options.slot, to, message };
         let mut outgoing = self.outgoing.borrow_mut();
         if outgoing.len() < OUTGOING {
-            outgoing.push_back((address, datagram.encode(&*self.member.auth)));
+            outgoing.push_back((address, datagram.encode(&*self.member.options.auth)));
         }
     }
 

@@ -17,7 +17,7 @@ use vellum_nvme::Device;
 use vellum_rt::{now, sleep};
 
 use super::fencer::{FenceError, FenceFuture, FenceOrder, Fencer};
-use crate::process::{is_this_boot, start_of};
+use crate::process;
 
 /// How long a killed process and its operations are waited for.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -52,7 +52,7 @@ async fn fence(device: &dyn Device, own: Slot, order: FenceOrder) -> Result<(), 
     let Some(process) = order.process() else {
         return Err(FenceError::NotMine("the block does not say which process it was".into()));
     };
-    if !is_this_boot(&process.boot_id) {
+    if !process::is_this_boot(&process.boot_id) {
         return Err(FenceError::NotMine("it ran on another host, or before this host's last boot".into()));
     }
     if order.slot() == own {
@@ -92,7 +92,7 @@ fn kill(process: &vellum_format::ProcessIdentity) -> Result<(), FenceError> {
         Err(Errno::SRCH) => return Ok(()), // dead; its operations are waited for
         Err(errno) => return failed("open", errno),
     };
-    if start_of(process.pid) != Some(process.start_ticks) {
+    if process::start_of(process.pid) != Some(process.start_ticks) {
         return Ok(()); // dead, or not to be seen from here: the lock tells
     }
     match pidfd_send_signal(&descriptor, Signal::KILL) {

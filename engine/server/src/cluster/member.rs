@@ -1,20 +1,20 @@
 //! A member of a cluster in any world: one reactor for the quorum, the others for the engine while this node leads.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vellum_base::{Rid, Slot, Term};
 use vellum_format::quorum::{ProcessIdentity, SlotBlock, SlotState};
+use vellum_keys::quorum_auth;
 use vellum_nvme::{Device, Queue};
 use vellum_proto::quorum::{Quorum, QuorumConfig};
 use vellum_rt::channel::{Receiver, Sender, bounded};
 use vellum_rt::net::{Datagram, Endpoint};
 use vellum_rt::{Class, add_poller, random_u64, spawn, wall_clock, watch_fd};
 use vellum_store::StoreError;
-use vellum_wire::DatagramAuth;
 
 use super::agent::{Agent, time};
-use super::auth::auth_of;
 use super::blocks::{Membership, read_blocks};
 use super::gate::{AgentHandle, QUESTIONS, Question};
 use super::leadership::{Engine, Job};
@@ -49,7 +49,6 @@ struct AgentSeat {
 pub struct Member {
     pub(super) device: Arc<dyn Device>,
     pub(super) options: MemberOptions,
-    pub(super) auth: Arc<dyn DatagramAuth + Send + Sync>,
     pub(super) progress: Box<dyn Fn(MemberProgress) + Send + Sync>,
     process: ProcessIdentity,
     handle: AgentHandle,
@@ -78,7 +77,7 @@ impl Member {
 
     pub(super) fn with_process(
         device: Arc<dyn Device>,
-        options: MemberOptions,
+        mut options: MemberOptions,
         process: ProcessIdentity,
         progress: impl Fn(MemberProgress) + Send + Sync + 'static,
     ) -> Result<(Arc<Member>, MemberStop), NodeError> {
@@ -86,13 +85,14 @@ impl Member {
         if reactors == 0 {
             return Err(NodeError::Options("a node needs a core".into()));
         }
+        if let Some(keys) = &options.node.keys {
+            options.auth = keys.quorum().map_err(|e| NodeError::Options(e.to_string()))?;
+        }
         let (jobs, seats): (Vec<_>, Vec<_>) = (0..reactors).map(|_| bounded(2)).unzip();
         let (questions, asked) = bounded(QUESTIONS);
         let (stop, stopped) = bounded(1);
-        let secret = options.node.keys.as_ref().and_then(|keys| keys.quorum().ok());
         let member = Member {
             device,
-            auth: auth_of(secret),
             options,
             progress: Box::new(progress),
             process,
@@ -187,6 +187,12 @@ impl Member {
         }
         if let Some(refused) = self.engine_options(&members).refused_endpoint() {
             return Err(NodeError::Options(refused));
+        }
+        // Beyond loopback datagrams are believed by their tag alone.
+        if !self.options.node.insecure_network {
+            let addresses: Vec<SocketAddr> = members.slots().map(|(_, address)| address).collect();
+            quorum_auth(self.options.node.keys.as_deref(), &addresses)
+                .map_err(|e| NodeError::Options(e.to_string()))?;
         }
         let blocks = read_blocks(queue, &members).await;
         Ok((members, blocks))

@@ -17,7 +17,6 @@
 //! - an engine that does not start, or fails, costs the leadership and not the member (scenario 34).
 
 mod agent;
-mod auth;
 mod blocks;
 mod fencer;
 mod gate;

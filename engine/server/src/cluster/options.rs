@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use vellum_base::Slot;
 use vellum_proto::quorum::QuorumTimers;
+use vellum_wire::{DatagramAuth, NoAuth};
 
 use super::fencer::{FenceWith, Fencer};
 use crate::options::NodeOptions;
@@ -12,18 +13,19 @@ use crate::options::NodeOptions;
 #[derive(Clone)]
 pub struct MemberOptions {
     pub slot: Slot,
-    /// Of the engine, while this member leads. It listens on the slot's address, and on `listen` besides. With `keys` the
-    /// quorum's datagrams carry a tag of the installation's secret.
+    /// Of the engine, while this member leads. It listens on the slot's address, and on `listen` besides.
     pub node: NodeOptions,
     pub timers: QuorumTimers,
     pub fencer: Arc<dyn Fencer>,
+    /// Of the members' datagrams. The node's keys, where it has them, take its place.
+    pub auth: Arc<dyn DatagramAuth + Send + Sync>,
 }
 
 impl MemberOptions {
     /// With the default timers and without a fencer: it never succeeds a leader that did not stop by itself.
     pub fn new(slot: Slot, node: NodeOptions) -> MemberOptions {
         let fencer = Arc::new(FenceWith(Vec::new()));
-        MemberOptions { slot, node, timers: QuorumTimers::DEFAULT, fencer }
+        MemberOptions { slot, node, timers: QuorumTimers::DEFAULT, fencer, auth: Arc::new(NoAuth) }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::fake::TestClient;
 pub const TIMERS: Timers = Timers {
     greeting: Duration::from_millis(1500),
     send_stall: Duration::from_millis(1000),
-    dead_peer: Duration::from_millis(5000),
+    dead_peer: Duration::from_millis(15_000),
     ..Timers::DEFAULT
 };
 
@@ -41,6 +41,7 @@ pub struct Lab {
     victim: Option<JoinHandle<()>>,
     commits: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
+    asked: AtomicU64,
 }
 
 fn formatted() -> Arc<dyn Device> {
@@ -82,7 +83,7 @@ impl Lab {
             let (commits, stop) = (commits.clone(), stop.clone());
             move || block_on(work(unix, commits, stop))
         });
-        Lab { node: Some(node), dir, tcp: tcp.unwrap(), victim: Some(victim), commits, stop }
+        Lab { node: Some(node), dir, tcp: tcp.unwrap(), victim: Some(victim), commits, stop, asked: AtomicU64::new(0) }
     }
 
     pub fn unix(&self) -> Endpoint {
@@ -101,9 +102,11 @@ impl Lab {
     }
 
     pub fn status(&self) -> serde_json::Value {
+        // One that has just left is still known for a moment.
+        let rid = Rid(0x0b5e_77e4_0000 + self.asked.fetch_add(1, Ordering::AcqRel));
         let text = block_on(async {
             let options = ConnectOptions { timers: TIMERS, ..ConnectOptions::default() };
-            let identity = Identity { rid: Rid(0x0b5e_77e4), fsid: None };
+            let identity = Identity { rid, fsid: None };
             let conn = Connection::open(Address::Net(self.unix()), identity, options).await.unwrap();
             let reply = conn.call(Request::Status, None).await.unwrap();
             let Response::Status { json } = reply.body else { panic!() };
@@ -113,11 +116,12 @@ impl Lab {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Clients on all reactors, without the one that asks.
-    pub fn clients(&self) -> u64 {
+    /// Clients on all reactors that are served, without the one that asks.
+    pub fn clients(&self) -> usize {
         let status = self.status();
-        status["reactors"].as_array().unwrap().iter().map(|reactor| reactor["clients"].as_u64().unwrap()).sum::<u64>()
-            - 1
+        let reactors = status["reactors"].as_array().unwrap().iter();
+        let listed = reactors.flat_map(|reactor| reactor["client_list"].as_array().unwrap());
+        listed.filter(|client| client["phase"] == "serving").count() - 1
     }
 
     /// The attack did the other client no harm, from its beginning to its end.

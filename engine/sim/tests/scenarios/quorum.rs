@@ -69,7 +69,7 @@ fn s31_without_a_fence_there_is_no_takeover() {
         .fault(ms(500), Fault::Pause { machine: Machine::Node(LEADER), time: ms(3000) })
         .holds();
     told.assert_says(0..1, "is fenced from the device");
-    told.assert_says(1..100, "the hook says no");
+    told.assert_says(1..100, "fails");
     told.assert_says(1..3, "has stopped leading term");
 }
 

@@ -9,6 +9,7 @@ use vellum_vfs::Vfs;
 
 use super::convert::attr;
 use super::locks::LockOwners;
+use super::stale::Stale;
 use crate::init::SessionInfo;
 use crate::known::Known;
 use crate::notify::Notifier;
@@ -27,6 +28,7 @@ pub struct Gateway {
     pub(super) endpoint: Option<String>,
     pub(super) known: Known,
     pub(super) lock_owners: LockOwners,
+    pub(super) stale: Stale,
     lease_left: RefCell<Option<LeaseLeft>>,
     session: RefCell<Option<(SessionInfo, Notifier)>>,
 }
@@ -38,6 +40,7 @@ impl Gateway {
             endpoint,
             known: Known::default(),
             lock_owners: LockOwners::default(),
+            stale: Stale::default(),
             lease_left: RefCell::default(),
             session: RefCell::default(),
         })

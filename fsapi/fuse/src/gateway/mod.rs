@@ -12,6 +12,7 @@ mod cache;
 mod convert;
 mod locks;
 mod ops;
+mod stale;
 
 use std::path::Path;
 use std::rc::Rc;

@@ -40,7 +40,7 @@ impl Filesystem for Gateway {
     }
 
     async fn lookup(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<Entry> {
-        match self.vfs.lookup(Gateway::ino(parent), name).await {
+        match self.stale.lookup(&self.vfs, Gateway::ino(parent), name).await {
             Ok(found) => Ok(self.entry(&found)),
             Err(VfsError::NOENT) => self.negative().ok_or(Errno::ENOENT),
             Err(error) => Err(error.into()),
@@ -48,17 +48,17 @@ impl Filesystem for Gateway {
     }
 
     async fn getattr(&self, _ctx: &Context, ino: u64, _fh: Option<u64>) -> Result<(Attr, Duration)> {
-        let found = self.vfs.getattr(Gateway::ino(ino)).await?;
+        let found = self.stale.note(self.vfs.getattr(Gateway::ino(ino)).await)?;
         Ok((attr(&found), self.attr_ttl()))
     }
 
     async fn setattr(&self, _ctx: &Context, ino: u64, set: &SetAttr) -> Result<(Attr, Duration)> {
-        let found = self.vfs.setattr(Gateway::ino(ino), set_attr(set)).await?;
+        let found = self.stale.note(self.vfs.setattr(Gateway::ino(ino), set_attr(set)).await)?;
         Ok((attr(&found), self.attr_ttl()))
     }
 
     async fn readlink(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
-        Ok(Payload::Bytes(self.vfs.readlink(Gateway::ino(ino)).await?.to_vec()))
+        Ok(Payload::Bytes(self.stale.note(self.vfs.readlink(Gateway::ino(ino)).await)?.to_vec()))
     }
 
     async fn symlink(&self, ctx: &Context, parent: u64, name: &Name, target: &[u8]) -> Result<Entry> {
@@ -90,13 +90,13 @@ impl Filesystem for Gateway {
     }
 
     async fn link(&self, _ctx: &Context, ino: u64, parent: u64, name: &Name) -> Result<Entry> {
-        let linked = self.vfs.link(Gateway::ino(ino), Gateway::ino(parent), name).await?;
+        let linked = self.stale.note(self.vfs.link(Gateway::ino(ino), Gateway::ino(parent), name).await)?;
         Ok(self.entry(&linked))
     }
 
     async fn open(&self, _ctx: &Context, ino: u64, request: &OpenRequest) -> Result<Opened> {
         let flags = open_flags(request);
-        let (handle, found) = self.vfs.open(Gateway::ino(ino), flags).await?;
+        let (handle, found) = self.stale.note(self.vfs.open(Gateway::ino(ino), flags).await)?;
         Ok(self.opened(handle.0, flags.append, found.offline_blocks > 0))
     }
 
@@ -212,11 +212,11 @@ impl Filesystem for Gateway {
         if let (ENDPOINT_XATTR, Some(endpoint)) = (&name[..], &self.endpoint) {
             return Ok(Payload::Bytes(endpoint.clone().into_bytes()));
         }
-        Ok(Payload::Bytes(self.vfs.getxattr(Gateway::ino(ino), name).await?.to_vec()))
+        Ok(Payload::Bytes(self.stale.note(self.vfs.getxattr(Gateway::ino(ino), name).await)?.to_vec()))
     }
 
     async fn listxattr(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
-        let names = self.vfs.listxattr(Gateway::ino(ino)).await?;
+        let names = self.stale.note(self.vfs.listxattr(Gateway::ino(ino)).await)?;
         Ok(Payload::Bytes(names.iter().flat_map(|name| [&name[..], b"\0"].concat()).collect()))
     }
 
@@ -228,12 +228,12 @@ impl Filesystem for Gateway {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return Err(Errno::EINVAL),
         };
-        Ok(self.vfs.setxattr(Gateway::ino(ino), name, value, mode).await?)
+        Ok(self.stale.note(self.vfs.setxattr(Gateway::ino(ino), name, value, mode).await)?)
     }
 
     async fn removexattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<()> {
         not_acl(name)?;
-        Ok(self.vfs.removexattr(Gateway::ino(ino), name).await?)
+        Ok(self.stale.note(self.vfs.removexattr(Gateway::ino(ino), name).await)?)
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod bench;
 mod keys;
 mod mount;
+mod nvme;
 mod query;
 mod quickstart;
 mod quorum;
@@ -31,6 +32,7 @@ pub fn run(command: Command) -> Result<()> {
         Command::Compact(args) => worker::compact(&args),
         Command::CompactWorker(args) => worker::compact_worker(&args),
         Command::Bench(args) => bench::bench(&args),
+        Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),
         Command::Keys(args) => keys::keys(&args),
         Command::Completion { shell } => {

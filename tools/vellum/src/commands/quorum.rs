@@ -16,12 +16,12 @@ use crate::{device, slots};
 
 pub fn quorum(what: &Quorum) -> Result<()> {
     match what {
-        Quorum::Status { on, json, keys } => status(on, keys, *json),
+        Quorum::Status { on, json, keys } => status(on, *json, keys),
         Quorum::Change(args) => change(args),
     }
 }
 
-fn status(on: &str, keys: &KeyArgs, json: bool) -> Result<()> {
+fn status(on: &str, json: bool, keys: &KeyArgs) -> Result<()> {
     let value = if is_device(on) { of_device(on)? } else { of_leader(on, keys)? };
     if json {
         return print(&format!("{value}\n"));

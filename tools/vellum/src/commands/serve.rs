@@ -12,7 +12,7 @@ use vellum_nvme::OpenMode;
 use vellum_proto::QuorumTimers;
 use vellum_rt::net::Endpoint;
 use vellum_server::cluster::{FenceWith, Fencer, HostFencer, MemberNode, MemberOptions, MemberProgress, ScriptFencer};
-use vellum_server::{Limits, NodeError, NodeOptions};
+use vellum_server::{NodeError, NodeOptions};
 
 use crate::cli::Serve;
 use crate::engine;
@@ -39,8 +39,7 @@ pub fn serve(args: &Serve) -> Result<()> {
     if listen.is_empty() {
         listen.push(Endpoint::Unix(engine::own_socket()?));
     }
-    let options = NodeOptions { keys: args.keys.load()?, ..args.engine.options(listen) };
-    let node = engine::start(&args.device, options)?;
+    let node = engine::start(&args.device, args.node_options(listen)?)?;
     for endpoint in &node.up().endpoints {
         println!("serving {} at {endpoint}: {}", args.device, engine::describe(node.up()));
     }
@@ -50,6 +49,12 @@ pub fn serve(args: &Serve) -> Result<()> {
     let stopped = node.shutdown().context("the engine did not stop cleanly").exit(Exit::Device);
     remove_sockets(&sockets);
     stopped
+}
+
+impl Serve {
+    fn node_options(&self, listen: Vec<Endpoint>) -> Result<NodeOptions> {
+        Ok(NodeOptions { keys: self.keys.load()?, ..self.engine.options(listen) })
+    }
 }
 
 fn remove_sockets(endpoints: &[Endpoint]) {
@@ -87,11 +92,10 @@ fn code_of(error: &NodeError) -> Exit {
 
 fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals) -> Result<()> {
     engine::remove_stale_sockets(&listen);
-    engine::raise_descriptor_limit(&Limits::default());
+    engine::raise_descriptor_limit();
     let mode = OpenMode { slot: Some(slot.0), ..OpenMode::default() };
     let device = vellum_nvme::open(&args.device, mode).with_context(|| format!("slot {slot}")).exit(Exit::Device)?;
-    let mut options =
-        MemberOptions::new(slot, NodeOptions { keys: args.keys.load()?, ..args.engine.options(listen.clone()) });
+    let mut options = MemberOptions::new(slot, args.node_options(listen.clone())?);
     options.timers = QuorumTimers::with_heartbeat_timeout(Duration::from_millis(args.heartbeat_timeout));
     options.fencer = fencer(args, &device, slot)?;
     let failed = |error: NodeError| {

@@ -1,0 +1,345 @@
+//! nvme: controllers on the bus, what they say of themselves, and what they can do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use vellum_bench::perf::{self, Load};
+use vellum_nvme::NvmeController;
+use vellum_nvme::spec::{SmartLog, Status};
+use vellum_nvme::vfio::pci::{self, Info, PciAddress, Step};
+
+use crate::cli::{Nvme, NvmeOn, NvmePerf, NvmeSetup, Pattern};
+use crate::exit::{Exit, WithExit};
+use crate::{device, size};
+
+pub fn run(command: &Nvme) -> Result<()> {
+    match command {
+        Nvme::List { json } => list(*json),
+        Nvme::Setup(args) => setup(args),
+        Nvme::Reset { addresses, yes } => reset(addresses, *yes),
+        Nvme::Identify(on) => identify(on),
+        Nvme::Smart(on) => smart(on),
+        Nvme::Log(on) => log(on),
+        Nvme::Perf(args) => perf(args),
+        Nvme::Format { device, lba, destroy_all_data } => format(device, *lba, *destroy_all_data),
+        Nvme::WriteZeroes { device, at, len, destroy_all_data } => write_zeroes(device, *at, *len, *destroy_all_data),
+    }
+}
+
+fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) {
+    if as_json {
+        println!("{value}");
+    } else {
+        print!("{}", text());
+    }
+}
+
+fn list(as_json: bool) -> Result<()> {
+    let all = pci::list().context("looking at the PCI bus")?;
+    let rows: Vec<Value> = all
+        .iter()
+        .map(|info| {
+            json!({
+                "address": info.address.to_string(),
+                "vendor": format!("{:04x}", info.vendor),
+                "device": format!("{:04x}", info.device),
+                "driver": info.driver,
+                "iommu_group": info.iommu_group,
+                "block_devices": info.block_devices,
+                "in_use": info.use_by_kernel(),
+            })
+        })
+        .collect();
+    print(as_json, &json!(rows), || {
+        if all.is_empty() {
+            return "no NVMe controller on the PCI bus\n".to_owned();
+        }
+        all.iter().map(describe).collect()
+    });
+    Ok(())
+}
+
+fn describe(info: &Info) -> String {
+    let driver = info.driver.as_deref().unwrap_or("no driver");
+    let group = info.iommu_group.map_or("no IOMMU".to_owned(), |group| format!("IOMMU group {group}"));
+    let uses = info.use_by_kernel().map_or(String::new(), |uses| format!(", {uses}"));
+    let blocks = info.block_devices.join(" ");
+    format!("{}  {:04x}:{:04x}  {driver}  {group}  {blocks}{uses}\n", info.address, info.vendor, info.device)
+}
+
+fn parse(addresses: &[String]) -> Result<Vec<Info>> {
+    addresses
+        .iter()
+        .map(|text| {
+            let address: PciAddress =
+                text.parse().map_err(|want: &str| anyhow::anyhow!("{text:?}: {want}")).exit(Exit::Usage)?;
+            let info = Info::of(address).with_context(|| format!("looking at {address}")).exit(Exit::Device)?;
+            if !info.is_nvme() {
+                return Err(anyhow::anyhow!("{address} is no NVMe controller")).exit(Exit::Device);
+            }
+            Ok(info)
+        })
+        .collect()
+}
+
+fn setup(args: &NvmeSetup) -> Result<()> {
+    let infos = parse(&args.addresses)?;
+    for info in &infos {
+        if let Some(uses) = info.use_by_kernel() {
+            return Err(anyhow::anyhow!("{} is in use: {uses}", info.address)).exit(Exit::Device);
+        }
+    }
+    let mut steps = Vec::new();
+    if let Some(count) = args.hugepages {
+        let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages".into();
+        steps.push(Step { path, content: count.to_string() });
+    }
+    let unbound = infos.iter().filter(|info| info.driver.as_deref() != Some(pci::VFIO_DRIVER));
+    steps.extend(unbound.flat_map(|info| pci::bind_steps(info, Some(pci::VFIO_DRIVER))));
+    run_steps(&steps, args.yes)?;
+    if let Some(owner) = args.owner {
+        for info in &infos {
+            let group = info.iommu_group.context("the machine has no IOMMU")?;
+            let path = format!("/dev/vfio/{group}");
+            println!("chown {owner} {path}");
+            if args.yes {
+                std::os::unix::fs::chown(&path, Some(owner), None).with_context(|| format!("chown of {path}"))?;
+            }
+        }
+    }
+    if args.yes {
+        for info in &infos {
+            let now = Info::of(info.address)?.driver;
+            if now.as_deref() != Some(pci::VFIO_DRIVER) {
+                return Err(anyhow::anyhow!(
+                    "{} was not taken by vfio-pci (it has {}): is the module loaded (modprobe vfio-pci)?",
+                    info.address,
+                    now.as_deref().unwrap_or("no driver")
+                ))
+                .exit(Exit::Device);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn reset(addresses: &[String], yes: bool) -> Result<()> {
+    let infos = parse(addresses)?;
+    let bound = infos.iter().filter(|info| info.driver.as_deref() == Some(pci::VFIO_DRIVER));
+    let steps: Vec<_> = bound.flat_map(|info| pci::bind_steps(info, None)).collect();
+    run_steps(&steps, yes)
+}
+
+fn run_steps(steps: &[Step], yes: bool) -> Result<()> {
+    if steps.is_empty() {
+        println!("nothing to do");
+        return Ok(());
+    }
+    for step in steps {
+        println!("{step}");
+        if yes {
+            step.run().with_context(|| format!("{step} (root is needed)"))?;
+        }
+    }
+    if !yes {
+        println!("nothing was done: add --yes");
+    }
+    Ok(())
+}
+
+fn open(spec: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>)> {
+    let opened = vellum_nvme::open_controller(spec);
+    opened
+        .with_context(|| format!("{spec:?} is no NVMe controller: want nvme:ADDRESS or the like"))
+        .exit(Exit::Usage)?
+        .exit(Exit::Device)
+}
+
+fn identify(on: &NvmeOn) -> Result<()> {
+    let (controller, only) = open(&on.device)?;
+    let info = controller.info();
+    let ids = match only {
+        Some(nsid) => vec![nsid],
+        None => controller.namespace_ids().exit(Exit::Device)?,
+    };
+    let namespaces: Vec<_> = ids.iter().map(|nsid| (*nsid, controller.namespace(*nsid))).collect();
+    let described: Vec<Value> = namespaces
+        .iter()
+        .map(|(nsid, ns)| match ns {
+            Ok(ns) => json!({
+                "nsid": nsid, "size_bytes": ns.size_bytes(), "lba_bytes": ns.lba_bytes(), "shared": ns.shared,
+                "nguid": hex(&ns.nguid), "eui64": hex(&ns.eui64), "formats": ns.formats,
+            }),
+            Err(err) => json!({ "nsid": nsid, "error": err.to_string() }),
+        })
+        .collect();
+    let value = json!({
+        "device": controller.name(), "model": info.model, "serial": info.serial, "firmware": info.firmware,
+        "subsystem": info.subsystem, "nvme_version": info.version, "controller_id": info.controller_id,
+        "max_transfer_bytes": info.max_transfer_bytes, "io_queues": controller.granted_queues(),
+        "volatile_write_cache": info.volatile_write_cache, "dataset_management": info.dsm,
+        "write_zeroes": info.write_zeroes, "sgl": info.sgl, "doorbell_buffers": info.doorbell_buffers,
+        "namespaces": described,
+    });
+    print(on.json, &value, || {
+        let mut out =
+            format!("{}  {}  serial {}  firmware {}\n", controller.name(), info.model, info.serial, info.firmware);
+        let transfer = info.max_transfer_bytes.map_or("unlimited".to_owned(), size::show);
+        out += &format!(
+            "NVMe {}, {} IO queues, transfers up to {transfer}, {} write cache\n",
+            info.version,
+            controller.granted_queues(),
+            if info.volatile_write_cache { "volatile" } else { "no volatile" }
+        );
+        let has = [
+            (info.dsm, "dataset management"),
+            (info.write_zeroes, "write zeroes"),
+            (info.sgl, "SGL"),
+            (info.doorbell_buffers, "doorbell buffers"),
+        ];
+        let has: Vec<&str> = has.iter().filter(|(yes, _)| *yes).map(|(_, name)| *name).collect();
+        out += &format!("optional: {}\n", has.join(", "));
+        for (nsid, ns) in &namespaces {
+            out += &match ns {
+                Ok(ns) => format!(
+                    "namespace {nsid}: {}, LBAs of {} bytes{}, nguid {}\n",
+                    size::show(ns.size_bytes()),
+                    ns.lba_bytes(),
+                    if ns.shared { ", may be shared" } else { "" },
+                    hex(&ns.nguid)
+                ),
+                Err(err) => format!("{err}\n"),
+            };
+        }
+        out
+    });
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn smart(on: &NvmeOn) -> Result<()> {
+    let (controller, _) = open(&on.device)?;
+    let log = controller.smart().exit(Exit::Device)?;
+    let celsius = i32::from(log.temperature_kelvin.get()) - 273;
+    let counters: Vec<(&str, u128)> = [
+        ("data_units_read", log.data_units_read),
+        ("data_units_written", log.data_units_written),
+        ("host_reads", log.host_reads),
+        ("host_writes", log.host_writes),
+        ("busy_minutes", log.busy_minutes),
+        ("power_cycles", log.power_cycles),
+        ("power_on_hours", log.power_on_hours),
+        ("unsafe_shutdowns", log.unsafe_shutdowns),
+        ("media_errors", log.media_errors),
+        ("error_log_entries", log.error_log_entries),
+    ]
+    .map(|(name, field)| (name, SmartLog::counter(field)))
+    .to_vec();
+    let mut value = json!({
+        "warnings": log.warnings(), "temperature_celsius": celsius, "available_spare_percent": log.available_spare,
+        "spare_threshold_percent": log.spare_threshold, "used_percent": log.percentage_used,
+    });
+    for (name, count) in &counters {
+        value[*name] = json!(u64::try_from(*count).unwrap_or(u64::MAX));
+    }
+    print(on.json, &value, || {
+        let mut out: String = log.warnings().iter().map(|warning| format!("WARNING: {warning}\n")).collect();
+        out += &format!("temperature          {celsius} C\n");
+        out += &format!("spare                {} % (threshold {} %)\n", log.available_spare, log.spare_threshold);
+        out += &format!("used                 {} %\n", log.percentage_used);
+        for (name, count) in &counters {
+            out += &format!("{:<20} {count}\n", name.replace('_', " "));
+        }
+        out
+    });
+    Ok(())
+}
+
+fn log(on: &NvmeOn) -> Result<()> {
+    let (controller, _) = open(&on.device)?;
+    let entries = controller.error_log().exit(Exit::Device)?;
+    let rows: Vec<Value> = entries
+        .iter()
+        .map(|entry| {
+            let status = Status(entry.status_phase.get() >> 1);
+            json!({
+                "count": entry.error_count.get(), "queue": entry.sq_id.get(), "command": entry.cid.get(),
+                "status": status.to_string(), "nsid": entry.nsid.get(), "lba": entry.lba.get(),
+            })
+        })
+        .collect();
+    print(on.json, &json!(rows), || {
+        if rows.is_empty() {
+            return "the error log is empty\n".to_owned();
+        }
+        let line = |row: &Value| {
+            format!(
+                "#{} queue {} namespace {} lba {}: {}\n",
+                row["count"], row["queue"], row["nsid"], row["lba"], row["status"]
+            )
+        };
+        rows.iter().map(line).collect()
+    });
+    Ok(())
+}
+
+fn perf(args: &NvmePerf) -> Result<()> {
+    let (random, read_percent) = match args.pattern {
+        Pattern::Read => (false, 100),
+        Pattern::Write => (false, 0),
+        Pattern::Randread => (true, 100),
+        Pattern::Randwrite => (true, 0),
+        Pattern::Randrw => (true, args.read_percent),
+    };
+    if read_percent < 100 && !args.destroy_all_data {
+        bail!("this pattern overwrites {}: add --destroy-all-data", args.device);
+    }
+    let device =
+        if read_percent == 100 { device::open_still(&args.device)? } else { device::open_alone(&args.device)? };
+    let load = Load {
+        depth: args.depth.max(1),
+        io_bytes: usize::try_from(args.io_size)?,
+        random,
+        read_percent,
+        time: Duration::from_secs(args.seconds.max(1)),
+        cores: args.cores.as_ref().map(|cores| cores.0.clone()),
+    };
+    let result = perf::run(&device, &load).exit(Exit::Device)?;
+    print(args.json, &serde_json::to_value(&result)?, || result.table());
+    Ok(())
+}
+
+fn format(spec: &str, lba: u32, destroy: bool) -> Result<()> {
+    let (controller, nsid) = open(spec)?;
+    let nsid = nsid.with_context(|| format!("which namespace? want {spec}/NSID")).exit(Exit::Usage)?;
+    let ns = controller.namespace(nsid);
+    let formats = ns.as_ref().map(|ns| ns.formats.clone()).unwrap_or_else(|_| vec![512, 4096]);
+    let index = formats.iter().position(|bytes| *bytes == lba);
+    let index = index
+        .with_context(|| format!("the namespace knows LBAs of {formats:?} bytes (0: not usable here)"))
+        .exit(Exit::Usage)?;
+    if !destroy {
+        bail!("this destroys all data of {spec}: add --destroy-all-data");
+    }
+    controller.format(nsid, index as u8).exit(Exit::Device)?;
+    println!("{spec} is formatted with LBAs of {lba} bytes");
+    Ok(())
+}
+
+fn write_zeroes(spec: &str, at: u64, len: Option<u64>, destroy: bool) -> Result<()> {
+    let (controller, nsid) = open(spec)?;
+    let nsid = nsid.with_context(|| format!("which namespace? want {spec}/NSID")).exit(Exit::Usage)?;
+    let end = controller.namespace(nsid).exit(Exit::Device)?.size_bytes();
+    let len = len.unwrap_or_else(|| end.saturating_sub(at));
+    if !destroy {
+        bail!("this destroys {} at {at} of {spec}: add --destroy-all-data", size::show(len));
+    }
+    controller.write_zeroes(nsid, at, len).exit(Exit::Device)?;
+    println!("{} of zeros written at {at}", size::show(len));
+    Ok(())
+}
