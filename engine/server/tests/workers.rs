@@ -164,7 +164,7 @@ impl Lab {
             group.set(fresh);
             let want = LockWant { name: LockName::Group(fresh), mode: LockMode::Write };
             let reply = connection.call(Request::Lock { wants: vec![want] }, None).await.unwrap();
-            let Response::Granted { grants } = reply.body else { panic!() };
+            let Response::Granted { grants, .. } = reply.body else { panic!() };
             held.set(grants.first().copied());
             *slot.borrow_mut() = Some(connection);
         });
