@@ -11,6 +11,7 @@ use vellum_proto::GrantOrder;
 use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
+use crate::crew::Seat;
 use crate::identity::Access;
 use crate::pages::Pages;
 
@@ -63,6 +64,8 @@ pub(crate) struct Client {
     pub pages: Pages,
     /// Newest batch that was applied.
     pub applied: Cell<BatchNo>,
+    /// Of a worker.
+    seat: Option<Rc<Seat>>,
 }
 
 impl Client {
@@ -73,6 +76,7 @@ impl Client {
         phase: Phase,
         last: BatchNo,
     ) -> Rc<Client> {
+        let seat = identity.worker.is_some().then(Rc::default);
         Rc::new(Client {
             rid,
             session,
@@ -87,7 +91,12 @@ impl Client {
             undurable: RefCell::default(),
             pages: Pages::default(),
             applied: Cell::new(last),
+            seat,
         })
+    }
+
+    pub(crate) fn seat(&self) -> Option<Rc<Seat>> {
+        self.seat.clone()
     }
 
     /// A batch was applied in `epoch`.

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use vellum_base::{Ino, ReactorId, Rid};
 use vellum_format::ClientIdentity;
 use vellum_proto::files::{WaitChange, WaitId};
@@ -16,6 +17,7 @@ use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
 use vellum_wire::{FileLockOutcome, Frame, HeldFileLock, LockGrant, LockMode, LockName, LockWant, Response};
 
+use crate::crew::{Hand, JobEnd};
 use crate::file_service::FileOp;
 use crate::identity::Access;
 
@@ -85,7 +87,19 @@ pub(crate) enum Message {
         name: LockName,
         mode: LockMode,
     },
+    /// To every reactor: a worker takes jobs, or does not any more.
+    WorkerUp {
+        hand: Hand,
+        identity: ClientIdentity,
+    },
+    WorkerDown {
+        rid: Rid,
+    },
     // ---- to the coordinator
+    /// As far as the terms before are concerned.
+    WorkerQuiet {
+        rid: Rid,
+    },
     /// Came back and said all its locks, or is gone for good.
     Returned {
         rid: Rid,
@@ -149,6 +163,25 @@ pub(crate) enum Ask {
         rid: Rid,
         why: Absent,
     },
+    /// The worker's home hands it a compaction, and answers when that has ended.
+    Job {
+        rid: Rid,
+        job: Bytes,
+        input_bytes: u64,
+    },
+    /// Answered when the worker, or that job of it, writes nothing any more.
+    Quiet {
+        rid: Rid,
+        job: Option<u64>,
+    },
+    Distrust {
+        rid: Rid,
+        why: String,
+    },
+    /// A worker of a term before that is quiet.
+    ReclaimWorker {
+        rid: Rid,
+    },
     Status,
     /// No session is served any more.
     Stop,
@@ -159,6 +192,7 @@ pub(crate) enum Answer {
     Refused(String),
     Openers(Vec<(Ino, bool)>),
     Status(serde_json::Value),
+    Job(JobEnd),
 }
 
 type Inbox = channel::Receiver<Message>;

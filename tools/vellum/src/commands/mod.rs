@@ -9,6 +9,7 @@ mod query;
 mod quickstart;
 mod quorum;
 mod serve;
+mod worker;
 
 use anyhow::Result;
 use clap::CommandFactory;
@@ -28,6 +29,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
         Command::Status(args) => query::status(&args),
+        Command::Compact(args) => worker::compact(&args),
+        Command::CompactWorker(args) => worker::compact_worker(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),
