@@ -98,7 +98,7 @@ pub struct EngineArgs {
 #[derive(Args, Default)]
 pub struct KeyArgs {
     /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
-    #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
+    #[arg(id = "keys", long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
     pub dir: Option<PathBuf>,
 }
 

@@ -97,7 +97,6 @@ impl Agent {
             self.send_outgoing(&socket).await;
             let end = self.end.borrow_mut().take();
             if let Some(end) = end {
-                self.send_outgoing(&socket).await; // a resignation, say
                 return end;
             }
             let changed = self.changed.notified();
