@@ -117,7 +117,7 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
 
     let mut replay = Vec::new();
     let (mut number, mut hash, mut epoch) = (state.base_number, state.base_hash, state.base_epoch);
-    let mut recovered = epoch;
+    let mut recovered = epoch.max(state.flushed_through());
     report.clean = state.runs.is_empty();
     let mut edits = Vec::new();
     for run in state.runs.clone() {
