@@ -32,6 +32,11 @@ impl Fencing {
             out.story.say(format!("term {term} reclaims {name}{}", if dead { ", which is dead" } else { "" }));
             self.given_up.insert(*rid, *term);
         }
+        // Whether it may begin anew is N6's question.
+        if let ServerFact::Greeted { rid, .. } = fact {
+            self.given_up.remove(rid);
+            self.reclaimed.remove(rid);
+        }
     }
 
     pub fn store(&mut self, fact: &vellum_store::Fact) {

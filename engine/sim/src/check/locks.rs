@@ -66,6 +66,8 @@ impl Locks {
             }
             // It has said that it uses nothing more.
             ServerFact::Farewell { rid, .. } => self.void(*rid),
+            // Whether it may begin anew is N6's question.
+            ServerFact::Greeted { rid, .. } => drop(self.void.remove(rid)),
             _ => {}
         }
     }
