@@ -5,8 +5,11 @@
 
 pub mod compaction;
 pub mod files;
+pub mod gateways;
 pub mod items;
 mod link;
+pub mod locks;
+pub mod node;
 pub mod nvme;
 pub mod peers;
 pub mod perf;

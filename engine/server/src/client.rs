@@ -8,6 +8,7 @@ use vellum_base::{BatchNo, Epoch, Ino, Rid};
 use vellum_format::ClientIdentity;
 use vellum_link::{Responder, Session};
 use vellum_proto::GrantOrder;
+use vellum_rt::Instant;
 use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
@@ -27,6 +28,7 @@ pub(crate) enum Phase {
 
 /// A `Lock` request that gets its locks one by one.
 pub(crate) struct OpenLock {
+    pub begun: Instant,
     pub wants: Vec<LockWant>,
     pub grants: Vec<LockGrant>,
     pub opens: Vec<Ino>,

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, BlockRange, DmaSlice};
 use vellum_link::Responder;
-use vellum_rt::{Class, spawn};
+use vellum_rt::{Class, now, spawn};
 use vellum_wire::{ErrorCode, MAX_PAYLOAD, Request, Response};
 
 use crate::backend::BackendFuture;
@@ -108,6 +108,7 @@ impl Reactor {
                 let status: BackendFuture<String> = Box::pin(async move { Ok(reactor.status().await.to_string()) });
                 self.later(client, responder, status, |json| Response::Status { json });
             }
+            Request::Admin { what } => self.admin(client, what, responder),
             Request::Keepalive => responder.send(Response::Alive, None),
             Request::Work { jobs } => self.work(client, jobs, responder),
             Request::CompactAll => {
@@ -159,12 +160,13 @@ impl Reactor {
     }
 
     fn commit(self: &Rc<Self>, client: &Rc<Client>, batch: Batch, responder: Responder) {
-        let number = batch.number;
+        let (number, begun) = (batch.number, now());
         let work = self.backend.commit(client.rid, batch);
         let (reactor, who) = (self.clone(), client.clone());
         let done = Box::new(move |result| {
             let response = match result {
                 Ok(epoch) => {
+                    reactor.latencies.borrow_mut().committed(begun);
                     who.note_applied(number, epoch, reactor.backend.durable_epoch());
                     if !who.undurable.borrow().is_empty() {
                         reactor.undurable.borrow_mut().insert(who.rid);
@@ -184,7 +186,7 @@ impl Reactor {
     /// Durable through a batch: it must have been applied, and its epoch be durable. It came after its batches, so those
     /// are in work or done.
     fn sync(self: &Rc<Self>, client: &Rc<Client>, through: BatchNo, responder: Responder) {
-        let (reactor, client) = (self.clone(), client.clone());
+        let (reactor, client, begun) = (self.clone(), client.clone(), now());
         spawn(Class::Request, "sync", async move {
             client.commits.settled(through).await;
             if through > client.applied.get() {
@@ -197,6 +199,7 @@ impl Reactor {
             {
                 return responder.send(Response::Error(error), None);
             }
+            reactor.latencies.borrow_mut().synced(begun);
             let durable = reactor.backend.durable_epoch();
             reactor.reply(&client, responder, Response::Synced { durable });
         })

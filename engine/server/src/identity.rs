@@ -100,6 +100,20 @@ pub(crate) fn admits(bound: &ClientIdentity, now: &ClientIdentity) -> bool {
     bound.principal == now.principal && same_process && bound.worker == now.worker
 }
 
+/// For people.
+pub(crate) fn describe(identity: &ClientIdentity) -> String {
+    let who = match &identity.principal {
+        Principal::Anybody => "anybody on loopback".to_owned(),
+        Principal::Engine => return "the engine's process".to_owned(),
+        Principal::Uid(uid) => format!("uid {uid}"),
+        Principal::Certificate(subject) => subject.clone(),
+    };
+    match identity.origin {
+        Origin::Process(process) => format!("{who}, pid {}", process.pid),
+        _ => who,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use vellum_format::ProcessId;

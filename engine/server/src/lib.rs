@@ -12,6 +12,7 @@
 //!
 //! [`cluster`] makes a node the member of a quorum, whose leader runs the [`Plan`].
 
+mod admin;
 mod admit;
 mod authority;
 mod backend;
@@ -26,6 +27,7 @@ mod first;
 mod identity;
 mod lock_service;
 mod mesh;
+mod metrics;
 mod node;
 mod options;
 mod pages;

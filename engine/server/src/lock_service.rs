@@ -7,7 +7,7 @@ use vellum_base::{Bucket, Ino, ReactorId, Rid};
 use vellum_link::{LinkError, Responder};
 use vellum_proto::LockOutput;
 use vellum_proto::locks::check_order;
-use vellum_rt::{Class, spawn, timeout};
+use vellum_rt::{Class, now, spawn, timeout};
 use vellum_wire::{ErrorCode, LockGrant, LockMode, LockName, LockWant, Request, Response};
 
 use crate::client::{Client, OpenLock};
@@ -95,7 +95,8 @@ impl Reactor {
         let id = client.next_lock.get();
         client.next_lock.set(id + 1);
         let grants = Vec::with_capacity(wants.len());
-        client.locks.borrow_mut().insert(id, OpenLock { wants, grants, opens: Vec::new(), responder });
+        let open = OpenLock { begun: now(), wants, grants, opens: Vec::new(), responder };
+        client.locks.borrow_mut().insert(id, open);
         self.go_on(client, id);
     }
 
@@ -110,7 +111,8 @@ impl Reactor {
             return self.send(self.owner_of(want.name), Message::Lock { rid: client.rid, request: id, want });
         }
         let open = client.locks.borrow_mut().remove(&id);
-        if let Some(OpenLock { wants, grants, opens, responder }) = open {
+        if let Some(OpenLock { begun, wants, grants, opens, responder }) = open {
+            self.latencies.borrow_mut().locked(begun);
             self.reply(client, responder, Response::Granted { grants, opens });
             let released = client.order.borrow_mut().answered(wants.iter().map(|want| want.name));
             for (name, mode) in released {

@@ -15,7 +15,9 @@ use vellum_format::ClientIdentity;
 use vellum_proto::files::{WaitChange, WaitId};
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_rt::{Class, channel, spawn};
-use vellum_wire::{FileLockOutcome, Frame, HeldFileLock, LockGrant, LockMode, LockName, LockWant, Response};
+use vellum_wire::{
+    AdminRequest, FileLockOutcome, Frame, HeldFileLock, LockGrant, LockMode, LockName, LockWant, Response,
+};
 
 use crate::crew::{Hand, JobEnd};
 use crate::file_service::FileOp;
@@ -183,6 +185,8 @@ pub(crate) enum Ask {
         rid: Rid,
     },
     Status,
+    /// This reactor's share of the answer to an operator.
+    Admin(AdminRequest),
     /// No session is served any more.
     Stop,
 }

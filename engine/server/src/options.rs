@@ -54,6 +54,8 @@ const _: () = assert!(vellum_wire::MAX_PAYLOAD <= 4 << 20 && vellum_base::batch:
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
     pub listen: Vec<Endpoint>,
+    /// Where figures are given to a monitoring system: a unix socket, or loopback.
+    pub metrics: Option<Endpoint>,
     /// One reactor per entry, pinned where it names a core.
     pub cores: Vec<Option<usize>>,
     pub timers: Timers,
@@ -80,6 +82,7 @@ impl Default for NodeOptions {
     fn default() -> NodeOptions {
         NodeOptions {
             listen: Vec::new(),
+            metrics: None,
             cores: vec![None],
             timers: Timers::DEFAULT,
             limits: Limits::default(),
@@ -98,6 +101,11 @@ impl Default for NodeOptions {
 impl NodeOptions {
     /// Why this node must not listen where it was told to.
     pub fn refused_endpoint(&self) -> Option<String> {
+        if let Some(endpoint @ Endpoint::Tcp(addr)) = &self.metrics
+            && !addr.ip().is_loopback()
+        {
+            return Some(format!("{endpoint}: metrics are given on a unix socket or on loopback alone"));
+        }
         if let Some(keys) = &self.keys {
             return keys.server().err().map(|error| error.to_string());
         }

@@ -231,6 +231,12 @@ impl Plan {
                 .map_err(|e| NodeError::Listen { endpoint: endpoint.to_string(), reason: e.to_string() })?;
             endpoints.push(bound);
         }
+        if let Some(at) = &self.options.metrics {
+            let bound = reactor
+                .give_metrics(at)
+                .map_err(|e| NodeError::Listen { endpoint: at.to_string(), reason: e.to_string() })?;
+            tracing::info!(%bound, "metrics");
+        }
         let (fsid, term) = (backend.fsid(), backend.term());
         tracing::info!(%fsid, %term, "serving");
         probe::tell(|| Fact::Serving { term });

@@ -9,9 +9,9 @@ use bytes::Bytes;
 use vellum_base::{Epoch, Mutant, ReactorId, Rid, mutant, probe};
 use vellum_format::{ClientIdentity, Origin, Principal};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
-use vellum_proto::{FileLockTable, LockTable, OpenTable, WaitGraph};
+use vellum_proto::{FileLockTable, LockTable, OpenTable, Time, WaitGraph};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{Class, spawn};
+use vellum_rt::{Class, JoinHandle, now, spawn};
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
@@ -19,6 +19,7 @@ use crate::client::Client;
 use crate::crew::{Crew, CrewHelpers, OldWorkers, answer_later};
 use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
+use crate::metrics::{self, Latencies};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
 
@@ -63,7 +64,9 @@ pub struct Reactor {
     pub(crate) old_workers: RefCell<OldWorkers>,
     pub(crate) reclaimed: Cell<u64>,
     pub(crate) stopping: Cell<bool>,
+    pub(crate) latencies: RefCell<Latencies>,
     acceptors: RefCell<Vec<Acceptor>>,
+    metrics: RefCell<Option<JoinHandle<()>>>,
     to_self: RefCell<VecDeque<Message>>,
     draining: Cell<bool>,
 }
@@ -118,7 +121,9 @@ impl Reactor {
             old_workers: RefCell::new(old_workers),
             reclaimed: Cell::new(0),
             stopping: Cell::new(false),
+            latencies: RefCell::default(),
             acceptors: RefCell::default(),
+            metrics: RefCell::default(),
             to_self: RefCell::default(),
             draining: Cell::new(false),
         });
@@ -149,6 +154,25 @@ impl Reactor {
         let acceptor = Acceptor::start(at, self.greeter())?;
         let local = acceptor.local_endpoint().clone();
         self.acceptors.borrow_mut().push(acceptor);
+        Ok(local)
+    }
+
+    /// Gives the node's figures to whoever asks on `at`.
+    pub fn give_metrics(self: &Rc<Self>, at: &Endpoint) -> io::Result<Endpoint> {
+        let weak = Rc::downgrade(self);
+        let (local, task) = metrics::serve(
+            at,
+            Rc::new(move || {
+                let weak = weak.clone();
+                Box::pin(async move {
+                    match weak.upgrade() {
+                        Some(reactor) => metrics::render(&reactor.status().await),
+                        None => String::new(),
+                    }
+                })
+            }),
+        )?;
+        *self.metrics.borrow_mut() = Some(task);
         Ok(local)
     }
 
@@ -203,6 +227,7 @@ impl Reactor {
     }
 
     fn handle(self: &Rc<Self>, message: Message) {
+        self.table.borrow_mut().at(Time(now().0));
         match message {
             Message::Lock { rid, request, want } => self.lock(rid, request, want),
             Message::Unlock { rid, to } => {
@@ -258,6 +283,7 @@ impl Reactor {
                 Answer::Done
             }
             Ask::Status => Answer::Status(self.status_here()),
+            Ask::Admin(what) => self.admin_here(what),
             Ask::Reclaim { rid, why } => {
                 self.reclaim_absent(rid, why);
                 Answer::Done
@@ -313,6 +339,9 @@ impl Reactor {
     async fn stop_here(self: &Rc<Self>) {
         self.stopping.set(true);
         self.acceptors.borrow_mut().clear();
+        if let Some(task) = self.metrics.borrow_mut().take() {
+            task.cancel();
+        }
         let clients: Vec<Rc<Client>> = self.clients.borrow_mut().values().cloned().collect();
         for client in &clients {
             client.session.end();

@@ -3,8 +3,9 @@
 use std::rc::Rc;
 
 use serde_json::{Value, json};
-use vellum_format::Principal;
 
+use crate::client::Client;
+use crate::identity;
 use crate::mesh::{Answer, Ask};
 use crate::reactor::Reactor;
 use crate::recovery::Recovery;
@@ -65,36 +66,32 @@ impl Reactor {
         })
     }
 
+    /// One client for people.
+    pub(crate) fn describe(&self, client: &Client) -> Value {
+        let (requests, bytes) = client.session.load();
+        json!({
+            "rid": client.rid.to_string(),
+            "who": identity::describe(&client.identity),
+            "read_only": client.access.get().read_only,
+            "phase": format!("{:?}", client.phase.get()).to_lowercase(),
+            "connected": client.session.is_up(),
+            "requests": requests,
+            "bytes": bytes,
+            "commits_in_work": client.commits.in_work(),
+            "last_batch": client.applied.get().0,
+            "locks_waited_for": client.locks.borrow().len(),
+            "worker": client.seat().map(|seat| json!({
+                "jobs": seat.in_hand(),
+                "slot": client.identity.worker.and_then(|worker| worker.slot),
+                "quiet": seat.is_quiet(),
+            })),
+        })
+    }
+
     pub(crate) fn status_here(&self) -> Value {
         let clients = self.clients.borrow();
         let table = self.table.borrow();
-        let listed: Vec<Value> = clients
-            .values()
-            .take(LISTED_CLIENTS)
-            .map(|client| {
-                let (requests, bytes) = client.session.load();
-                json!({
-                    "rid": client.rid.to_string(),
-                    "identity": match &client.identity.principal {
-                        Principal::Anybody => "anybody on loopback".to_owned(),
-                        Principal::Engine => "the engine's process".to_owned(),
-                        Principal::Uid(uid) => format!("uid {uid}"),
-                        Principal::Certificate(subject) => subject.clone(),
-                    },
-                    "read_only": client.access.get().read_only,
-                    "phase": format!("{:?}", client.phase.get()).to_lowercase(),
-                    "connected": client.session.is_up(),
-                    "requests": requests,
-                    "bytes": bytes,
-                    "commits_in_work": client.commits.in_work(),
-                    "last_batch": client.applied.get().0,
-                    "locks_waited_for": client.locks.borrow().len(),
-                    "worker": client.seat().map(|seat| json!({
-                        "jobs": seat.in_hand(), "slot": client.identity.worker.and_then(|worker| worker.slot), "quiet": seat.is_quiet()
-                    })),
-                })
-            })
-            .collect();
+        let listed: Vec<Value> = clients.values().take(LISTED_CLIENTS).map(|client| self.describe(client)).collect();
         let (stats, file_locks) = (table.stats(), self.files.borrow().stats());
         json!({
             "reactor": self.me.0,
@@ -104,6 +101,7 @@ impl Reactor {
             "clients_reclaimed": self.reclaimed.get(),
             "recovery_waits_for": self.recovery.borrow().as_ref().map_or(0, Recovery::missing),
             "stopping": self.stopping.get(),
+            "latencies_us": self.latencies.borrow().json(),
             "file_locks": {
                 "files": file_locks.files,
                 "held": file_locks.held,
@@ -115,6 +113,7 @@ impl Reactor {
             "locks": {
                 "recovering": table.is_recovering(),
                 "locks": stats.locks,
+                "waited_for": stats.waiting,
                 "clients": stats.clients,
                 "granted": stats.granted,
                 "invalidations": stats.invalidations,

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
 use vellum_base::{Epoch, Fsid, Mutant, Rid, Term, mutant, probe};
-use vellum_wire::{FileLockOutcome, Greeted, LockMode, LockName, Request, Response, StatFs};
+use vellum_wire::{AdminRequest, FileLockOutcome, Greeted, LockMode, LockName, Request, Response, StatFs};
 
 use crate::batch::Batches;
 use crate::cache::ItemCache;
@@ -189,6 +189,16 @@ impl Client {
             Response::Status { json } => Ok(json),
             Response::Error(e) => Err(ClientError::Engine(e)),
             _ => Err(ClientError::Protocol { request: "Status" }),
+        }
+    }
+
+    /// A question or an order of an operator; the answer is JSON.
+    pub async fn admin(&self, what: AdminRequest) -> Result<String, ClientError> {
+        self.check_alive()?;
+        match self.port.call(Request::Admin { what }, None).await?.body {
+            Response::Status { json } => Ok(json),
+            Response::Error(e) => Err(ClientError::Engine(e)),
+            _ => Err(ClientError::Protocol { request: "Admin" }),
         }
     }
 

@@ -14,6 +14,8 @@
 //! - every input ends with a look at the locks it touched: a waiter that can be granted never waits [L8];
 //! - queues are not scanned; holders are walked once for each waiter that they are in the way of.
 
+pub mod list;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use thiserror::Error;
@@ -21,6 +23,7 @@ use vellum_base::{Mutant, Rid, Term, mutant, probe};
 use vellum_wire::{LockGrant, LockMode, LockName, LockWant};
 
 use crate::fact::LockFact;
+use crate::time::Time;
 
 /// What the table wants done.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,12 +59,14 @@ struct Holder {
     mode: LockMode,
     /// The mode that it was asked to go to.
     invalidating: Option<LockMode>,
+    since: Time,
 }
 
 struct Waiter {
     rid: Rid,
     request: u64,
     mode: LockMode,
+    since: Time,
 }
 
 #[derive(Default)]
@@ -85,8 +90,11 @@ impl Lock {
         }
     }
 
-    fn set_mode(&mut self, rid: Rid, mode: LockMode) {
+    fn set_mode(&mut self, rid: Rid, mode: LockMode, now: Time) {
         let holder = self.holders.entry(rid).or_default();
+        if holder.mode != mode {
+            holder.since = now;
+        }
         let before = std::mem::replace(&mut holder.mode, mode);
         if let Some(n) = self.count(before) {
             *n -= 1;
@@ -98,7 +106,7 @@ impl Lock {
 
     fn remove(&mut self, rid: Rid) {
         if self.holders.contains_key(&rid) {
-            self.set_mode(rid, LockMode::Null);
+            self.set_mode(rid, LockMode::Null, Time(0));
             self.holders.remove(&rid);
         }
     }
@@ -129,12 +137,18 @@ pub struct LockTable {
     outputs: VecDeque<LockOutput>,
     granted: u64,
     invalidations: u64,
+    /// Requests in the queues of all locks.
+    waiting: usize,
+    /// For "since when": what people see of the table.
+    now: Time,
 }
 
 /// Sizes and counts for the status page.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct LockStats {
     pub locks: usize,
+    /// Requests that wait.
+    pub waiting: usize,
     pub clients: usize,
     pub granted: u64,
     pub invalidations: u64,
@@ -164,7 +178,14 @@ impl LockTable {
             outputs: VecDeque::new(),
             granted: 0,
             invalidations: 0,
+            waiting: 0,
+            now: Time(0),
         }
+    }
+
+    /// What happens from here on happens then.
+    pub fn at(&mut self, now: Time) {
+        self.now = now;
     }
 
     /// Asks for a lock; [`LockOutput::Granted`] names `request` when it is held.
@@ -176,8 +197,9 @@ impl LockTable {
         }
         client.pending.insert(request);
         *client.places.entry(want.name).or_default() += 1;
-        let waiter = Waiter { rid, request, mode: want.mode };
+        let waiter = Waiter { rid, request, mode: want.mode, since: self.now };
         self.locks.entry(want.name).or_default().waiters.push_back(waiter);
+        self.waiting += 1;
         self.advance(want.name);
         Ok(())
     }
@@ -204,6 +226,7 @@ impl LockTable {
         // Requests of reclaimed clients are skipped here instead of being searched for in the queue.
         while self.locks.get(&name)?.waiters.front().is_some_and(|waiter| !self.waits(waiter)) {
             self.locks.get_mut(&name)?.waiters.pop_front();
+            self.waiting -= 1;
         }
         let lock = self.locks.get_mut(&name)?;
         let first = lock.waiters.front()?;
@@ -218,9 +241,10 @@ impl LockTable {
             return None;
         }
         lock.waiters.pop_front();
+        self.waiting -= 1;
         let granted = own.mode.max(mode);
         let is_new = !lock.holders.contains_key(&rid);
-        lock.set_mode(rid, granted);
+        lock.set_mode(rid, granted, self.now);
         self.write_seq += self.stride;
         self.granted += 1;
         let client = self.clients.get_mut(&rid)?;
@@ -282,7 +306,7 @@ impl LockTable {
             holder.invalidating = None;
         }
         let (mode, open) = (holder.mode.min(mode), holder.invalidating.is_some());
-        lock.set_mode(rid, mode);
+        lock.set_mode(rid, mode, self.now);
         probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode });
         // An unanswered invalidation is remembered even when nothing is held any more.
         if mode == LockMode::Null && !open {
@@ -343,7 +367,7 @@ impl LockTable {
             return Err(LockError::HeldByAnother { name: grant.name });
         }
         let is_new = !lock.holders.contains_key(&rid);
-        lock.set_mode(rid, own.max(grant.mode));
+        lock.set_mode(rid, own.max(grant.mode), self.now);
         let mode = own.max(grant.mode);
         probe::tell(|| LockFact::Reasserted { term: self.term, rid, name: grant.name, mode });
         *self.clients.entry(rid).or_default().places.entry(grant.name).or_default() += u32::from(is_new);
@@ -378,6 +402,7 @@ impl LockTable {
     pub fn stats(&self) -> LockStats {
         LockStats {
             locks: self.locks.len(),
+            waiting: self.waiting,
             clients: self.clients.len(),
             granted: self.granted,
             invalidations: self.invalidations,

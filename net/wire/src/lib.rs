@@ -4,6 +4,7 @@
 //! straight into aligned memory. Everything here treats its input as hostile: lengths are bounded before they are
 //! believed, lists before they are allocated, and no input panics.
 
+pub mod admin;
 pub mod codec;
 pub mod files;
 pub mod frame;
@@ -15,6 +16,7 @@ mod request;
 mod response;
 mod writer;
 
+pub use admin::{AdminRequest, MAX_LISTED};
 pub use codec::WireFault;
 pub use files::{FILE_LOCK_MAX, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, HeldFileLock};
 pub use frame::{Body, Frame};

@@ -2,6 +2,7 @@
 //! [`Response::Error`]. File data is never inside a message: it is the frame's payload, so that it is received straight
 //! into aligned memory.
 
+use crate::admin::AdminRequest;
 use crate::files::{FileLock, FileLockOutcome, HeldFileLock};
 use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
@@ -245,6 +246,10 @@ pub enum Request {
     StatFs,
     /// JSON for people and tools: what the engine is doing and every bound it keeps.
     Status,
+    /// Of an operator. Answered by [`Response::Status`].
+    Admin {
+        what: AdminRequest,
+    },
     /// The last request of a client: all it held is given up.
     Farewell,
     /// Merge everything, and answer when that is done. For operators; the engine keeps itself in order without.

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
 
+use crate::admin;
 use crate::codec::{self, WireFault};
 use crate::files;
 use crate::header::MAX_CONTROL;
@@ -39,6 +40,7 @@ mod code {
     pub(super) const COMPACT_ALL: u16 = 32;
     pub(super) const WORK: u16 = 33;
     pub(super) const COMPACT: u16 = 34;
+    pub(super) const ADMIN: u16 = 40;
 }
 
 /// What a value of an item, and an entry of an index, may take in an answer.
@@ -70,6 +72,7 @@ impl Request {
             Request::Walk { .. } => code::WALK,
             Request::StatFs => code::STAT_FS,
             Request::Status => code::STATUS,
+            Request::Admin { .. } => code::ADMIN,
             Request::Farewell => code::FAREWELL,
             Request::Keepalive => code::KEEPALIVE,
             Request::Invalidate { .. } => code::INVALIDATE,
@@ -103,6 +106,7 @@ impl Request {
             Request::Walk { .. } => "walk",
             Request::StatFs => "statfs",
             Request::Status => "status",
+            Request::Admin { .. } => "admin",
             Request::Farewell => "farewell",
             Request::Keepalive => "keepalive",
             Request::Invalidate { .. } => "invalidate",
@@ -190,6 +194,7 @@ impl Request {
                 codec::put_name(out, *name);
                 writer::u8(out, *mode as u8);
             }
+            Request::Admin { what } => admin::put(out, what),
             Request::ReassertFiles { locks, opens } => {
                 files::put_held(out, locks);
                 files::put_inos(out, opens);
@@ -252,6 +257,7 @@ impl Request {
             }
             code::STAT_FS => Request::StatFs,
             code::STATUS => Request::Status,
+            code::ADMIN => Request::Admin { what: admin::get(r)? },
             code::FAREWELL => Request::Farewell,
             code::KEEPALIVE => Request::Keepalive,
             code::COMPACT_ALL => Request::CompactAll,

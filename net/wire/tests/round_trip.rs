@@ -7,9 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vellum_base::{Batch, BatchNo, BlockRange, DmaBuf, Epoch, Fsid, Ino, ItemOp, Key, KeyRange, Rid, Term, View};
 use vellum_wire::{
-    Body, ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, Frame, FrameHeader, Greeted, Greeting,
-    HEADER_LEN, HeldFileLock, LockGrant, LockMode, LockName, LockWant, MAX_CONTROL, Refusal, Request, Response, StatFs,
-    WireError, WireFault,
+    AdminRequest, Body, ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, Frame, FrameHeader, Greeted,
+    Greeting, HEADER_LEN, HeldFileLock, LockGrant, LockMode, LockName, LockWant, MAX_CONTROL, MAX_LISTED, Refusal,
+    Request, Response, StatFs, WireError, WireFault,
 };
 
 fn key() -> impl Strategy<Value = Key> {
@@ -101,6 +101,9 @@ fn request() -> impl Strategy<Value = Request> {
         (any::<u64>(), outcome()).prop_map(|(ticket, outcome)| Request::FileLockDone { ticket, outcome }),
         Just(Request::StatFs),
         Just(Request::Status),
+        (0..=MAX_LISTED).prop_map(|max| Request::Admin { what: AdminRequest::Locks { max } }),
+        (0..=MAX_LISTED).prop_map(|max| Request::Admin { what: AdminRequest::Clients { max } }),
+        any::<u64>().prop_map(|rid| Request::Admin { what: AdminRequest::Evict { rid: Rid(rid) } }),
         Just(Request::Farewell),
         Just(Request::Keepalive),
         (name(), mode()).prop_map(|(name, mode)| Request::Invalidate { name, mode }),

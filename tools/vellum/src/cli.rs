@@ -36,8 +36,12 @@ pub enum Command {
     Quorum(Quorum),
     /// Show total, used and available space.
     Df(On),
-    /// Show what the engine is doing, and the bounds it keeps.
+    /// Show what the engine is doing, and the bounds it keeps (all of it with --json).
     Status(On),
+    /// Show who holds which locks and who waits for them, the longest waits first.
+    Locks(List),
+    /// Show the clients of an engine, or give one up.
+    Clients(Clients),
     /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing.
     Check(Check),
     /// Print a device's structures.
@@ -124,6 +128,10 @@ pub struct Serve {
     /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
     #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
     pub heartbeat_timeout: u64,
+    /// Give figures to a monitoring system (Prometheus text, GET /metrics) at ADDR:PORT of loopback, or unix:PATH. A member
+    /// of a cluster does while it leads.
+    #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
+    pub metrics: Option<String>,
     #[command(flatten)]
     pub keys: KeyArgs,
     #[command(flatten)]
@@ -291,6 +299,44 @@ pub struct QuorumChange {
 }
 
 #[derive(Args)]
+pub struct List {
+    #[command(flatten)]
+    pub on: On,
+    /// List at most so many; the rest is counted.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max: u32,
+}
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Clients {
+    /// unix:PATH, tcp:ADDR:PORT, file:DEVICE, or a directory of a mount.
+    #[arg(required = true)]
+    pub on: Option<String>,
+    #[arg(long)]
+    pub json: bool,
+    /// List at most so many; the rest is counted.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub max: u32,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+    #[command(subcommand)]
+    pub command: Option<ClientsCommand>,
+}
+
+#[derive(Subcommand)]
+pub enum ClientsCommand {
+    /// Give a client up as if it had died: its mounts fail, what it held goes to others when its lease is over, and what it
+    /// had not made durable is lost. For root, the engine's own user, and nodes.
+    Evict {
+        /// As `vellum clients` shows it.
+        rid: String,
+        #[command(flatten)]
+        on: On,
+    },
+}
+
+#[derive(Args)]
 pub struct Compact {
     /// unix:PATH or tcp:ADDR:PORT.
     pub on: String,
@@ -355,6 +401,10 @@ pub enum Suite {
     Mount,
     /// A real tree; against cp -r and sync.
     Ingest,
+    /// Locks from request to grant; against bare messages in memory.
+    Locks,
+    /// Two gateways on directories of their own, and on one that they take from each other; against one gateway.
+    Cluster,
     /// What requests wait for while everything is merged: not at all, by the engine itself, by a worker.
     Compaction,
     /// The NVMe driver over a controller model that stores nothing; against the model alone.
@@ -421,6 +471,8 @@ pub enum Nvme {
     Log(NvmeOn),
     /// Measure a device: any DEVICE, not only NVMe.
     Perf(NvmePerf),
+    /// Serve the modelled controller on a unix socket, for `vfio-user:` and other such clients. Until killed.
+    Emulate(NvmeEmulate),
     /// Format a namespace. Destroys what is on it.
     Format {
         /// nvme:ADDRESS/NSID.
@@ -453,6 +505,22 @@ pub struct NvmeOn {
     pub device: String,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct NvmeEmulate {
+    pub socket: PathBuf,
+    #[arg(long, default_value = "1G", value_parser = size::parse)]
+    pub size: u64,
+    /// Keep nothing: reads and writes move no data. For measurements.
+    #[arg(long)]
+    pub null: bool,
+    /// IO queue pairs that it grants.
+    #[arg(long, default_value_t = 8)]
+    pub queues: u16,
+    /// Run on this core and never yield it.
+    #[arg(long)]
+    pub core: Option<usize>,
 }
 
 #[derive(Args)]

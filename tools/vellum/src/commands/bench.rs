@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use vellum_bench::files::{self, Shape as FilesShape};
 use vellum_bench::recorder::measure;
-use vellum_bench::{Report, compaction, items, nvme, peers, runtime};
+use vellum_bench::{Report, compaction, gateways, items, locks, nvme, peers, runtime};
 
 use crate::cli::{Bench, Suite};
 use crate::processes::{self, Mount};
@@ -22,7 +22,9 @@ pub fn bench(args: &Bench) -> Result<()> {
         Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick))?,
         Suite::Items => items::run(dir, &items_shape(args.quick))?,
         Suite::Mount => mounts(dir, args.quick)?,
-        Suite::Nvme => nvme::run(&nvme_shape(args.quick))?,
+        Suite::Locks => locks::run(&locks_shape(args.quick))?,
+        Suite::Cluster => gateways::run(dir, &gateways_shape(args.quick))?,
+        Suite::Nvme => nvme_layers(dir, args.quick)?,
         Suite::Compaction => compaction::run(dir, &compaction_shape(args.quick), |image, socket| {
             processes::Worker::start(image, socket, (processes::cores() > 1).then_some(1))
         })?,
@@ -44,6 +46,29 @@ fn runtime_shape(quick: bool) -> runtime::Shape {
 fn items_shape(quick: bool) -> items::Shape {
     let full = items::Shape::default();
     if quick { items::Shape { keys: 50_000, synced_batches: 200, gets: 20_000, ..full } } else { full }
+}
+
+fn locks_shape(quick: bool) -> locks::Shape {
+    let full = locks::Shape::default();
+    if quick { locks::Shape { round_trips: 50_000, ..full } } else { full }
+}
+
+fn gateways_shape(quick: bool) -> gateways::Shape {
+    let full = gateways::Shape::default();
+    if quick { gateways::Shape { files: 2_000, handovers: 300, ..full } } else { full }
+}
+
+/// The driver's layers in this process, then the same driver against a controller in another process on another core.
+fn nvme_layers(dir: &Path, quick: bool) -> Result<Report> {
+    let shape = nvme_shape(quick);
+    let mut report = nvme::run(&shape)?;
+    let socket = dir.join("controller.sock");
+    let _server = processes::NullController::start(&socket)?;
+    vellum_bench::perf::pin(Some(0))?;
+    let spec = format!("vfio-user:{}/1", socket.display());
+    let device = vellum_nvme::open(&spec, vellum_nvme::OpenMode::default())?;
+    nvme::run_device(&device, "vfio-user", &shape, &mut report)?;
+    Ok(report)
 }
 
 fn nvme_shape(quick: bool) -> nvme::Shape {

@@ -5,6 +5,7 @@ mod bench;
 mod keys;
 mod mount;
 mod nvme;
+mod operate;
 mod query;
 mod quickstart;
 mod quorum;
@@ -28,7 +29,9 @@ pub fn run(command: Command) -> Result<()> {
         Command::InoPath(args) => query::ino_path(&args),
         Command::Quorum(what) => quorum::quorum(&what),
         Command::Df(args) => query::df(&args),
-        Command::Status(args) => query::status(&args),
+        Command::Status(args) => operate::status(&args),
+        Command::Locks(args) => operate::locks(&args),
+        Command::Clients(args) => operate::clients(&args),
         Command::Compact(args) => worker::compact(&args),
         Command::CompactWorker(args) => worker::compact_worker(&args),
         Command::Bench(args) => bench::bench(&args),

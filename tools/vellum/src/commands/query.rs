@@ -133,36 +133,3 @@ pub fn df(args: &On) -> Result<()> {
     }
     Ok(())
 }
-
-pub fn status(args: &On) -> Result<()> {
-    let text =
-        with_client(&Target::parse_or_mounted(&args.on)?, &args.keys, async |client| Ok(client.status().await?))?;
-    if args.json {
-        println!("{text}");
-        return Ok(());
-    }
-    let value: serde_json::Value = serde_json::from_str(&text).context("the engine's status cannot be read")?;
-    print_tree(&value, 0);
-    Ok(())
-}
-
-/// JSON as indented names and values.
-fn print_tree(value: &serde_json::Value, depth: usize) {
-    use serde_json::Value;
-    let pad = "  ".repeat(depth);
-    let each: Vec<(String, &Value)> = match value {
-        Value::Object(map) => map.iter().map(|(k, v)| (k.clone(), v)).collect(),
-        Value::Array(list) => list.iter().enumerate().map(|(i, v)| (format!("[{i}]"), v)).collect(),
-        other => return println!("{pad}{other}"),
-    };
-    for (name, value) in each {
-        match value {
-            Value::Object(_) | Value::Array(_) => {
-                println!("{pad}{name}");
-                print_tree(value, depth + 1);
-            }
-            Value::String(text) => println!("{pad}{name:<28} {text}"),
-            other => println!("{pad}{name:<28} {other}"),
-        }
-    }
-}

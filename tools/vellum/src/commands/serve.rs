@@ -54,7 +54,16 @@ pub fn serve(args: &Serve) -> Result<()> {
 
 impl Serve {
     fn node_options(&self, listen: Vec<Endpoint>) -> Result<NodeOptions> {
-        Ok(NodeOptions { keys: self.keys.load()?, ..self.engine.options(listen) })
+        let metrics = self.metrics.as_ref().map(|text| {
+            let named = text.starts_with("unix:") || text.starts_with("tcp:");
+            let text = if named { text.clone() } else { format!("tcp:{text}") };
+            text.parse::<Endpoint>()
+                .with_context(|| format!("--metrics {text}: use ADDR:PORT or unix:PATH"))
+                .exit(Exit::Usage)
+        });
+        let metrics = metrics.transpose()?;
+        engine::remove_stale_sockets(metrics.as_slice());
+        Ok(NodeOptions { keys: self.keys.load()?, metrics, ..self.engine.options(listen) })
     }
 }
 

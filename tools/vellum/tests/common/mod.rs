@@ -99,10 +99,15 @@ impl Lab {
     }
 
     pub fn serve(&mut self) {
+        self.serve_with(&[]);
+    }
+
+    pub fn serve_with(&mut self, more: &[&str]) {
         assert!(self.server.is_none());
         let socket = self.dir.path().join("engine.sock");
         let child = Command::new(VELLUM)
             .args(["serve", &self.image_str(), "--listen", &self.endpoint()])
+            .args(more)
             .stdin(Stdio::null())
             .stderr(self.stderr())
             .spawn()

@@ -1,0 +1,56 @@
+//! Nodes and gateways inside the benchmark's own process.
+
+use std::path::Path;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use anyhow::Result;
+use vellum_client::{Address, Client, ClientOptions};
+use vellum_link::ConnectOptions;
+use vellum_nvme::memory::MemoryDevice;
+use vellum_nvme::{Device, OpenMode};
+use vellum_rt::native;
+use vellum_server::{Node, NodeOptions};
+use vellum_store::{MkfsOptions, mkfs};
+use vellum_vfs::{Caller, Vfs, VfsOptions};
+
+fn format(device: &Arc<dyn Device>) -> Result<()> {
+    native::block_on(async {
+        let queue = device.open_queue(64)?;
+        let polled = queue.clone();
+        let _poller = vellum_rt::add_poller("mkfs", move || polled.process_completions());
+        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        mkfs(device, &queue, MkfsOptions { force: true, ..MkfsOptions::default() }).await?;
+        Ok(())
+    })
+}
+
+fn start(device: Arc<dyn Device>, reactors: usize) -> Result<Node> {
+    format(&device)?;
+    Ok(Node::start(device, NodeOptions { cores: vec![None; reactors], ..NodeOptions::default() })?)
+}
+
+/// A fresh filesystem in memory and its node.
+pub fn in_memory(reactors: usize) -> Result<Node> {
+    start(Arc::new(MemoryDevice::new(256 << 20)), reactors)
+}
+
+/// A fresh filesystem in a file, direct IO, and its node.
+pub fn on_file(path: &Path, bytes: u64, reactors: usize) -> Result<Node> {
+    std::fs::File::create(path)?.set_len(bytes)?;
+    start(vellum_nvme::open(&format!("uring:{}", path.display()), OpenMode::default())?, reactors)
+}
+
+/// A client of `node` on the current reactor.
+pub async fn client(dialer: vellum_link::InProcessDialer) -> Result<Rc<Client>> {
+    let (link, options) = (ConnectOptions::default(), ClientOptions::default());
+    Ok(Client::connect(Address::InProcess(dialer), None, link, options).await?)
+}
+
+/// What a gateway has, without its kernel.
+pub async fn gateway(client: &Rc<Client>) -> Result<(Rc<Vfs>, Caller)> {
+    let vfs = Vfs::new(client.clone(), VfsOptions::default());
+    let caller = Caller { uid: 0, gid: 0, pid: std::process::id(), umask: 0 };
+    vfs.make_root(caller).await?;
+    Ok((vfs, caller))
+}

@@ -1,0 +1,101 @@
+//! What an operator does with a running engine: look at it, at its locks and clients, give one up, scrape its metrics.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Lab, VELLUM, vellum_fails, vellum_ok, wait_until};
+use serde_json::Value;
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&vellum_ok(args)).expect("JSON")
+}
+
+/// Status line and body of one request to a unix socket.
+fn http(socket: &Path, request: &[u8]) -> (String, String) {
+    let mut stream = UnixStream::connect(socket).expect("the metrics socket");
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap_or(0);
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+    (head.lines().next().unwrap_or_default().to_owned(), body.to_owned())
+}
+
+#[test]
+fn an_engine_is_looked_at_and_a_client_given_up() {
+    let mut lab = Lab::new("256M");
+    lab.serve();
+    let at = lab.endpoint();
+    // A client that stays, and has locks: none is needed to walk, so a copy of the endpoint is enough to be listed.
+    let mut follower = Command::new(VELLUM)
+        .args(["walk", "meta-seq", "0", &at, "--follow"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = format!("pid {}", follower.id());
+    let mut rid = String::new();
+    wait_until("the follower is a client", Duration::from_secs(30), || {
+        let clients = json(&["clients", &at, "--json"]);
+        let listed = clients["listed"].as_array().unwrap();
+        assert_eq!(clients["clients"].as_u64().unwrap() as usize, listed.len());
+        let found = listed.iter().find(|c| c["who"].as_str().is_some_and(|who| who.contains(&pid)));
+        rid = found.map_or(String::new(), |c| c["rid"].as_str().unwrap().to_owned());
+        !rid.is_empty()
+    });
+    assert!(vellum_ok(&["clients", &at]).contains(&rid));
+    let text = vellum_ok(&["status", &at]);
+    assert!(text.contains("epochs") && text.contains("clients") && text.contains("locks"), "{text}");
+    let locks = json(&["locks", &at, "--json"]);
+    assert!(locks["locks"].is_u64() && locks["listed"].is_array(), "{locks}");
+    assert!(vellum_ok(&["locks", &at]).contains("waited for"));
+
+    vellum_ok(&["clients", "evict", &rid, &at]);
+    wait_until("the evicted client ends", Duration::from_secs(60), || follower.try_wait().unwrap().is_some());
+    assert!(!follower.wait().unwrap().success(), "it says that it was given up");
+    wait_until("it is reclaimed", Duration::from_secs(60), || !vellum_ok(&["clients", &at]).contains(&rid));
+    vellum_fails(&["clients", "evict", "1234", &at], 1, &["no client"]);
+    vellum_fails(&["clients", "evict", "no-rid", &at], 2, &["is no rid"]);
+}
+
+#[test]
+fn metrics_are_given_and_strangers_cost_nothing() {
+    let mut lab = Lab::new("256M");
+    let socket = lab.dir.path().join("metrics.sock");
+    let metrics = format!("unix:{}", socket.display());
+    lab.serve_with(&["--metrics", &metrics]);
+    wait_until("metrics", Duration::from_secs(30), || UnixStream::connect(&socket).is_ok());
+    vellum_ok(&["df", &lab.endpoint()]);
+    let (status, body) = http(&socket, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(status, "HTTP/1.1 200 OK");
+    for part in [
+        "# TYPE vellum_reactor_locks_granted counter",
+        "vellum_store_durable_epoch ",
+        "vellum_store_space_free_blocks ",
+        "vellum_store_reactor_log_used_bytes{reactor=\"0\"} ",
+        "vellum_commit_seconds_count{reactor=\"0\"} ",
+        "vellum_info{fsid=",
+    ] {
+        assert!(body.contains(part), "no {part:?} in\n{body}");
+    }
+    for (request, answer) in
+        [(&b"GET /other HTTP/1.1\r\n\r\n"[..], "404"), (b"POST /metrics HTTP/1.1\r\n\r\n", "405"), (b"\r\n\r\n", "400")]
+    {
+        assert!(http(&socket, request).0.contains(answer), "{request:?}");
+    }
+    assert!(http(&socket, &[b'a'; 4096]).0.contains("431"), "a request without end");
+    // Silent connections take places for a while; when they are gone there is room again.
+    let silent: Vec<_> = (0..20).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    drop(silent);
+    wait_until("a scrape after many silent ones", Duration::from_secs(30), || {
+        http(&socket, b"GET /metrics HTTP/1.1\r\n\r\n").0.contains("200")
+    });
+    vellum_fails(&["serve", &lab.image_str(), "--metrics", "8.8.8.8:9"], 2, &["loopback"]);
+}
