@@ -3,6 +3,7 @@
 //! A figure means something only beside another one of the same run: every suite measures a peer or a limit together
 //! with Vellum and prints ratios. Nothing here is a test; nothing asserts a time.
 
+pub mod compaction;
 pub mod files;
 pub mod gateways;
 pub mod items;

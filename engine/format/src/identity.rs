@@ -57,10 +57,19 @@ pub enum Origin {
     Process(ProcessId),
 }
 
+/// Of a client that has the device and runs compactions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkerMark {
+    /// Its slot, when it is a quorum member.
+    pub slot: Option<u8>,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ClientIdentity {
     pub principal: Principal,
     pub origin: Origin,
+    /// None: a client without the device.
+    pub worker: Option<WorkerMark>,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned, Clone, Copy)]
@@ -75,7 +84,9 @@ struct Raw {
     namespace: U64,
     start: U64,
     pid: U32,
-    reserved: U32,
+    /// 0: no worker; 1: one without a slot; else its slot plus 2.
+    worker: u8,
+    reserved: [u8; 3],
     subject: [u8; MAX_SUBJECT],
 }
 
@@ -111,7 +122,8 @@ impl ClientIdentity {
             namespace: process.namespace.into(),
             start: process.start.into(),
             pid: process.pid.into(),
-            reserved: 0.into(),
+            worker: self.worker.map_or(0, |worker| worker.slot.map_or(1, |slot| slot.min(u8::MAX - 2) + 2)),
+            reserved: [0; 3],
             subject: [0; MAX_SUBJECT],
         };
         raw.subject[..subject.len()].copy_from_slice(subject.as_bytes());
@@ -150,7 +162,8 @@ impl ClientIdentity {
             }),
             found => return Err(wrong("client identity's origin", found.into())),
         };
-        let identity = ClientIdentity { principal, origin };
+        let worker = raw.worker.checked_sub(1).map(|rest| WorkerMark { slot: rest.checked_sub(1) });
+        let identity = ClientIdentity { principal, origin, worker };
         // Fields that mean nothing here are zeros.
         if identity.encode() != value {
             return Err(wrong(WHAT, raw.principal.into()));
@@ -176,7 +189,12 @@ mod tests {
         ];
         let origins = [Origin::Elsewhere, Origin::Engine, Origin::Process(process)];
         let pairs = principals.iter().flat_map(|principal| origins.iter().map(move |origin| (principal, origin)));
-        pairs.map(|(principal, origin)| ClientIdentity { principal: principal.clone(), origin: *origin }).collect()
+        let workers = [None, Some(WorkerMark { slot: None }), Some(WorkerMark { slot: Some(14) })];
+        pairs
+            .flat_map(|(principal, origin)| {
+                workers.map(|worker| ClientIdentity { principal: principal.clone(), origin: *origin, worker })
+            })
+            .collect()
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub mod system;
 pub use bitmap::{BITMAP_BLOCKS, Bitmap};
 pub use block::BlockError;
 pub use codec::CodecError;
-pub use identity::{ClientIdentity, Origin, Principal, ProcessId};
+pub use identity::{ClientIdentity, Origin, Principal, ProcessId, WorkerMark};
 pub use item::{
     Dirent, Extent, ExtentHeader, FileKind, IndexKind, Inode, ItemError, ItemKind, Timestamp, Value, name_hash,
 };

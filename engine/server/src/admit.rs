@@ -12,19 +12,24 @@ use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal};
 
 use crate::client::{Client, Phase};
 use crate::fact::Fact;
-use crate::identity::{Access, access_of, admits, identity_of};
+use crate::identity::{Access, access_of, admits, greeting_as, identity_of};
 use crate::mesh::Message;
 use crate::reactor::Reactor;
 
 impl Reactor {
     /// A socket that greeted on this reactor: it is handed to the home of its rid.
     pub(crate) async fn welcome(self: &Rc<Self>, stranger: Stranger) {
-        let who = (identity_of(&stranger.peer), access_of(&stranger.peer, self.own_uid()));
+        let identity = greeting_as(identity_of(&stranger.peer), &stranger.greeting);
+        let who = (identity, access_of(&stranger.peer, self.own_uid()));
         if let Principal::Uid(uid) = who.0.principal
             && !self.may_connect(uid)
         {
             tracing::warn!(uid, "a user that may not connect");
             return;
+        }
+        if who.0.worker.is_some() && !who.1.node {
+            tracing::warn!(principal = ?who.0.principal, "no node: its workers are not believed");
+            return stranger.refuse(Refusal::NoWorker).await;
         }
         let home = self.backend.home_of(stranger.greeting.rid);
         if home == self.me {

@@ -1,12 +1,14 @@
 //! What the server needs of a store, on one reactor.
 
 use std::pin::Pin;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
-use vellum_wire::{StatFs, WireError};
+use vellum_store::{Helpers, Prefer};
+use vellum_wire::{ErrorCode, StatFs, WireError};
 
 pub type BackendFuture<T> = Pin<Box<dyn Future<Output = Result<T, WireError>>>>;
 
@@ -49,4 +51,17 @@ pub trait Backend {
     /// Every client record, with its identity.
     fn rids(&self) -> BackendFuture<Vec<(Rid, Bytes)>>;
     fn shutdown(&self) -> BackendFuture<()>;
+
+    /// Where compactions may run besides here.
+    fn set_helpers(&self, _: Rc<dyn Helpers>, _: Prefer) {}
+    fn helpers_have_room(&self) {}
+    /// Nobody of a term before writes outputs of compactions any more.
+    fn release_withheld(&self) -> BackendFuture<()> {
+        Box::pin(async { Ok(()) })
+    }
+    /// Merges everything.
+    fn compact_all(&self) -> BackendFuture<()> {
+        let message = "nothing to compact".into();
+        Box::pin(async { Err(WireError { code: ErrorCode::Unsupported, message }) })
+    }
 }

@@ -12,6 +12,7 @@ use vellum_rt::Instant;
 use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
+use crate::crew::Seat;
 use crate::identity::Access;
 use crate::pages::Pages;
 
@@ -65,6 +66,8 @@ pub(crate) struct Client {
     pub pages: Pages,
     /// Newest batch that was applied.
     pub applied: Cell<BatchNo>,
+    /// Of a worker.
+    seat: Option<Rc<Seat>>,
 }
 
 impl Client {
@@ -75,6 +78,7 @@ impl Client {
         phase: Phase,
         last: BatchNo,
     ) -> Rc<Client> {
+        let seat = identity.worker.is_some().then(Rc::default);
         Rc::new(Client {
             rid,
             session,
@@ -89,7 +93,12 @@ impl Client {
             undurable: RefCell::default(),
             pages: Pages::default(),
             applied: Cell::new(last),
+            seat,
         })
+    }
+
+    pub(crate) fn seat(&self) -> Option<Rc<Seat>> {
+        self.seat.clone()
     }
 
     /// A batch was applied in `epoch`.

@@ -44,6 +44,13 @@ impl Reactor {
         if let Some(why) = client.access.get().refuses(&request) {
             return responder.fail(ErrorCode::NotPermitted, why);
         }
+        let works = matches!(
+            request,
+            Request::Work { .. } | Request::Reassert { .. } | Request::Farewell | Request::Status | Request::Keepalive
+        );
+        if client.seat().is_some() && !works {
+            return responder.fail(ErrorCode::NotPermitted, "a worker holds no locks and changes nothing");
+        }
         let backend = self.backend.clone();
         match request {
             Request::Lock { wants } => self.begin_lock(client, wants, responder),
@@ -103,7 +110,11 @@ impl Reactor {
             }
             Request::Admin { what } => self.admin(client, what, responder),
             Request::Keepalive => responder.send(Response::Alive, None),
-            Request::Invalidate { .. } | Request::FileLockDone { .. } => {
+            Request::Work { jobs } => self.work(client, jobs, responder),
+            Request::CompactAll => {
+                self.later(client, responder, backend.compact_all(), |()| Response::CompactedAll);
+            }
+            Request::Invalidate { .. } | Request::FileLockDone { .. } | Request::Compact { .. } => {
                 responder.fail(ErrorCode::Malformed, "only the engine says that");
             }
         }

@@ -1,12 +1,13 @@
 //! Who a client is, and what follows: whose rid it is, whether it can come back at all, what it may do.
 //!
 //! A client has no access to the device: once its process is gone, nothing that it held can be used, and it needs no
-//! other fence. So a client whose process is known to be gone is not waited for.
+//! other fence. So a client whose process is known to be gone is not waited for. A worker has the device: see
+//! [`crate::crew`] for when it is known to be quiet.
 
-use vellum_format::{ClientIdentity, Origin, Principal};
+use vellum_format::{ClientIdentity, Origin, Principal, WorkerMark};
 use vellum_keys::{Role, Subject};
 use vellum_link::Peer;
-use vellum_wire::Request;
+use vellum_wire::{Greeting, Request};
 
 use crate::process;
 
@@ -51,7 +52,40 @@ pub(crate) fn identity_of(peer: &Peer) -> ClientIdentity {
             (Principal::Certificate(format!("{}/{}", subject.role.as_str(), subject.name)), Origin::Elsewhere)
         }
     };
-    ClientIdentity { principal, origin }
+    ClientIdentity { principal, origin, worker: None }
+}
+
+/// With what the greeting says.
+pub(crate) fn greeting_as(identity: ClientIdentity, greeting: &Greeting) -> ClientIdentity {
+    let worker = greeting.is_worker().then(|| WorkerMark { slot: greeting.slot() });
+    ClientIdentity { worker, ..identity }
+}
+
+/// There is one worker of a slot at a time, and else one of a process or a certificate.
+pub(crate) fn is_same_worker(one: &ClientIdentity, other: &ClientIdentity) -> bool {
+    let (Some(a), Some(b)) = (one.worker, other.worker) else { return false };
+    match (a.slot, b.slot) {
+        (Some(a), Some(b)) => a == b,
+        (None, None) => match (one.origin, other.origin) {
+            (Origin::Process(a), Origin::Process(b)) => a == b,
+            _ => matches!(one.principal, Principal::Certificate(_)) && one.principal == other.principal,
+        },
+        _ => false,
+    }
+}
+
+/// True only when it is certain.
+pub(crate) fn process_is_gone(identity: &ClientIdentity) -> bool {
+    matches!(identity.origin, Origin::Process(process) if process::is_gone(&process))
+}
+
+/// The engine's own process was it.
+pub(crate) fn is_this_process(identity: &ClientIdentity) -> bool {
+    match identity.origin {
+        Origin::Engine => true,
+        Origin::Process(process) => process::running(std::process::id()) == Some(process),
+        Origin::Elsewhere => false,
+    }
 }
 
 const _: () = assert!("client/".len() + vellum_keys::Name::MAX_LEN <= vellum_format::identity::MAX_SUBJECT);
@@ -63,7 +97,7 @@ pub(crate) fn admits(bound: &ClientIdentity, now: &ClientIdentity) -> bool {
         (Origin::Process(bound), Origin::Process(now)) => bound == now || !process::is_same_view(&bound, &now),
         _ => true,
     };
-    bound.principal == now.principal && same_process
+    bound.principal == now.principal && same_process && bound.worker == now.worker
 }
 
 /// For people.
@@ -88,7 +122,7 @@ mod tests {
     use super::*;
 
     fn of(principal: Principal, process: ProcessId) -> ClientIdentity {
-        ClientIdentity { principal, origin: Origin::Process(process) }
+        ClientIdentity { principal, origin: Origin::Process(process), worker: None }
     }
 
     #[test]
@@ -109,11 +143,30 @@ mod tests {
         ];
         for (i, bound) in principals.iter().enumerate() {
             for (j, now) in principals.iter().enumerate() {
-                let with =
-                    |principal: &Principal| ClientIdentity { principal: principal.clone(), origin: Origin::Elsewhere };
+                let with = |principal: &Principal| ClientIdentity {
+                    principal: principal.clone(),
+                    origin: Origin::Elsewhere,
+                    worker: None,
+                };
                 assert_eq!(admits(&with(bound), &with(now)), i == j, "{bound:?} {now:?}");
             }
         }
+    }
+
+    #[test]
+    fn one_worker_is_told_from_another() {
+        let me = process::running(std::process::id()).unwrap();
+        let init = process::running(1).unwrap();
+        let client = of(Principal::Uid(0), me);
+        let worker =
+            |process, slot| ClientIdentity { worker: Some(WorkerMark { slot }), ..of(Principal::Uid(0), process) };
+        assert!(!admits(&client, &worker(me, None)), "a rid is one or the other");
+        assert!(is_same_worker(&worker(me, None), &worker(me, None)));
+        assert!(!is_same_worker(&worker(me, None), &client) && !is_same_worker(&worker(me, None), &worker(init, None)));
+        assert!(is_same_worker(&worker(me, Some(3)), &worker(init, Some(3))), "a slot has one process at a time");
+        assert!(!is_same_worker(&worker(me, Some(3)), &worker(me, Some(4))));
+        assert!(is_this_process(&client) && !is_this_process(&of(Principal::Uid(0), init)));
+        assert!(!process_is_gone(&client));
     }
 
     #[test]

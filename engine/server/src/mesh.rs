@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use vellum_base::{Ino, ReactorId, Rid};
 use vellum_format::ClientIdentity;
 use vellum_proto::files::{WaitChange, WaitId};
@@ -18,6 +19,7 @@ use vellum_wire::{
     AdminRequest, FileLockOutcome, Frame, HeldFileLock, LockGrant, LockMode, LockName, LockWant, Response,
 };
 
+use crate::crew::{Hand, JobEnd};
 use crate::file_service::FileOp;
 use crate::identity::Access;
 
@@ -87,7 +89,19 @@ pub(crate) enum Message {
         name: LockName,
         mode: LockMode,
     },
+    /// To every reactor: a worker takes jobs, or does not any more.
+    WorkerUp {
+        hand: Hand,
+        identity: ClientIdentity,
+    },
+    WorkerDown {
+        rid: Rid,
+    },
     // ---- to the coordinator
+    /// As far as the terms before are concerned.
+    WorkerQuiet {
+        rid: Rid,
+    },
     /// Came back and said all its locks, or is gone for good.
     Returned {
         rid: Rid,
@@ -151,6 +165,25 @@ pub(crate) enum Ask {
         rid: Rid,
         why: Absent,
     },
+    /// The worker's home hands it a compaction, and answers when that has ended.
+    Job {
+        rid: Rid,
+        job: Bytes,
+        input_bytes: u64,
+    },
+    /// Answered when the worker, or that job of it, writes nothing any more.
+    Quiet {
+        rid: Rid,
+        job: Option<u64>,
+    },
+    Distrust {
+        rid: Rid,
+        why: String,
+    },
+    /// A worker of a term before that is quiet.
+    ReclaimWorker {
+        rid: Rid,
+    },
     Status,
     /// This reactor's share of the answer to an operator.
     Admin(AdminRequest),
@@ -163,6 +196,7 @@ pub(crate) enum Answer {
     Refused(String),
     Openers(Vec<(Ino, bool)>),
     Status(serde_json::Value),
+    Job(JobEnd),
 }
 
 type Inbox = channel::Receiver<Message>;

@@ -7,7 +7,9 @@ use vellum_keys::Keys;
 use vellum_proto::{Timers, Window};
 use vellum_rt::native::PollMode;
 use vellum_rt::net::Endpoint;
-use vellum_store::OpenOptions;
+use vellum_store::{OpenOptions, Prefer};
+
+use crate::crew::WorkerProbe;
 
 use crate::cluster::AgentHandle;
 
@@ -23,6 +25,8 @@ pub struct Limits {
     pub data_bytes: u32,
     /// A client that has not answered an invalidation by then is given up.
     pub invalidation: Duration,
+    /// A compaction that a worker has not answered by then is lost (longer ones get more time).
+    pub job: Duration,
 }
 
 impl Default for Limits {
@@ -33,6 +37,7 @@ impl Default for Limits {
             requests: 1024,
             data_bytes: 64 << 20,
             invalidation: Duration::from_secs(60),
+            job: Duration::from_secs(60),
         }
     }
 }
@@ -67,6 +72,10 @@ pub struct NodeOptions {
     /// Set by the member of a cluster whose engine this is. Such an engine ends when its store fails, and what it cannot
     /// answer is left to the next leader.
     pub quorum: Option<AgentHandle>,
+    /// Who runs compactions first while there are workers.
+    pub prefer: Prefer,
+    /// What the cluster knows of members that worked and were lost; without one, their processes are looked at.
+    pub worker_probe: Option<Arc<dyn WorkerProbe>>,
 }
 
 impl Default for NodeOptions {
@@ -83,6 +92,8 @@ impl Default for NodeOptions {
             poll: PollMode::Adaptive,
             store: OpenOptions::default(),
             quorum: None,
+            prefer: Prefer::default(),
+            worker_probe: None,
         }
     }
 }

@@ -262,7 +262,11 @@ impl Plan {
         let polled = queue.clone();
         let _poller = add_poller("device", move || polled.process_completions());
         let _watch = queue.wake_fd().map(watch_fd);
-        let options = vellum_store::OpenOptions { reactors: self.options.cores.len(), ..self.options.store.clone() };
+        let options = vellum_store::OpenOptions {
+            reactors: self.options.cores.len(),
+            withhold: true, // until the workers of the terms before are known to be quiet
+            ..self.options.store.clone()
+        };
         let opened = vellum_store::open(&self.device, &queue, options).await?;
         Ok((opened.report, opened.seeds))
     }

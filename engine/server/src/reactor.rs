@@ -16,6 +16,7 @@ use vellum_rt::{Class, JoinHandle, now, spawn};
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::client::Client;
+use crate::crew::{Crew, CrewHelpers, OldWorkers, answer_later};
 use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::metrics::{self, Latencies};
@@ -57,6 +58,10 @@ pub struct Reactor {
     pub(crate) undurable: RefCell<BTreeSet<Rid>>,
     /// On the coordinator, until everybody has come back or is gone.
     pub(crate) recovery: RefCell<Option<Recovery>>,
+    /// Workers that take compactions.
+    pub(crate) crew: Crew,
+    /// On the coordinator: workers of the terms before that may still be writing.
+    pub(crate) old_workers: RefCell<OldWorkers>,
     pub(crate) reclaimed: Cell<u64>,
     pub(crate) stopping: Cell<bool>,
     pub(crate) latencies: RefCell<Latencies>,
@@ -78,21 +83,25 @@ impl Reactor {
             (*rid, identity.ok())
         };
         let known: Vec<_> = known.iter().map(read).collect();
+        // Workers hold no locks: nobody waits for them.
+        let works = |identity: &Option<ClientIdentity>| identity.as_ref().is_some_and(|known| known.worker.is_some());
+        let lock_holders = || known.iter().filter(|(_, identity)| !works(identity));
         probe::tell(|| {
-            let rids = known.iter().map(|(rid, _)| *rid).collect();
+            let rids = lock_holders().map(|(rid, _)| *rid).collect();
             Fact::Expects { term: backend.term(), rids }
         });
-        let recovering = !known.is_empty() && !mutant::active(Mutant::ForgetKnownClients);
+        let recovering = lock_holders().next().is_some() && !mutant::active(Mutant::ForgetKnownClients);
         let table = LockTable::new(backend.term(), usize::from(me.0), mesh.reactors(), recovering);
         let table = Rc::new(RefCell::new(table));
         authority.connect(&table);
         let expected = (me == COORDINATOR && recovering).then(|| {
             Recovery::new(
-                known
-                    .iter()
+                lock_holders()
                     .map(|(rid, identity)| (*rid, identity.as_ref().map_or(Origin::Elsewhere, |known| known.origin))),
             )
         });
+        let old = known.iter().filter_map(|(rid, identity)| Some((*rid, identity.clone()?)));
+        let old_workers = OldWorkers::new(old.filter(|_| me == COORDINATOR));
         let known = known.into_iter().filter(|(rid, _)| backend.home_of(*rid) == me).collect();
         let reactor = Rc::new(Reactor {
             me,
@@ -108,6 +117,8 @@ impl Reactor {
             admitting: RefCell::default(),
             undurable: RefCell::default(),
             recovery: RefCell::new(expected),
+            crew: Crew::default(),
+            old_workers: RefCell::new(old_workers),
             reclaimed: Cell::new(0),
             stopping: Cell::new(false),
             latencies: RefCell::default(),
@@ -130,6 +141,11 @@ impl Reactor {
         })
         .detach();
         reactor.start_recovery();
+        let helpers = Rc::new(CrewHelpers(Rc::downgrade(&reactor)));
+        reactor.backend.set_helpers(helpers, reactor.options.prefer);
+        if me == COORDINATOR {
+            reactor.watch_old_workers();
+        }
         reactor
     }
 
@@ -239,6 +255,9 @@ impl Reactor {
             Message::LockFailed { rid, request, message } => self.lock_failed(rid, request, message),
             Message::Invalidate { rid, name, mode } => self.invalidate(rid, name, mode),
             Message::Returned { rid } => self.returned(rid),
+            Message::WorkerUp { hand, identity } => self.worker_up(hand, identity),
+            Message::WorkerDown { rid } => self.crew.down(rid),
+            Message::WorkerQuiet { rid } => self.worker_quiet(rid),
             Message::Ask { token, from, ask } => self.answer(token, from, ask),
             Message::Answer { token, answer } => self.mesh.answered(token, answer),
         }
@@ -269,6 +288,15 @@ impl Reactor {
                 self.reclaim_absent(rid, why);
                 Answer::Done
             }
+            Ask::Distrust { rid, why } => {
+                self.distrust(rid, &why);
+                Answer::Done
+            }
+            Ask::ReclaimWorker { rid } => {
+                self.reclaim_old_worker_here(rid);
+                Answer::Done
+            }
+            later @ (Ask::Job { .. } | Ask::Quiet { .. }) => return answer_later(self, token, from, later),
             Ask::Stop => {
                 let reactor = self.clone();
                 spawn(Class::Request, "stop", async move {

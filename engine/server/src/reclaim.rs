@@ -34,6 +34,9 @@ impl Reactor {
             // Its farewell is being worked on, or only the answer was not taken.
             return;
         }
+        if client.seat().is_some() {
+            return self.worker_lost(&client);
+        }
         tracing::warn!(%rid, "the client did not come back: it is reclaimed");
         probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
         let reactor = self.clone();
@@ -96,9 +99,27 @@ impl Reactor {
         .detach();
     }
 
+    /// A worker of a term before that did not greet in this one and is quiet.
+    pub(crate) fn reclaim_old_worker_here(self: &Rc<Self>, rid: Rid) {
+        if self.client(rid).is_some() || self.known.borrow_mut().remove(&rid).is_none() {
+            return; // it is here, or is being reclaimed already
+        }
+        tracing::info!(%rid, "a worker of an earlier term is quiet");
+        let reactor = self.clone();
+        spawn(Class::Request, "reclaim", async move {
+            if !reactor.release(rid).await {
+                return;
+            }
+            reactor.reclaimed.set(reactor.reclaimed.get() + 1);
+            reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
+        })
+        .detach();
+    }
+
     pub(crate) fn farewell(self: &Rc<Self>, client: &Rc<Client>, responder: Responder) {
         probe::tell(|| Fact::Farewell { term: self.backend.term(), rid: client.rid });
         let before = client.phase.replace(Phase::Leaving);
+        self.worker_leaves(client);
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "farewell", async move {
             let rid = client.rid;
@@ -106,6 +127,9 @@ impl Reactor {
             reactor.release(rid).await;
             if before == Phase::Recovering {
                 reactor.send(COORDINATOR, Message::Returned { rid });
+            }
+            if client.seat().is_some() {
+                reactor.send(COORDINATOR, Message::WorkerQuiet { rid });
             }
             responder.send(Response::Farewelled, None);
             for _ in 0..LINGER_STEPS {
@@ -138,7 +162,7 @@ impl Reactor {
 
     /// Pending extents, the record, locks everywhere. False when the record could not be removed: then its locks stay,
     /// nobody is granted them here, and the next leader finds the record and does it again.
-    async fn release(self: &Rc<Self>, rid: Rid) -> bool {
+    pub(crate) async fn release(self: &Rc<Self>, rid: Rid) -> bool {
         if mutant::active(Mutant::ReleaseBeforeTombstone) {
             self.release_locks(rid).await;
         }
@@ -156,7 +180,7 @@ impl Reactor {
         }
     }
 
-    fn forget(&self, client: &Rc<Client>) {
+    pub(crate) fn forget(&self, client: &Rc<Client>) {
         client.session.end();
         client.commits.stop();
         client.locks.borrow_mut().clear();

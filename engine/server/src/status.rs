@@ -49,6 +49,7 @@ impl Reactor {
                 "unleased_opens_per_client_and_reactor": vellum_proto::files::MAX_OPENS_PER_CLIENT,
                 "payload_bytes_per_frame": vellum_wire::MAX_PAYLOAD,
                 "invalidation_ms": limits.invalidation.as_millis() as u64,
+                "job_ms": limits.job.as_millis() as u64,
             },
             "timers_ms": {
                 "keepalive": timers.keepalive.as_millis() as u64,
@@ -79,6 +80,11 @@ impl Reactor {
             "commits_in_work": client.commits.in_work(),
             "last_batch": client.applied.get().0,
             "locks_waited_for": client.locks.borrow().len(),
+            "worker": client.seat().map(|seat| json!({
+                "jobs": seat.in_hand(),
+                "slot": client.identity.worker.and_then(|worker| worker.slot),
+                "quiet": seat.is_quiet(),
+            })),
         })
     }
 
@@ -102,6 +108,8 @@ impl Reactor {
                 "waiting": file_locks.waiting,
             },
             "unleased_opens": self.opens.borrow().len(),
+            "workers": self.crew.len(),
+            "workers_of_earlier_terms": self.old_workers.borrow().missing(),
             "locks": {
                 "recovering": table.is_recovering(),
                 "locks": stats.locks,

@@ -8,7 +8,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
-use vellum_store::{Authority, CommitError, ReactorStatus, Store, StoreError};
+use vellum_store::{Authority, CommitError, Helpers, Prefer, ReactorStatus, Store, StoreError};
 use vellum_wire::{ErrorCode, StatFs, WireError};
 
 use crate::authority::TableAuthority;
@@ -224,6 +224,24 @@ impl Backend for StoreBackend {
     fn shutdown(&self) -> BackendFuture<()> {
         let store = self.store.clone();
         Box::pin(async move { store.shutdown().await.map_err(wire) })
+    }
+
+    fn set_helpers(&self, helpers: Rc<dyn Helpers>, prefer: Prefer) {
+        self.store.set_helpers(helpers, prefer);
+    }
+
+    fn helpers_have_room(&self) {
+        self.store.helpers_have_room();
+    }
+
+    fn release_withheld(&self) -> BackendFuture<()> {
+        let store = self.store.clone();
+        Box::pin(async move { store.release_withheld().await.map_err(wire) })
+    }
+
+    fn compact_all(&self) -> BackendFuture<()> {
+        let store = self.store.clone();
+        Box::pin(async move { store.compact_all().await.map_err(wire) })
     }
 }
 

@@ -105,7 +105,7 @@ fn a_record_of_somebody_else_admits_nobody_here() {
     block_on(async {
         let cluster = Cluster::start(Timers::DEFAULT.faster(20)).await;
         cluster.stop_node().await;
-        let of = |principal| ClientIdentity { principal, origin: Origin::Elsewhere }.encode();
+        let of = |principal| ClientIdentity { principal, origin: Origin::Elsewhere, worker: None }.encode();
         let own = Principal::Uid(own_uid());
         let records = [
             (1, of(Principal::Uid(own_uid() + 1))),

@@ -241,7 +241,8 @@ impl Store {
                 let task = async move {
                     match confirmed.await {
                         Ok(()) => store.central_step(Coordinator::confirmed),
-                        Err(deposed) => store.fail(deposed),
+                        Err(deposed) if store.is_gated() => store.fail(deposed),
+                        Err(_) => {} // nobody is told of anything any more
                     }
                 };
                 spawn(Class::Commit, "gate", task).detach();
@@ -266,8 +267,12 @@ impl Store {
         }
     }
 
+    fn is_gated(&self) -> bool {
+        self.central.as_ref().is_some_and(|central| central.machine.borrow().is_gated())
+    }
+
     /// An input that may have its command at once.
-    fn central_step(self: &Rc<Self>, f: impl FnOnce(&mut Coordinator) -> Option<Command>) {
+    pub(crate) fn central_step(self: &Rc<Self>, f: impl FnOnce(&mut Coordinator) -> Option<Command>) {
         let command = match &self.central {
             // Nothing is acknowledged after a failure, also not what was on its way.
             Some(central) if self.failed.borrow().is_none() => f(&mut central.machine.borrow_mut()),

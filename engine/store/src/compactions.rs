@@ -48,6 +48,8 @@ pub enum Helped {
         helper: u64,
         outcome: Outcome,
     },
+    /// Nobody had room after all.
+    Declined,
     /// It ended without one, and writes nothing any more.
     Failed {
         reason: String,
@@ -304,6 +306,8 @@ impl Store {
                     Err(e.into())
                 }
             },
+            Helped::Declined if self.compactions.here.get() < HERE => self.compact_here(shard, plan).await,
+            Helped::Declined => Ok(End::Nothing),
             Helped::Failed { reason } => Err(LsmError::Space(format!("a helper: {reason}")).into()),
             Helped::Lost { reason, quiet } => {
                 tracing::warn!(shard = shard.id().0, %reason, "a compaction that was handed over is lost; it is done anew");

@@ -56,4 +56,5 @@ pub use options::{MkfsOptions, OpenOptions};
 pub use query::WalkPage;
 pub use status::{CompactionStatus, ReactorStatus, StatFs, StoreStatus};
 pub use store::{Authority, Everyone, Store};
+pub use superblock::fsid;
 pub use superblock::look as read_superblock;

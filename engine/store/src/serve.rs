@@ -7,6 +7,7 @@ use vellum_format::{ChunkUse, ManifestEdit};
 
 use crate::central::Central;
 use crate::env::COORDINATOR;
+use crate::epoch::Coordinator;
 use crate::error::StoreError;
 use crate::lsm::ScanPage;
 use crate::mesh::{Answer, Message, Request};
@@ -168,6 +169,8 @@ impl Store {
         for reactor in self.mesh.all() {
             self.ask(reactor, Request::Stop).await?;
         }
+        // The last members of a cluster may leave together: nobody is left then who could confirm, or be told.
+        self.central_step(Coordinator::ungate);
         loop {
             let open = central.machine.borrow().open();
             self.wait_durable(open).await?;

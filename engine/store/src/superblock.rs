@@ -94,6 +94,11 @@ fn truncated(sb: &Superblock, device: &str, size_bytes: u64) -> StoreError {
     StoreError::Truncated { device: device.into(), found: size_bytes, needed }
 }
 
+/// Which filesystem is on the device.
+pub async fn fsid(queue: &Rc<dyn Queue>) -> Result<vellum_base::Fsid, StoreError> {
+    Ok(read(queue).await?.superblock.fsid)
+}
+
 /// Bits that forbid writing.
 pub fn forbids_writing(sb: &Superblock) -> Option<StoreError> {
     let unknown = sb.features.read_only & !KNOWN.read_only;

@@ -14,19 +14,25 @@ use vellum_rt::native::block_on;
 use vellum_rt::{Class, sleep, spawn};
 use vellum_store::{CommitError, Deposed, Gate, GateFuture, OpenOptions, Store, StoreError};
 
+#[derive(Default, Debug)]
+struct Verdict {
+    given: Option<Result<(), Deposed>>,
+    waits: Option<Waker>,
+}
+
 /// Answers when the test says so.
 #[derive(Default, Debug)]
 struct Held {
     asked: AtomicUsize,
-    verdict: Mutex<(Option<Result<(), Deposed>>, Option<Waker>)>,
+    verdict: Mutex<Verdict>,
 }
 
 impl Held {
     fn decide(&self, verdict: Option<Result<(), Deposed>>) {
         let waker = {
             let mut state = self.verdict.lock().unwrap();
-            state.0 = verdict;
-            state.1.take()
+            state.given = verdict;
+            state.waits.take()
         };
         waker.into_iter().for_each(Waker::wake);
     }
@@ -41,10 +47,10 @@ impl Gate for Door {
         held.asked.fetch_add(1, SeqCst);
         Box::pin(std::future::poll_fn(move |cx| {
             let mut state = held.verdict.lock().unwrap();
-            match state.0.clone() {
+            match state.given.clone() {
                 Some(verdict) => Poll::Ready(verdict),
                 None => {
-                    state.1 = Some(cx.waker().clone());
+                    state.waits = Some(cx.waker().clone());
                     Poll::Pending
                 }
             }
@@ -103,5 +109,22 @@ fn a_deposed_store_acknowledges_nothing_and_takes_nothing() {
         let refused = client.commit(&store, vec![put_inode(ino(1, 3), &inode(1, 1))]).await;
         assert!(matches!(refused, Err(CommitError::Store(StoreError::Failed(_)))), "{refused:?}");
         assert!(store.shutdown().await.is_err());
+    });
+}
+
+/// The last members of a cluster leave together: nobody is left who could confirm, and nobody who would be told.
+#[test]
+fn a_shutdown_needs_no_confirmation() {
+    block_on(async {
+        let held = Arc::<Held>::default();
+        let (store, mut client) = gated(&held).await;
+        held.decide(None);
+        client.commit(&store, vec![put_inode(ino(1, 2), &inode(1, 1))]).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        let stopping = store.clone();
+        let stop = spawn(Class::Request, "shutdown", async move { stopping.shutdown().await });
+        sleep(Duration::from_millis(100)).await;
+        held.decide(Some(Err(Deposed("no majority".into()))));
+        stop.await.unwrap().unwrap();
     });
 }

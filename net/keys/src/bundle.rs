@@ -8,7 +8,8 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring as provider};
@@ -33,19 +34,29 @@ pub(crate) const QUORUM_KEY: &str = "quorum.key";
 /// What we speak within TLS; nothing else is answered on our sockets.
 pub const ALPN: &[u8] = b"vellum";
 
-/// A bundle, read and found consistent.
+/// A bundle, read and found consistent. Files that are replaced (a renewed certificate) are read at the next handshake,
+/// so that a gateway lives longer than its certificate; files that don't fit together are left alone until they do.
 pub struct Keys {
     dir: PathBuf,
+    subject: Subject,
+    quorum: Option<Arc<QuorumKey>>,
+    current: Mutex<Current>,
+}
+
+/// What a renewal replaces.
+struct Current {
+    /// When `own.crt` was written.
+    written: Option<SystemTime>,
     subject: Subject,
     validity: Validity,
     client: Arc<ClientConfig>,
     server: Option<Arc<ServerConfig>>,
-    quorum: Option<Arc<QuorumKey>>,
 }
 
-impl Keys {
-    pub fn load(dir: &Path) -> Result<Keys, KeysError> {
+impl Current {
+    fn load(dir: &Path) -> Result<Current, KeysError> {
         let at = |name: &str| dir.join(name);
+        let written = written(dir);
         let certificate = read_certificate(&at(OWN_CERT))?;
         let subject = subject_of(&certificate)?;
         let validity = validity(&certificate).ok_or_else(|| KeysError::malformed(&at(OWN_CERT), "no dates"))?;
@@ -68,11 +79,41 @@ impl Keys {
             Role::Client => None,
             Role::Node => Some(Arc::new(server_config(roots, certificate, key()?)?)),
         };
-        let quorum = match subject.role {
-            Role::Node => Some(Arc::new(QuorumKey::load(&at(QUORUM_KEY))?)),
+        Ok(Current { written, subject, validity, client: Arc::new(client), server })
+    }
+}
+
+fn written(dir: &Path) -> Option<SystemTime> {
+    std::fs::metadata(dir.join(OWN_CERT)).and_then(|meta| meta.modified()).ok()
+}
+
+impl Keys {
+    pub fn load(dir: &Path) -> Result<Keys, KeysError> {
+        let current = Current::load(dir)?;
+        let quorum = match current.subject.role {
+            Role::Node => Some(Arc::new(QuorumKey::load(&dir.join(QUORUM_KEY))?)),
             Role::Client => None,
         };
-        Ok(Keys { dir: dir.to_owned(), subject, validity, client: Arc::new(client), server, quorum })
+        Ok(Keys { dir: dir.to_owned(), subject: current.subject.clone(), quorum, current: Mutex::new(current) })
+    }
+
+    /// The newest keys of the same role and name that the directory has had.
+    fn current(&self) -> MutexGuard<'_, Current> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = written(&self.dir);
+        if written.is_some() && written != current.written {
+            match Current::load(&self.dir) {
+                Ok(new) if (new.subject.role, &new.subject.name) == (self.subject.role, &self.subject.name) => {
+                    tracing::info!(subject = %new.subject, "new keys");
+                    *current = new;
+                }
+                Ok(new) => {
+                    tracing::warn!(found = %new.subject, ours = %self.subject, "somebody else's keys: left alone")
+                }
+                Err(error) => tracing::warn!(%error, "new keys can't be used yet"),
+            }
+        }
+        current
     }
 
     pub fn subject(&self) -> &Subject {
@@ -80,17 +121,17 @@ impl Keys {
     }
 
     pub fn validity(&self) -> Validity {
-        self.validity
+        self.current().validity
     }
 
-    /// For sockets that we open.
+    /// For a socket that we open.
     pub fn client(&self) -> Arc<ClientConfig> {
-        self.client.clone()
+        self.current().client.clone()
     }
 
-    /// For sockets that we accept; an error for keys of a client.
+    /// For a socket that we accept; an error for keys of a client.
     pub fn server(&self) -> Result<Arc<ServerConfig>, KeysError> {
-        self.server.clone().ok_or_else(|| self.not_a_node())
+        self.current().server.clone().ok_or_else(|| self.not_a_node())
     }
 
     /// What the members of the quorum share; an error for keys of a client.

@@ -124,3 +124,28 @@ fn addresses_are_checked() {
     }
     assert!(authority.list().unwrap().is_empty());
 }
+
+/// A renewal is picked up by who has the keys loaded; files that are half replaced, or somebody else's, are not.
+#[test]
+fn renewed_keys_are_used_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::init(&dir.path().join("a")).unwrap();
+    let at = authority.issue(&wish("vellum:client/gw")).unwrap();
+    let keys = Keys::load(&at).unwrap();
+    let (before, config) = (keys.validity(), keys.client());
+    assert!(std::sync::Arc::ptr_eq(&config, &keys.client()), "read once while nothing changes");
+
+    let longer = Wish { valid: Duration::from_secs(60 * DAY), renew: true, ..wish("vellum:client/gw") };
+    authority.issue(&longer).unwrap();
+    assert!(keys.validity().not_after > before.not_after);
+    assert!(!std::sync::Arc::ptr_eq(&config, &keys.client()));
+
+    let renewed = keys.client();
+    let other = authority.issue(&wish("vellum:client/other")).unwrap();
+    std::fs::copy(other.join("own.crt"), at.join("own.crt")).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&renewed, &keys.client()), "its key is not there");
+    std::fs::copy(other.join("own.key"), at.join("own.key")).unwrap();
+    assert!(std::sync::Arc::ptr_eq(&renewed, &keys.client()), "another's");
+    authority.issue(&longer).unwrap();
+    assert!(!std::sync::Arc::ptr_eq(&renewed, &keys.client()), "and mended");
+}

@@ -67,6 +67,8 @@ pub struct ConnectOptions {
     pub keys: Option<Arc<Keys>>,
     /// Plain TCP to anywhere. For simulations: no command sets it.
     pub insecure_network: bool,
+    /// What the greetings say besides: see `vellum_wire::Greeting::worker_flags`.
+    pub flags: u32,
 }
 
 impl Default for ConnectOptions {
@@ -76,6 +78,7 @@ impl Default for ConnectOptions {
             open_within: Some(Duration::from_secs(10)),
             keys: None,
             insecure_network: false,
+            flags: 0,
         }
     }
 }
@@ -132,7 +135,8 @@ impl Connection {
         identity: Identity,
         options: ConnectOptions,
     ) -> Result<Rc<Connection>, LinkError> {
-        let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time());
+        let session = ClientSession::new(identity.rid, identity.fsid, options.timers, random_u64(), time())
+            .with_flags(options.flags);
         let open_within = options.open_within;
         let core = Rc::new(Core {
             address,

@@ -80,6 +80,8 @@ enum State {
 pub struct ClientSession {
     rid: Rid,
     fsid: Fsid,
+    /// Of every greeting.
+    flags: u32,
     term: Term,
     timers: Timers,
     state: State,
@@ -101,6 +103,7 @@ impl ClientSession {
         ClientSession {
             rid,
             fsid: fsid.unwrap_or_default(),
+            flags: 0,
             term: Term(0),
             timers,
             state: State::Down { retry_at: now },
@@ -116,11 +119,18 @@ impl ClientSession {
         }
     }
 
+    /// What the greetings say besides: see [`Greeting::worker_flags`].
+    pub fn with_flags(mut self, flags: u32) -> ClientSession {
+        self.flags = flags;
+        self
+    }
+
     pub fn handle_connected(&mut self, now: Time) {
         if !matches!(self.state, State::Connecting { .. }) {
             return;
         }
-        let greeting = Greeting { fsid: self.fsid, protocol: PROTOCOL, term: self.term, rid: self.rid, flags: 0 };
+        let greeting =
+            Greeting { fsid: self.fsid, protocol: PROTOCOL, term: self.term, rid: self.rid, flags: self.flags };
         self.greeting = Some(Frame::unsequenced(Body::Greeting(greeting), self.channel.received(), Epoch::NONE));
         self.state = State::Greeting { sent: now, give_up: now + self.timers.greeted };
     }

@@ -1,9 +1,10 @@
 //! The errors of decoding, and the small types that requests and responses share.
 
+use bytes::Bytes;
 use thiserror::Error;
 use vellum_base::{BlockAddr, BlockRange, Ino, Key, View};
 
-use crate::message::{LockGrant, LockMode, LockName, LockWant, MAX_RANGES, MAX_WANTS};
+use crate::message::{LockGrant, LockMode, LockName, LockWant, MAX_JOB_BYTES, MAX_RANGES, MAX_WANTS};
 use crate::reader::Reader;
 use crate::writer;
 
@@ -101,6 +102,15 @@ pub(crate) fn ranges(r: &mut Reader) -> Result<Vec<BlockRange>, WireFault> {
     r.list("block ranges", MAX_RANGES, RANGE_LEN, |r| {
         Ok(BlockRange { start: BlockAddr(r.u64("range start")?), len_blocks: r.u32("range length")? })
     })
+}
+
+/// A job or an outcome.
+pub(crate) fn job(r: &mut Reader) -> Result<Bytes, WireFault> {
+    let job = r.bytes("job")?;
+    if job.len() > MAX_JOB_BYTES {
+        return Err(WireFault::Bound { what: "job", found: job.len() as u64, bound: MAX_JOB_BYTES as u64 });
+    }
+    Ok(job)
 }
 
 pub(crate) fn put_view(out: &mut Vec<u8>, view: View) {

@@ -19,6 +19,15 @@ pub const MAX_RANGES: usize = 1024;
 /// Most index entries in one page of a walk.
 pub const MAX_ENTRIES: usize = 65_536;
 
+/// Longest compaction job, and longest outcome of one. They are opaque here: the store's own form.
+pub const MAX_JOB_BYTES: usize = 2 << 20;
+
+/// In [`Greeting::flags`]: the client has the device and runs compactions. It takes no locks and sends no batches.
+const WORKER: u32 = 1;
+/// Of a worker that is a quorum member: its slot plus one.
+const SLOT_SHIFT: u32 = 8;
+const SLOT_MASK: u32 = 0xf;
+
 /// First message of a client on a socket. Nothing else is legal before it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Greeting {
@@ -29,6 +38,22 @@ pub struct Greeting {
     pub term: Term,
     pub rid: Rid,
     pub flags: u32,
+}
+
+impl Greeting {
+    /// Flags of a worker.
+    pub fn worker_flags(slot: Option<u8>) -> u32 {
+        WORKER | (slot.map_or(0, |slot| u32::from(slot) + 1) & SLOT_MASK) << SLOT_SHIFT
+    }
+
+    pub fn is_worker(&self) -> bool {
+        self.flags & WORKER != 0
+    }
+
+    /// The slot that a worker says it has.
+    pub fn slot(&self) -> Option<u8> {
+        ((self.flags >> SLOT_SHIFT & SLOT_MASK) as u8).checked_sub(1).filter(|_| self.is_worker())
+    }
 }
 
 /// Answer to a [`Greeting`].
@@ -67,6 +92,8 @@ pub enum Refusal {
     TooManyClients {
         limit: u32,
     },
+    /// This identity may not run compactions.
+    NoWorker,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -225,6 +252,13 @@ pub enum Request {
     },
     /// The last request of a client: all it held is given up.
     Farewell,
+    /// Merge everything, and answer when that is done. For operators; the engine keeps itself in order without.
+    CompactAll,
+    /// From a worker, once in each term: it takes up to so many jobs at a time from now on, and whatever it did for earlier
+    /// terms, or under earlier rids, has ended with its last write.
+    Work {
+        jobs: u32,
+    },
     // ---- from either side
     Keepalive,
     // ---- from the engine
@@ -232,6 +266,10 @@ pub enum Request {
     Invalidate {
         name: LockName,
         mode: LockMode,
+    },
+    /// To a worker: a compaction to run. Answered, well or badly, when the last of its writes is on the medium.
+    Compact {
+        job: Bytes,
     },
     /// A waiting [`Request::FileLock`] has come to its end. Answered by [`Response::Noted`].
     FileLockDone {
@@ -299,6 +337,12 @@ pub enum Response {
     Farewelled,
     Alive,
     Invalidated,
+    CompactedAll,
+    /// The engine counts on the worker now.
+    Working,
+    Compacted {
+        outcome: Bytes,
+    },
     Error(WireError),
 }
 

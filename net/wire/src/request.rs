@@ -37,6 +37,9 @@ mod code {
     pub(super) const CLOSED: u16 = 22;
     pub(super) const OPENERS: u16 = 23;
     pub(super) const FILE_LOCK_DONE: u16 = 24;
+    pub(super) const COMPACT_ALL: u16 = 32;
+    pub(super) const WORK: u16 = 33;
+    pub(super) const COMPACT: u16 = 34;
     pub(super) const ADMIN: u16 = 40;
 }
 
@@ -81,6 +84,9 @@ impl Request {
             Request::Closed { .. } => code::CLOSED,
             Request::Openers { .. } => code::OPENERS,
             Request::FileLockDone { .. } => code::FILE_LOCK_DONE,
+            Request::CompactAll => code::COMPACT_ALL,
+            Request::Work { .. } => code::WORK,
+            Request::Compact { .. } => code::COMPACT,
         }
     }
 
@@ -112,6 +118,9 @@ impl Request {
             Request::Closed { .. } => "closed",
             Request::Openers { .. } => "openers",
             Request::FileLockDone { .. } => "file_lock_done",
+            Request::CompactAll => "compact_all",
+            Request::Work { .. } => "work",
+            Request::Compact { .. } => "compact",
         }
     }
 
@@ -125,6 +134,7 @@ impl Request {
             // Whatever is asked for, no answer is longer than a frame.
             Request::Scan { max_bytes, .. } => u64::from(*max_bytes).min(MAX_CONTROL as u64),
             Request::Get { keys, .. } => keys.len() as u64 * MAX_VALUE_BYTES,
+            Request::Compact { job } => job.len() as u64,
             Request::Walk { max, .. } => (u64::from(*max) * ENTRY_BYTES).min(MAX_CONTROL as u64),
             // What waits for other clients is held for long.
             Request::Lock { .. } | Request::Unlock { .. } | Request::Reassert { .. } => self.control_len() as u64,
@@ -144,6 +154,7 @@ impl Request {
                 Request::Opened { inos } | Request::Closed { inos } | Request::Openers { inos } => inos.len() * 8,
                 Request::Get { keys, .. } => keys.len() * Key::LEN,
                 Request::ReadData { ranges } => ranges.len() * codec::RANGE_LEN,
+                Request::Compact { job } => job.len(),
                 Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() + MIN_OP_LEN).sum(),
                 _ => 0,
             }
@@ -208,7 +219,14 @@ impl Request {
                 writer::u64(out, *ticket);
                 writer::u8(out, *outcome as u8);
             }
-            Request::WriteData | Request::StatFs | Request::Status | Request::Farewell | Request::Keepalive => {}
+            Request::Work { jobs } => writer::u32(out, *jobs),
+            Request::Compact { job } => writer::bytes(out, job),
+            Request::WriteData
+            | Request::StatFs
+            | Request::Status
+            | Request::Farewell
+            | Request::Keepalive
+            | Request::CompactAll => {}
         }
     }
 
@@ -242,6 +260,9 @@ impl Request {
             code::ADMIN => Request::Admin { what: admin::get(r)? },
             code::FAREWELL => Request::Farewell,
             code::KEEPALIVE => Request::Keepalive,
+            code::COMPACT_ALL => Request::CompactAll,
+            code::WORK => Request::Work { jobs: r.u32("jobs")? },
+            code::COMPACT => Request::Compact { job: codec::job(r)? },
             code::INVALIDATE => Request::Invalidate { name: codec::name(r)?, mode: codec::mode(r)? },
             code::REASSERT_FILES => {
                 Request::ReassertFiles { locks: files::held(r, MAX_WANTS)?, opens: files::inos(r, MAX_WANTS)? }

@@ -33,6 +33,9 @@ mod code {
     pub(super) const FILE_LOCK_FOUND: u16 = 19;
     pub(super) const OPENERS: u16 = 20;
     pub(super) const NOTED: u16 = 21;
+    pub(super) const COMPACTED_ALL: u16 = 32;
+    pub(super) const WORKING: u16 = 33;
+    pub(super) const COMPACTED: u16 = 34;
 }
 
 /// Length that says "no such item".
@@ -57,6 +60,9 @@ impl Response {
             Response::Farewelled => code::FAREWELLED,
             Response::Alive => code::ALIVE,
             Response::Invalidated => code::INVALIDATED,
+            Response::CompactedAll => code::COMPACTED_ALL,
+            Response::Working => code::WORKING,
+            Response::Compacted { .. } => code::COMPACTED,
             Response::Error(_) => code::ERROR,
             Response::FileLocked { .. } => code::FILE_LOCKED,
             Response::FileLockFound { .. } => code::FILE_LOCK_FOUND,
@@ -81,6 +87,7 @@ impl Response {
                 Response::Written { ranges } => ranges.len() * codec::RANGE_LEN,
                 Response::Walked { entries, .. } => entries.len() * 16,
                 Response::Status { json } => json.len(),
+                Response::Compacted { outcome } => outcome.len(),
                 Response::Error(e) => e.message.len(),
                 _ => 0,
             }
@@ -141,8 +148,11 @@ impl Response {
                 writer::u16(out, e.code as u16);
                 writer::bytes(out, e.message.as_bytes());
             }
+            Response::Compacted { outcome } => writer::bytes(out, outcome),
             Response::Unlocked
             | Response::Noted
+            | Response::CompactedAll
+            | Response::Working
             | Response::Reasserted
             | Response::Data
             | Response::Farewelled
@@ -195,6 +205,9 @@ impl Response {
             code::FAREWELLED => Response::Farewelled,
             code::ALIVE => Response::Alive,
             code::INVALIDATED => Response::Invalidated,
+            code::COMPACTED_ALL => Response::CompactedAll,
+            code::WORKING => Response::Working,
+            code::COMPACTED => Response::Compacted { outcome: codec::job(r)? },
             code::ERROR => Response::Error(WireError {
                 code: ErrorCode::from_u16(r.u16("error code")?),
                 message: r.string("error message")?,
@@ -298,6 +311,7 @@ impl Refusal {
                 writer::u8(out, 5);
                 writer::u32(out, *limit);
             }
+            Refusal::NoWorker => writer::u8(out, 16),
         }
     }
 
@@ -309,6 +323,7 @@ impl Refusal {
             3 => Refusal::Fenced,
             4 => Refusal::NotServing,
             5 => Refusal::TooManyClients { limit: r.u32("limit")? },
+            16 => Refusal::NoWorker,
             found => return Err(WireFault::Value { what: "refusal", found: found.into() }),
         };
         r.end("refusal")?;

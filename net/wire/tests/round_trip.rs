@@ -107,6 +107,9 @@ fn request() -> impl Strategy<Value = Request> {
         Just(Request::Farewell),
         Just(Request::Keepalive),
         (name(), mode()).prop_map(|(name, mode)| Request::Invalidate { name, mode }),
+        Just(Request::CompactAll),
+        any::<u32>().prop_map(|jobs| Request::Work { jobs }),
+        value().prop_map(|job| Request::Compact { job }),
     ]
 }
 
@@ -157,6 +160,9 @@ fn response() -> impl Strategy<Value = Response> {
         Just(Response::Farewelled),
         Just(Response::Alive),
         Just(Response::Invalidated),
+        Just(Response::CompactedAll),
+        Just(Response::Working),
+        value().prop_map(|outcome| Response::Compacted { outcome }),
         (error_code(), ".*").prop_map(|(code, message)| Response::Error(WireError { code, message })),
     ]
 }
@@ -178,6 +184,7 @@ fn body() -> impl Strategy<Value = Body> {
         1 => any::<u32>().prop_map(|served| Body::Refused(Refusal::OtherProtocol { served })),
         1 => Just(Body::Refused(Refusal::Fenced)),
         1 => Just(Body::Refused(Refusal::NotServing)),
+        1 => Just(Body::Refused(Refusal::NoWorker)),
         1 => any::<u32>().prop_map(|limit| Body::Refused(Refusal::TooManyClients { limit })),
         1 => Just(Body::Note),
     ]

@@ -141,7 +141,7 @@ pub fn identities() -> Vec<Vec<u8>> {
         (Principal::Certificate("client/gw".into()), Origin::Elsewhere),
     ]
     .into_iter()
-    .map(|(principal, origin)| ClientIdentity { principal, origin }.encode().to_vec())
+    .map(|(principal, origin)| ClientIdentity { principal, origin, worker: None }.encode().to_vec())
     .collect()
 }
 

@@ -46,6 +46,11 @@ pub enum Command {
     Check(Check),
     /// Print a device's structures.
     Dump(Dump),
+    /// Merge everything that the engine has into one level for each shard. It keeps itself in order without.
+    Compact(Compact),
+    /// Run compactions for an engine that shares its device, until SIGTERM.
+    #[command(hide = true)]
+    CompactWorker(CompactWorker),
     /// Measure, beside a peer or a limit in the same run.
     Bench(Bench),
     /// Look at and prepare NVMe controllers for the polled driver.
@@ -102,7 +107,7 @@ pub struct EngineArgs {
 #[derive(Args, Default)]
 pub struct KeyArgs {
     /// Directory with the keys of this node or client (vellum keys). With them TCP is TLS; without, it stays on loopback.
-    #[arg(long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
+    #[arg(id = "keys", long = "keys", value_name = "DIR", env = "VELLUM_KEYS")]
     pub dir: Option<PathBuf>,
 }
 
@@ -332,6 +337,33 @@ pub enum ClientsCommand {
 }
 
 #[derive(Args)]
+pub struct Compact {
+    /// unix:PATH or tcp:ADDR:PORT.
+    pub on: String,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Args)]
+pub struct CompactWorker {
+    /// The device of the engine, which must have opened it shared.
+    pub device: String,
+    /// unix:PATH or tcp:ADDR:PORT.
+    pub on: String,
+    /// Quorum slot of this process; without one it is known by its pid.
+    #[arg(long)]
+    pub slot: Option<u8>,
+    /// Compactions at a time.
+    #[arg(long, default_value_t = 1)]
+    pub jobs: u32,
+    /// Core to run on. Default: any.
+    #[arg(long)]
+    pub core: Option<usize>,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Args)]
 pub struct Check {
     pub device: String,
     /// Also read every block of file data and verify its checksum.
@@ -373,6 +405,8 @@ pub enum Suite {
     Locks,
     /// Two gateways on directories of their own, and on one that they take from each other; against one gateway.
     Cluster,
+    /// What requests wait for while everything is merged: not at all, by the engine itself, by a worker.
+    Compaction,
     /// The NVMe driver over a controller model that stores nothing; against the model alone.
     Nvme,
 }

@@ -92,6 +92,32 @@ impl Drop for Engine {
     }
 }
 
+/// Cores of this machine.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
+/// `vellum compact-worker`; it ends with this.
+pub struct Worker(Child);
+
+impl Worker {
+    pub fn start(image: &Path, socket: &Path, core: Option<usize>) -> Result<Worker> {
+        let mut command =
+            own(&["compact-worker", &image.display().to_string(), &format!("unix:{}", socket.display())])?;
+        if let Some(core) = core {
+            command.args(["--core", &core.to_string()]);
+        }
+        Ok(Worker(command.spawn().context("starting the worker")?))
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// `vellum mount`.
 pub struct Mount {
     pub dir: PathBuf,

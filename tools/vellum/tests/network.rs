@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use common::cluster::ClusterLab;
 use common::{Lab, VELLUM, can_mount, is_mounted, terminate, vellum_fails, vellum_ok, wait_for, wait_until};
 
 const USAGE: i32 = 2;
@@ -184,4 +185,39 @@ fn read_only_keys_read() {
     }
     server.stop();
     lab.check();
+}
+
+/// Three members and a mount beyond loopback: elections over tagged datagrams, everything else over TLS, and a failover.
+#[test]
+fn a_cluster_beyond_loopback_has_keys_or_does_not_start() {
+    if !can_mount("a_cluster_beyond_loopback_has_keys_or_does_not_start") {
+        return;
+    }
+    let mut lab = ClusterLab::with_keys(3, "256M");
+    let refused = lab.command().args(["serve", &lab.image(), "--slot", "0"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(USAGE));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--keys"));
+    lab.start_all();
+    let (first, term) = lab.wait_leader(0);
+    let at = lab.mount("m");
+    let write = |name: &str| {
+        let file = fs::File::create(at.join(name)).unwrap();
+        std::io::Write::write_all(&mut &file, &vec![5; 1 << 20]).unwrap();
+        file.sync_all().unwrap();
+    };
+    write("before");
+    lab.kill(first);
+    let (second, _) = lab.wait_leader(term);
+    assert_ne!(first, second);
+    write("after"); // over the new leader, whose certificate is another
+    assert_eq!(fs::read(at.join("before")).unwrap(), vec![5; 1 << 20]);
+    let endpoints = lab.endpoints();
+    let status = |command: &mut Command| command.args(["status", &endpoints, "--json"]).output().unwrap();
+    let told = status(&mut lab.command_of("clients/gw"));
+    assert!(String::from_utf8_lossy(&told.stdout).contains("client/gw"));
+    let told = status(&mut lab.command());
+    assert_eq!(told.status.code(), Some(ENDPOINT));
+    assert!(String::from_utf8_lossy(&told.stderr).contains("--keys"));
+    lab.start(first);
+    lab.finish();
 }

@@ -305,7 +305,11 @@ pub fn last_batch() -> LastBatch {
 
 pub fn identity() -> ClientIdentity {
     let process = ProcessId { boot: [0x61; 16], namespace: 0x6263_6465, pid: 0x6667, start: 0x6869_6a6b };
-    ClientIdentity { principal: Principal::Certificate("client/gw-1".into()), origin: Origin::Process(process) }
+    ClientIdentity {
+        principal: Principal::Certificate("client/gw-1".into()),
+        origin: Origin::Process(process),
+        worker: None,
+    }
 }
 
 pub fn key() -> Key {

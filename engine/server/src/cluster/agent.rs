@@ -95,8 +95,8 @@ impl Agent {
                 self.input(Quorum::handle_timeout);
             }
             self.send_outgoing(&socket).await;
-            if let Some(end) = self.end.borrow_mut().take() {
-                self.send_outgoing(&socket).await; // a resignation, say
+            let end = self.end.borrow_mut().take();
+            if let Some(end) = end {
                 return end;
             }
             let changed = self.changed.notified();

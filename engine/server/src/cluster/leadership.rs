@@ -136,9 +136,10 @@ impl Agent {
             }
             kills.push(kill);
         }
+        let ending = self.clone().until_ended(term, valve.clone(), all_ended);
         *self.engine.state.borrow_mut() = State::Runs(Running { term, valve, stop, _kill: kills });
         spawn(Class::Request, "leadership", self.clone().watch(term, told)).detach();
-        spawn(Class::Request, "leadership's end", self.clone().until_ended(term, all_ended)).detach();
+        spawn(Class::Request, "leadership's end", ending).detach();
     }
 
     /// What the engine says of itself.
@@ -159,8 +160,11 @@ impl Agent {
         self.input(|quorum, now| quorum.resign(now, &format!("the engine failed: {error}")));
     }
 
-    async fn until_ended(self: Rc<Self>, term: Term, mut all_ended: Receiver<()>) {
+    async fn until_ended(self: Rc<Self>, term: Term, valve: Arc<Valve>, mut all_ended: Receiver<()>) {
         while all_ended.recv().await.is_some() {}
+        if valve.queues() > 0 {
+            tracing::error!(queues = valve.queues(), "the engine left queues open: our bug, they are lost");
+        }
         let told_to_stop = !matches!(*self.engine.state.borrow(), State::Runs(_));
         *self.engine.state.borrow_mut() = State::Idle;
         tracing::info!(slot = %self.member.options.slot, %term, "the engine has ended, nothing of it is in flight");

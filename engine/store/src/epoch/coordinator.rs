@@ -206,6 +206,18 @@ impl Coordinator {
         Some(self.make_durable(through))
     }
 
+    /// Nobody will be told of anything any more: what is on the medium counts.
+    pub fn ungate(&mut self) -> Option<Command> {
+        self.gated = false;
+        self.confirming = None;
+        let waits = self.in_flight.front().is_some_and(|s| s.epoch <= self.flushed);
+        waits.then(|| self.make_durable(self.flushed))
+    }
+
+    pub fn is_gated(&self) -> bool {
+        self.gated
+    }
+
     /// Nothing is left to do for these epochs, but to confirm them where that is asked for.
     fn on_medium(&mut self, through: Epoch) -> Option<Command> {
         self.flushed = self.flushed.max(through);
@@ -439,6 +451,17 @@ mod tests {
         assert!(!c.is_idle());
         assert_eq!(c.confirmed(), Some(Command::Durable(Epoch(101))));
         assert!(c.is_idle() && c.confirmed().is_none());
+    }
+
+    #[test]
+    fn without_the_gate_nothing_waits_for_it() {
+        let mut c = Coordinator { gated: true, ..new(1) };
+        c.want(Epoch(100));
+        assert_eq!(flush_one(&mut c, 100, 1), Some(Command::Confirm));
+        assert_eq!(c.ungate(), Some(Command::Durable(Epoch(100))));
+        assert_eq!((c.confirmed(), c.ungate()), (None, None));
+        c.want(Epoch(101));
+        assert_eq!(flush_one(&mut c, 101, 2), Some(Command::Durable(Epoch(101))));
     }
 
     #[test]

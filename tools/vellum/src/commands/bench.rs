@@ -2,12 +2,12 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use vellum_bench::files::{self, Shape as FilesShape};
 use vellum_bench::recorder::measure;
-use vellum_bench::{Report, gateways, items, locks, nvme, peers, runtime};
+use vellum_bench::{Report, compaction, gateways, items, locks, nvme, peers, runtime};
 
 use crate::cli::{Bench, Suite};
 use crate::processes::{self, Mount};
@@ -25,6 +25,9 @@ pub fn bench(args: &Bench) -> Result<()> {
         Suite::Locks => locks::run(&locks_shape(args.quick))?,
         Suite::Cluster => gateways::run(dir, &gateways_shape(args.quick))?,
         Suite::Nvme => nvme::run(&nvme_shape(args.quick))?,
+        Suite::Compaction => compaction::run(dir, &compaction_shape(args.quick), |image, socket| {
+            processes::Worker::start(image, socket, (processes::cores() > 1).then_some(1))
+        })?,
         Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick)?,
     };
     if args.json {
@@ -57,6 +60,11 @@ fn gateways_shape(quick: bool) -> gateways::Shape {
 
 fn nvme_shape(quick: bool) -> nvme::Shape {
     if quick { nvme::Shape { ops: 100_000, repeats: 2 } } else { nvme::Shape::default() }
+}
+
+fn compaction_shape(quick: bool) -> compaction::Shape {
+    let full = compaction::Shape::default();
+    if quick { compaction::Shape { items: 60_000, idle: Duration::from_secs(2), ..full } } else { full }
 }
 
 fn files_shape(quick: bool) -> FilesShape {

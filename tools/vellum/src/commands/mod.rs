@@ -10,6 +10,7 @@ mod query;
 mod quickstart;
 mod quorum;
 mod serve;
+mod worker;
 
 use anyhow::Result;
 use clap::CommandFactory;
@@ -31,6 +32,8 @@ pub fn run(command: Command) -> Result<()> {
         Command::Status(args) => operate::status(&args),
         Command::Locks(args) => operate::locks(&args),
         Command::Clients(args) => operate::clients(&args),
+        Command::Compact(args) => worker::compact(&args),
+        Command::CompactWorker(args) => worker::compact_worker(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Nvme(command) => nvme::run(&command),
         Command::Quickstart(args) => quickstart::quickstart(&args),

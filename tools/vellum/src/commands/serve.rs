@@ -1,6 +1,7 @@
 //! serve: the engine alone, or as a member of a cluster, until SIGTERM or SIGINT.
 
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vellum_base::Slot;
-use vellum_nvme::OpenMode;
+use vellum_nvme::{Device, OpenMode};
 use vellum_proto::QuorumTimers;
 use vellum_rt::net::Endpoint;
 use vellum_server::cluster::{FenceWith, Fencer, HostFencer, MemberNode, MemberOptions, MemberProgress, ScriptFencer};
@@ -74,21 +75,30 @@ fn remove_sockets(endpoints: &[Endpoint]) {
     }
 }
 
-fn fencer(args: &Serve, device: &Arc<dyn vellum_nvme::Device>, slot: Slot) -> Result<Arc<dyn Fencer>> {
-    let mut fencers: Vec<Arc<dyn Fencer>> = Vec::new();
-    for text in &args.fence {
-        match text.split_once(':') {
-            None if text == "host" => fencers.push(Arc::new(HostFencer::new(device.clone(), slot))),
-            Some(("script", path)) if std::path::Path::new(path).is_file() => {
-                fencers.push(Arc::new(ScriptFencer::new(path)));
-            }
-            Some(("script", path)) => {
-                return Err(anyhow::anyhow!("--fence: there is no script {path:?}")).exit(Exit::Usage);
-            }
-            _ => return Err(anyhow::anyhow!("--fence {text}: use host or script:PATH")).exit(Exit::Usage),
-        }
+/// A `--fence`, understood.
+enum Fence {
+    Host,
+    Script(PathBuf),
+}
+
+fn parse_fence(text: &str) -> Result<Fence> {
+    match text.split_once(':') {
+        None if text == "host" => Ok(Fence::Host),
+        Some(("script", path)) if Path::new(path).is_file() => Ok(Fence::Script(path.into())),
+        Some(("script", path)) => Err(anyhow::anyhow!("--fence: there is no script {path:?}")),
+        _ => Err(anyhow::anyhow!("--fence {text}: use host or script:PATH")),
     }
-    Ok(Arc::new(FenceWith(fencers)))
+    .exit(Exit::Usage)
+}
+
+fn fencer(fences: Vec<Fence>, device: &Arc<dyn Device>, slot: Slot) -> Arc<dyn Fencer> {
+    let fencers = fences.into_iter().map(|fence| -> Arc<dyn Fencer> {
+        match fence {
+            Fence::Host => Arc::new(HostFencer::new(device.clone(), slot)),
+            Fence::Script(path) => Arc::new(ScriptFencer::new(path)),
+        }
+    });
+    Arc::new(FenceWith(fencers.collect()))
 }
 
 fn code_of(error: &NodeError) -> Exit {
@@ -100,13 +110,14 @@ fn code_of(error: &NodeError) -> Exit {
 }
 
 fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals) -> Result<()> {
+    let fences = args.fence.iter().map(|text| parse_fence(text)).collect::<Result<Vec<_>>>()?;
     engine::remove_stale_sockets(&listen);
     engine::raise_descriptor_limit();
     let mode = OpenMode { slot: Some(slot.0), ..OpenMode::default() };
     let device = vellum_nvme::open(&args.device, mode).with_context(|| format!("slot {slot}")).exit(Exit::Device)?;
     let mut options = MemberOptions::new(slot, args.node_options(listen.clone())?);
     options.timers = QuorumTimers::with_heartbeat_timeout(Duration::from_millis(args.heartbeat_timeout));
-    options.fencer = fencer(args, &device, slot)?;
+    options.fencer = fencer(fences, &device, slot);
     let failed = |error: NodeError| {
         let code = code_of(&error);
         let error = anyhow::Error::new(error).context(format!("cannot serve {} in slot {slot}", args.device));

@@ -31,6 +31,11 @@ impl Network {
         network
     }
 
+    fn add(&self, address: &str) {
+        let args = ["-n", &self.name, "addr", "add", &format!("{address}/32"), "dev", "lo"];
+        assert!(Command::new("ip").args(args).status().unwrap().success(), "ip {args:?}");
+    }
+
     /// Nothing gets to or from this address any more; or again.
     pub fn cut(&self, address: &str, cut: bool) {
         let verb = if cut { "add" } else { "del" };
@@ -51,6 +56,8 @@ pub struct ClusterLab {
     members: Vec<Option<Child>>,
     mounts: Vec<(PathBuf, Child)>,
     pub network: Option<Network>,
+    /// The authority whose keys members (`nodes/nN`) and mounts (`clients/gw`) have.
+    pub keys: Option<PathBuf>,
 }
 
 /// A port that is free for both kinds of socket.
@@ -76,10 +83,36 @@ impl ClusterLab {
         ClusterLab::with(addresses, size, Some(Network::new()))
     }
 
+    /// In a network namespace, at addresses beyond loopback, with keys.
+    pub fn with_keys(slots: usize, size: &str) -> ClusterLab {
+        let network = Network::new();
+        let hosts: Vec<String> = (0..slots).map(|slot| format!("10.77.0.{}", slot + 2)).collect();
+        hosts.iter().for_each(|host| network.add(host));
+        let mut lab = ClusterLab::with(hosts.iter().map(|host| format!("{host}:7400")).collect(), size, Some(network));
+        let authority = lab.dir.path().join("authority");
+        let at = authority.to_str().expect("UTF-8");
+        vellum_ok(&["keys", "init", at]);
+        for (slot, host) in hosts.iter().enumerate() {
+            vellum_ok(&["keys", "node", at, &format!("n{slot}"), "--address", host]);
+        }
+        vellum_ok(&["keys", "client", at, "gw"]);
+        lab.keys = Some(authority);
+        lab
+    }
+
+    /// The binary, in the lab's network, with the keys of that bundle.
+    pub fn command_of(&self, bundle: &str) -> Command {
+        let mut command = self.command();
+        if let Some(keys) = &self.keys {
+            command.env("VELLUM_KEYS", keys.join(bundle));
+        }
+        command
+    }
+
     fn with(addresses: Vec<String>, size: &str, network: Option<Network>) -> ClusterLab {
         let dir = tempfile::tempdir().expect("a directory");
         let members = addresses.iter().map(|_| None).collect();
-        let lab = ClusterLab { dir, addresses, members, mounts: Vec::new(), network };
+        let lab = ClusterLab { dir, addresses, members, mounts: Vec::new(), network, keys: None };
         let slots: Vec<String> = lab.addresses.iter().enumerate().map(|(i, a)| format!("{i}={a}")).collect();
         let image = lab.image();
         let mut args = vec!["mkfs", image.as_str(), "--size", size];
@@ -115,7 +148,7 @@ impl ClusterLab {
     pub fn start(&mut self, slot: usize) {
         assert!(self.members[slot].is_none(), "slot {slot} runs");
         let child = self
-            .command()
+            .command_of(&format!("nodes/n{slot}"))
             .args(["-v", "serve", &self.image(), "--slot", &slot.to_string(), "--cores", "0"])
             .stdin(Stdio::null())
             .stdout(self.log(&format!("member{slot}.out")))
@@ -157,10 +190,20 @@ impl ClusterLab {
         assert!(!status.success(), "it was killed, and did not end by itself: {status}");
     }
 
+    /// SIGTERM.
+    pub fn terminate(&self, slot: usize) {
+        self.signal(slot, Signal::TERM);
+    }
+
     /// SIGTERM; it must leave by itself with success.
     pub fn stop(&mut self, slot: usize) {
+        self.terminate(slot);
+        self.wait_stopped(slot);
+    }
+
+    /// After SIGTERM.
+    pub fn wait_stopped(&mut self, slot: usize) {
         let mut child = self.members[slot].take().expect("a member");
-        kill_process(Pid::from_child(&child), Signal::TERM).expect("SIGTERM");
         let status = wait_for(&mut child, Duration::from_secs(30)).expect("the member ends on SIGTERM");
         assert!(status.success(), "slot {slot} ended with {status}:\n{}", self.tail(&format!("member{slot}.log")));
     }
@@ -198,8 +241,10 @@ impl ClusterLab {
                     .collect();
                 panic!("no leader after term {after} within a minute\n{}", logs.join("\n"));
             }
-            found = self.leader().filter(|(_, term)| *term > after);
+            // Twice: one may be about to be succeeded.
+            let before = self.leader().filter(|(_, term)| *term > after);
             std::thread::sleep(Duration::from_millis(20));
+            found = self.leader().filter(|leader| before == Some(*leader));
         }
         found.unwrap()
     }
@@ -208,7 +253,7 @@ impl ClusterLab {
         let at = self.dir.path().join(name);
         fs::create_dir_all(&at).expect("a mount point");
         let child = self
-            .command()
+            .command_of("clients/gw")
             .args(["-v", "mount", &self.endpoints(), at.to_str().expect("UTF-8")])
             .stdin(Stdio::null())
             .stderr(self.log(&format!("{name}.log")))
@@ -242,11 +287,10 @@ impl ClusterLab {
     pub fn finish(&mut self) {
         let mounts: Vec<PathBuf> = self.mounts.iter().map(|(dir, _)| dir.clone()).collect();
         mounts.iter().for_each(|at| self.unmount(at));
-        for slot in 0..self.members.len() {
-            if self.members[slot].is_some() {
-                self.stop(slot);
-            }
-        }
+        // All at once: the last of them has no majority to ask.
+        let running: Vec<usize> = (0..self.members.len()).filter(|slot| self.members[*slot].is_some()).collect();
+        running.iter().for_each(|slot| self.terminate(*slot));
+        running.iter().for_each(|slot| self.wait_stopped(*slot));
         vellum_ok(&["check", &self.image()]);
     }
 }
@@ -270,7 +314,9 @@ impl Drop for ClusterLab {
                 eprintln!("--- {}", log.display());
                 lines[lines.len().saturating_sub(60)..].iter().for_each(|line| eprintln!("{line}"));
             } else {
-                assert!(!text.contains("panicked"), "something panicked: {}: {text}", log.display());
+                for bad in ["panicked", "left queues open", "does not stop in order"] {
+                    assert!(!text.contains(bad), "{bad}: {}: {text}", log.display());
+                }
             }
         }
     }
