@@ -76,10 +76,18 @@ pub fn run(shape: &Shape) -> Result<Report> {
         let queue = device.queue(depth as u32)?;
         let lap = best(shape, |ops| own_type(&queue, depth, ops))?;
         report.push(row(&case, "driver", shape, &lap, Some(base_ns)));
-        let queue: Rc<dyn Queue> = Rc::new(queue);
-        let lap = best(shape, |ops| through_trait(&queue, depth, ops))?;
+        let own = Rc::new(queue);
+        let queue: Rc<dyn Queue> = own.clone();
+        let counted = |lap: Result<Lap>, before: u64| lap.map(|lap| Lap { doorbells: own.doorbells() - before, ..lap });
+        let lap = best(shape, |ops| {
+            let before = own.doorbells();
+            counted(through_trait(&queue, depth, ops), before)
+        })?;
         report.push(row(&case, "trait", shape, &lap, Some(base_ns)));
-        let lap = best(shape, |ops| tasks(&queue, depth, ops))?;
+        let lap = best(shape, |ops| {
+            let before = own.doorbells();
+            counted(tasks(&queue, depth, ops), before)
+        })?;
         report.push(row(&case, "tasks", shape, &lap, Some(base_ns)));
     }
     Ok(report)

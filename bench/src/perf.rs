@@ -191,7 +191,8 @@ fn submit(
     InFlight { ticket: queue.submit(op), since: Instant::now() }
 }
 
-fn pin(core: Option<usize>) -> Result<()> {
+/// Keeps this thread on `core`.
+pub fn pin(core: Option<usize>) -> Result<()> {
     if let Some(core) = core {
         let mut set = rustix::thread::CpuSet::new();
         set.set(core);

@@ -36,7 +36,7 @@ pub mod vfio_user;
 pub use device::{Device, Geometry, IoDone, IoOp, Queue};
 pub use error::DeviceError;
 pub use image::Image;
-pub use open::{NvmeController, OpenMode, open, open_controller};
+pub use open::{NvmeController, OpenMode, Opened, open, open_controller};
 pub use ops::{IoFuture, OpFuture, ReadFuture};
 pub use tracker::{MAX_TRACKERS, Ticket};
 pub use valve::Valve;

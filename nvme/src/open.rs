@@ -130,13 +130,16 @@ impl<T: Transport> NvmeController for driver::Controller<T> {
     }
 }
 
+/// A controller, and the namespace that its spec names.
+pub type Opened = Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError>;
+
 fn attach<T: Transport>(transport: T) -> Result<Arc<dyn NvmeController>, DeviceError> {
     let name = transport.name();
     Ok(driver::Controller::open(transport, Options::default()).map_err(|err| err.on(&name))?)
 }
 
 /// The controller of an NVMe device spec, and the namespace that the spec names. None: the spec is of another backend.
-pub fn open_controller(spec: &str) -> Option<Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError>> {
+pub fn open_controller(spec: &str) -> Option<Opened> {
     let (backend, what) = spec.split_once(':')?;
     match backend {
         "nvme" => Some(open_vfio(spec, what)),
@@ -146,7 +149,7 @@ pub fn open_controller(spec: &str) -> Option<Result<(Arc<dyn NvmeController>, Op
     }
 }
 
-fn open_vfio(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError> {
+fn open_vfio(spec: &str, what: &str) -> Opened {
     let (controller, nsid) = split_nsid(spec, what)?;
     let bad = |detail| DeviceError::BadSpec { spec: spec.to_owned(), detail };
     let address = controller.parse::<PciAddress>().map_err(bad)?;
@@ -154,7 +157,7 @@ fn open_vfio(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<
     Ok((attach(transport)?, nsid))
 }
 
-fn open_vfio_user(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError> {
+fn open_vfio_user(spec: &str, what: &str) -> Opened {
     // A path may end with digits too: what is there as a whole is a path.
     let (path, nsid) = match split_nsid(spec, what) {
         Ok((path, nsid)) if !Path::new(what).exists() => (path, nsid),
@@ -164,7 +167,7 @@ fn open_vfio_user(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Op
     Ok((attach(transport)?, nsid))
 }
 
-fn open_emu(spec: &str, what: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>), DeviceError> {
+fn open_emu(spec: &str, what: &str) -> Opened {
     let bad =
         || DeviceError::BadSpec { spec: spec.to_owned(), detail: "want emu:SIZE, emu:null:SIZE or emu:file:PATH" };
     let size =

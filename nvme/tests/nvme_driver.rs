@@ -69,6 +69,26 @@ fn memory_that_the_device_cannot_address_is_copied_and_counted() {
 }
 
 #[test]
+fn prp_lists_and_sgls_carry_the_same_data() {
+    for sgl in [false, true] {
+        let (model, device) = simple(ControllerConfig { sgl, ..ControllerConfig::default() });
+        let queue = queue(&device, 4);
+        let mut at = 0;
+        for pages in [1usize, 2, 3, 8, 9, 128] {
+            let mut data = DmaBuf::new(pages * 4096);
+            vellum_base::prng::Prng::new(pages as u64).fill(&mut data);
+            let data = data.freeze();
+            block_on(&queue, queue.write(at, data.clone(), false)).unwrap();
+            let image = model.subsystem().namespace(1).unwrap().medium.image().unwrap().to_vec();
+            assert!(image[at as usize..][..data.len()] == data[..], "{pages} pages on the medium, SGLs {sgl}");
+            let back = block_on(&queue, queue.read(at, DmaBuf::new(data.len()))).unwrap();
+            assert!(back[..] == data[..], "{pages} pages read, SGLs {sgl}");
+            at += data.len() as u64;
+        }
+    }
+}
+
+#[test]
 fn a_media_error_is_the_error_of_one_operation() {
     let (model, device) = simple(ControllerConfig::default());
     let queue = queue(&device, 4);

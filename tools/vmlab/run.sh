@@ -14,7 +14,7 @@ job=$3
 out=${4:-$(mktemp -d "$lab/out.XXXXXX")}
 mkdir -p "$out"
 out=$(readlink -f "$out")
-rm -f "$out"/{rc,stdout,dmesg,console.log}
+rm -f "$out"/{rc,stdout,dmesg,console.log} "$out"/*.img
 cp "$job" "$out/job.sh"
 cp "$vellum" "$out/vellum"
 timeout=300

@@ -53,7 +53,7 @@ impl Pollers {
     }
 }
 
-/// Keeps a poller registered; dropping it removes the poller before the next turn.
+/// Keeps a poller registered; dropping it removes the poller, and drops its function.
 #[must_use = "dropping the handle removes the poller"]
 pub struct PollerHandle {
     poller: Rc<Poller>,
@@ -70,6 +70,10 @@ impl Drop for PollerHandle {
     fn drop(&mut self) {
         self.poller.removed.set(true);
         self.poller.keep_awake.set(false);
+        // What it holds is let go now, not at the next turn: the next to come may want it (a controller may have one queue
+        // pair only). A poller that removes itself is running, and goes at the next turn.
+        let held = self.poller.run.try_borrow_mut().ok().map(|mut run| std::mem::replace(&mut *run, Box::new(|| 0)));
+        drop(held);
     }
 }
 

@@ -43,6 +43,20 @@ fn an_idle_reactor_sleeps_in_the_kernel() {
     });
 }
 
+/// A controller had one queue pair; the poller of the queue that recovery had used kept it until the next turn, so that the
+/// store found none (met in the virtual machine).
+#[test]
+fn a_poller_lets_go_of_what_it_holds_at_once() {
+    native::block_on(async {
+        let held = std::rc::Rc::new(());
+        let holds = held.clone();
+        let poller = rt::add_poller("holder", move || std::rc::Rc::strong_count(&holds) - 2);
+        drop(poller);
+        assert_eq!(std::rc::Rc::strong_count(&held), 1);
+        rt::sleep(Duration::from_millis(1)).await;
+    });
+}
+
 #[test]
 fn a_channel_message_ends_a_sleep_soon() {
     let (sender, mut receiver) = rt::channel::bounded::<std::time::Instant>(1);

@@ -30,6 +30,9 @@ const DEVICE_BYTES: u64 = 96 << 20;
 /// Virtual time within which all work ends once the faults have.
 const LIVENESS: Duration = Duration::from_secs(25);
 
+/// How often nodes are told to stop.
+const STOP_AGAIN: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub struct Outcome {
     pub seed: u64,
@@ -507,17 +510,30 @@ impl Run {
         self.last_look();
     }
 
-    fn last_look(&mut self) {
-        if self.plan.ends_cleanly {
-            for node in 0..self.cluster.len() {
-                self.cluster.stop(node);
-                let stopped = self.cluster.watch_stopped(node);
-                let until = self.now() + LIVENESS;
-                if !self.run_until(until, &stopped) || !stopped() {
-                    return self.violate("live", format!("node {node} does not stop"));
-                }
+    /// Every node is told to stop, again and again: a fence may start one anew meanwhile.
+    fn stop_all(&mut self) -> bool {
+        let until = self.now() + LIVENESS;
+        loop {
+            let left: Vec<usize> =
+                (0..self.cluster.len()).filter(|node| !self.cluster.watch_stopped(*node)()).collect();
+            if left.is_empty() {
+                return !self.failed.get();
             }
-            self.look_at_nodes();
+            if self.now() >= until {
+                self.violate("live", format!("the nodes {left:?} do not stop"));
+                return false;
+            }
+            left.iter().for_each(|node| self.cluster.stop(*node));
+            let next = self.now() + STOP_AGAIN;
+            if !self.run_until(next, || false) {
+                return false;
+            }
+        }
+    }
+
+    fn last_look(&mut self) {
+        if self.plan.ends_cleanly && !self.stop_all() {
+            return;
         }
         let image = self.cluster.power_off(&mut self.world);
         self.inspect(&image);

@@ -117,7 +117,7 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
 
     let mut replay = Vec::new();
     let (mut number, mut hash, mut epoch) = (state.base_number, state.base_hash, state.base_epoch);
-    let mut recovered = epoch;
+    let mut recovered = epoch.max(state.flushed_through());
     report.clean = state.runs.is_empty();
     let mut edits = Vec::new();
     for run in state.runs.clone() {
@@ -127,7 +127,9 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
         report.bytes += end.bytes;
         report.end = end.end;
         (number, hash) = (end.last_number, end.last_hash);
-        recovered = recovered.max(end.last_epoch);
+        if end.epochs > 0 {
+            recovered = recovered.max(end.last_epoch);
+        }
         epoch = epoch.max(end.last_epoch).max(run.first_epoch);
         if run.cut.is_none() {
             edits.push(ManifestEdit::Cut { term: run.term, number });

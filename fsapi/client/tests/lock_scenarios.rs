@@ -209,3 +209,28 @@ fn l2_after_a_recovery_no_view_is_stronger_than_the_leaders() {
         });
     }
 }
+
+/// Idle locks beyond the bound go back oldest first, in pages; what was used last stays, and one who wants any of them
+/// meanwhile is served. [L8]
+#[test]
+fn l8_idle_locks_go_oldest_first_and_starve_nobody() {
+    run(500, || async {
+        let engine = FakeEngine::new(FakeConfig::default());
+        let bounded = ClientOptions { max_idle_locks: 300, ..ClientOptions::default() };
+        let (a, b) = (engine.connect(bounded).await, engine.connect(ClientOptions::default()).await);
+        for n in 0..2_000 {
+            get(&a, n).await;
+            get(&a, 0).await; // used again and again
+            if n % 100 == 99 {
+                put(&b, n - 50, n).await;
+            }
+        }
+        sleep(Duration::from_millis(100)).await;
+        assert!(a.stats().locks_held <= 310, "{:?}", a.stats());
+        let held = |n: u64| a.holds(LockName::of(ino(n)), LockMode::Read);
+        assert!(held(0) && (1_900..2_000).filter(|n| *n != 1_949).all(held), "the newest stay");
+        assert!(!(1..1_000).any(held), "the oldest go");
+        a.farewell().await.unwrap();
+        b.farewell().await.unwrap();
+    });
+}

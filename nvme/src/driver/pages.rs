@@ -13,8 +13,10 @@ use crate::spec::{PAGE_BYTES, Submission};
 /// Longest transfer: one page of PRP list (512 entries) and the first PRP, rounded to what others use.
 pub(super) const MAX_TRANSFER_BYTES: usize = 1 << 20;
 const _: () = assert!(MAX_TRANSFER_BYTES / PAGE_BYTES - 1 <= PAGE_BYTES / 8, "a list never needs a second page");
-/// From so many pages on an SGL is used where the controller has it: below, PRPs need no memory either.
-const SGL_FROM_PAGES: usize = 3;
+/// From so many pages on an SGL is used where the controller has it. Below, a list of PRPs is short, and what controllers
+/// are made for; Linux draws the line at 32 KiB too.
+const SGL_FROM_PAGES: usize = 9;
+const _: () = assert!(SGL_FROM_PAGES > 2, "up to two pages are in the command itself");
 
 /// A page for each command id: its PRP list, or its ranges for Dataset Management.
 pub(super) struct CommandPages {

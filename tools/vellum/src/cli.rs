@@ -471,6 +471,8 @@ pub enum Nvme {
     Log(NvmeOn),
     /// Measure a device: any DEVICE, not only NVMe.
     Perf(NvmePerf),
+    /// Serve the modelled controller on a unix socket, for `vfio-user:` and other such clients. Until killed.
+    Emulate(NvmeEmulate),
     /// Format a namespace. Destroys what is on it.
     Format {
         /// nvme:ADDRESS/NSID.
@@ -503,6 +505,22 @@ pub struct NvmeOn {
     pub device: String,
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args)]
+pub struct NvmeEmulate {
+    pub socket: PathBuf,
+    #[arg(long, default_value = "1G", value_parser = size::parse)]
+    pub size: u64,
+    /// Keep nothing: reads and writes move no data. For measurements.
+    #[arg(long)]
+    pub null: bool,
+    /// IO queue pairs that it grants.
+    #[arg(long, default_value_t = 8)]
+    pub queues: u16,
+    /// Run on this core and never yield it.
+    #[arg(long)]
+    pub core: Option<usize>,
 }
 
 #[derive(Args)]

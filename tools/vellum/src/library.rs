@@ -30,10 +30,11 @@ pub struct Library {
 
 impl Library {
     pub async fn connect(endpoint: Endpoint) -> Result<Library> {
-        let client = Client::connect(Address::Net(endpoint), None, connect_options(None), ClientOptions::default())
-            .await
-            .context("cannot reach the engine")
-            .exit(Exit::Endpoint)?;
+        let client =
+            Client::connect(Address::Net(endpoint), None, connect_options(None, false), ClientOptions::default())
+                .await
+                .context("cannot reach the engine")
+                .exit(Exit::Endpoint)?;
         let vfs = Vfs::new(client.clone(), VfsOptions::default());
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let caller = Caller { uid, gid, pid: std::process::id(), umask: 0 };

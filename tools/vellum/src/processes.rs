@@ -39,6 +39,29 @@ pub fn mkfs(image: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// `vellum nvme emulate` without a medium, on the machine's last core.
+pub struct NullController {
+    child: Child,
+}
+
+impl NullController {
+    pub fn start(socket: &Path) -> Result<NullController> {
+        let last = std::thread::available_parallelism()?.get() - 1;
+        let socket_text = socket.display().to_string();
+        let args = ["nvme", "emulate", &socket_text, "--null", "--size", "1T", "--core", &last.to_string()];
+        let mut child = own(&args)?.spawn().context("starting the controller's process")?;
+        wait_for("the controller's process", &mut child, || Ok(socket.exists()))?;
+        Ok(NullController { child })
+    }
+}
+
+impl Drop for NullController {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// `vellum serve` on a unix socket.
 pub struct Engine {
     child: Child,

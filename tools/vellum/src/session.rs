@@ -17,8 +17,14 @@ use crate::exit::{Exit, WithExit};
 /// A person waits: not for ever.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
-pub fn connect_options(keys: Option<Arc<Keys>>) -> ConnectOptions {
-    ConnectOptions { open_within: Some(OPEN_WITHIN), keys, ..ConnectOptions::default() }
+/// An engine in this process is up when we ask it, so only a starved machine lets us wait; that is no reason to give up
+/// (an emulated machine on a loaded host took half a minute).
+const OPEN_EMBEDDED_WITHIN: Duration = Duration::from_secs(120);
+
+/// `embedded`: the engine is in this process.
+pub fn connect_options(keys: Option<Arc<Keys>>, embedded: bool) -> ConnectOptions {
+    let within = if embedded { OPEN_EMBEDDED_WITHIN } else { OPEN_WITHIN };
+    ConnectOptions { open_within: Some(within), keys, ..ConnectOptions::default() }
 }
 
 /// Connects to `target` (starting an engine for `file:`), runs `work`, and says farewell.
@@ -26,7 +32,7 @@ pub fn with_client<T, F>(target: &Target, keys: &KeyArgs, work: impl FnOnce(Rc<C
 where
     F: Future<Output = Result<T>>,
 {
-    let connect = connect_options(keys.load()?);
+    let connect = connect_options(keys.load()?, matches!(target, Target::Embedded(_)));
     let node = match target {
         Target::Embedded(spec) => {
             let args = EngineArgs { cores: None, poll: Poll::Adaptive, cache: None };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use vellum_base::{BLOCK_SIZE, BlockAddr, DmaBuf, Fsid, Slot};
 use vellum_format::Superblock;
-use vellum_format::quorum::{SlotBlock, SlotError, SlotState};
+use vellum_format::quorum::{EventKind, SlotBlock, SlotError, SlotEvent, SlotState};
 use vellum_nvme::{DeviceError, Queue};
 use vellum_rt::{sleep, timeout};
 
@@ -48,6 +48,14 @@ impl Membership {
     }
 }
 
+/// Leaderships that have no end on the device: neither STOP nor a later leader's FENCE.
+pub fn open_leaderships(blocks: &[SlotState]) -> Vec<SlotEvent> {
+    let written = || blocks.iter().filter_map(SlotState::block);
+    let newest_fence = written().filter_map(|block| block.get(EventKind::Fence)).map(|fence| fence.term).max();
+    let open = written().filter_map(SlotBlock::unstopped).copied();
+    open.filter(|elect| elect.term >= newest_fence.unwrap_or_default()).collect()
+}
+
 async fn read_block(queue: &Rc<dyn Queue>, members: &Membership, slot: Slot) -> SlotState {
     let unreadable = |why: String| SlotState::Unreadable(SlotError::Read { slot, why });
     let mut state = unreadable("never read".into());
@@ -85,4 +93,36 @@ pub(super) async fn write_block(
 ) -> Result<(), DeviceError> {
     let bytes = block.encode(&members.fsid);
     queue.write(members.place(block.slot), DmaBuf::copy_from(&bytes, true).freeze(), true).await
+}
+
+#[cfg(test)]
+mod tests {
+    use vellum_base::{Rid, Term};
+
+    use super::*;
+
+    #[test]
+    fn a_leadership_is_open_until_its_stop_or_a_later_leaders_fence() {
+        let event = |term| SlotEvent {
+            write: 1,
+            rid: Rid(term),
+            term: Term(term),
+            vote: None,
+            time_ms: 0,
+            process: vellum_format::ProcessIdentity::default(),
+        };
+        let block = |slot: u8, events: &[(EventKind, u64)]| {
+            let mut block = SlotBlock::new(Slot(slot));
+            events.iter().for_each(|(kind, term)| block.set(*kind, event(*term)));
+            SlotState::Written(block)
+        };
+        let terms = |blocks: &[SlotState]| open_leaderships(blocks).iter().map(|e| e.term.0).collect::<Vec<_>>();
+        let (killed, leads) = (&[(EventKind::Elect, 16), (EventKind::Fence, 16)][..], &[(EventKind::Elect, 33)][..]);
+        assert_eq!(terms(&[block(0, killed), SlotState::Empty]), [16]);
+        assert_eq!(terms(&[block(0, killed), block(1, leads)]), [16, 33], "it is elected and has fenced nobody yet");
+        let fenced = [leads, &[(EventKind::Fence, 33)]].concat();
+        assert_eq!(terms(&[block(0, killed), block(1, &fenced)]), [33]);
+        let stopped = [&fenced[..], &[(EventKind::Stop, 33)]].concat();
+        assert!(terms(&[block(0, killed), block(1, &stopped)]).is_empty());
+    }
 }

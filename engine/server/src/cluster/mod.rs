@@ -28,7 +28,7 @@ mod options;
 mod script_fencer;
 mod status;
 
-pub use blocks::{Membership, read_blocks};
+pub use blocks::{Membership, open_leaderships, read_blocks};
 pub use fencer::{FenceError, FenceFuture, FenceOrder, FenceWith, Fencer};
 pub use gate::AgentHandle;
 pub use host_fencer::HostFencer;

@@ -7,7 +7,7 @@ use vellum_base::Slot;
 use vellum_format::quorum::{EventKind, SlotBlock, SlotEvent, SlotState};
 use vellum_proto::quorum::{DELAY_BOUNDS_MS, DelayRecord, QuorumRole, QuorumStatus};
 
-use super::blocks::Membership;
+use super::blocks::{Membership, open_leaderships};
 
 fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
@@ -35,9 +35,7 @@ fn events(block: &SlotBlock) -> Value {
 /// What the slots' blocks say, of slots that have an address or a block.
 pub fn block_status(members: &Membership, blocks: &[SlotState]) -> Value {
     let mut slots = Vec::new();
-    // A leader's FENCE ends all leaderships before it.
-    let fence = |state: &SlotState| Some(state.block()?.get(EventKind::Fence)?.term);
-    let newest_fence = blocks.iter().filter_map(fence).max().unwrap_or_default();
+    let open = open_leaderships(blocks);
     for (slot, state) in Slot::all().zip(blocks) {
         let address = members.address(slot).map(|address| address.to_string());
         let mut of_slot = match state {
@@ -46,7 +44,7 @@ pub fn block_status(members: &Membership, blocks: &[SlotState]) -> Value {
             SlotState::Unreadable(error) => json!({ "state": "unreadable", "error": error.to_string() }),
             SlotState::Written(block) => json!({
                 "state": if block.running().is_some() { "started" } else { "ended" },
-                "elected": block.unstopped().map(|elect| elect.term).filter(|term| *term >= newest_fence).map(|term| term.0),
+                "elected": open.iter().find(|elect| block.unstopped() == Some(*elect)).map(|elect| elect.term.0),
                 "events": events(block),
             }),
         };

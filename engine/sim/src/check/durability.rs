@@ -1,7 +1,7 @@
 //! P1 and N9 as facts: what an engine or a client calls durable is, recovery ends where it must, and a client's batches
 //! are one gapless sequence over sockets and terms.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use vellum_base::{BatchNo, Epoch, Rid, Term};
 use vellum_client::Fact as ClientFact;
@@ -23,8 +23,12 @@ impl Batches {
     }
 
     fn settle(&mut self, is_durable: impl Fn(Term, Epoch) -> bool) {
-        while let Some((number, ..)) = self.open.pop_front_if(|(_, term, epoch)| is_durable(*term, *epoch)) {
+        while let Some((number, term, epoch)) = self.open.front().copied() {
+            if !is_durable(term, epoch) {
+                break;
+            }
             self.certain = self.certain.max(number);
+            self.open.pop_front();
         }
     }
 }
@@ -35,6 +39,10 @@ pub struct Durability {
     durable: BTreeMap<Term, Epoch>,
     /// What the newest recovery found.
     recovered: Epoch,
+    /// Epochs of the newest run that hold something; empty ones leave no trace.
+    filled: BTreeSet<Epoch>,
+    /// The newest one of them that was called durable.
+    promised: Epoch,
     batches: BTreeMap<Rid, Batches>,
 }
 
@@ -49,7 +57,8 @@ impl Durability {
                 out.story.say(format!(
                     "term {term} opens the device: the log ends at epoch {recovered}, new ones begin at {first_epoch}"
                 ));
-                let promised = self.durable.values().max().copied().unwrap_or_default();
+                let promised = self.promised;
+                self.filled.clear();
                 if *recovered < promised {
                     out.violate("P1", format!("epoch {promised} was durable, and the recovery ends at {recovered}"));
                 }
@@ -62,11 +71,18 @@ impl Durability {
             StoreFact::Durable { term, epoch } => {
                 out.story.detail(|_| format!("epoch {epoch} of term {term} is durable"));
                 self.durable.insert(*term, *epoch);
+                let later = self.filled.split_off(&epoch.next());
+                let now = std::mem::replace(&mut self.filled, later);
+                self.promised = now.last().copied().unwrap_or_default().max(self.promised);
                 for batches in self.batches.values_mut() {
                     batches.settle(|t, e| t == *term && e <= *epoch);
                 }
             }
+            StoreFact::RecordMade { epoch, .. } => {
+                self.filled.insert(*epoch);
+            }
             StoreFact::Applied { term, rid, number, epoch } => {
+                self.filled.insert(*epoch);
                 out.story.detail(|story| format!("batch {number} of {} is in epoch {epoch}", story.name(*rid)));
                 let batches = self.batches.entry(*rid).or_default();
                 let expected = batches.last().next();

@@ -2,8 +2,9 @@
 //!
 //! Each life of a client does one operation at a time. Between its call and its answer each takes effect at once, at some
 //! moment, on a model of names and contents; the search looks for such moments. Two things are Vellum's own: a life that
-//! ended without a farewell may lose a suffix of what it did since its last sync, all of it and what it saw meanwhile; and
-//! what was under way when it ended may have happened or not.
+//! ended without a farewell may lose a suffix of what it did since its last sync, all of it and what it saw meanwhile (and
+//! any of what it wrote into files since then, for content is written back in an order of its own); and what was under way
+//! when it ended may have happened or not.
 //!
 //! Bound: the search gives up after [`MAX_STATES`] states; that is counted, not hidden.
 
@@ -36,6 +37,12 @@ pub enum Op {
     /// At an offset.
     Write(FileId, u64, Vec<u8>),
     Append(FileId, Vec<u8>),
+}
+
+impl Op {
+    fn is_of_content(&self) -> bool {
+        matches!(self, Op::Read(_) | Op::Write(..) | Op::Append(..))
+    }
 }
 
 /// What the client was answered.
@@ -280,7 +287,7 @@ struct Step {
 #[derive(Clone, Copy)]
 enum Choice {
     Apply(usize),
-    /// An operation of a living client whose outcome is unknown did nothing.
+    /// An operation whose outcome is unknown did nothing; content was not written back.
     Skip(usize),
     Cut(usize),
 }
@@ -348,7 +355,8 @@ impl Search<'_> {
             if first_answer.is_some_and(|first| done.called > first) {
                 continue;
             }
-            if done.answer == Answer::Unknown {
+            let unsynced = life.lost && position.at[i] >= life.synced;
+            if done.answer == Answer::Unknown || (unsynced && done.op.is_of_content()) {
                 next.push((u64::MAX - 1, Choice::Skip(i)));
             }
             next.push((done.answered, Choice::Apply(i)));
@@ -438,6 +446,25 @@ mod tests {
         assert!(is_fine(&ops), "both are lost");
         ops.synced(A, 1);
         assert!(!is_fine(&ops), "half a rename");
+    }
+
+    #[test]
+    fn content_is_written_back_in_its_own_order() {
+        let ops = [
+            (A, Op::Create(1), Answer::File(7), 0, 1),
+            (A, Op::Append(7, vec![1]), Answer::Done, 2, 3),
+            (A, Op::Unlink(2), Answer::NotThere, 4, 5),
+            (A, Op::Rename(1, 2), Answer::Done, 6, 7),
+            (B, Op::Lookup(2), Answer::File(7), 10, 11),
+            (B, Op::Read(7), Answer::Content(vec![]), 12, 13),
+        ];
+        let mut lost = history(&ops);
+        lost.synced(A, 1);
+        assert!(!is_fine(&lost), "it lives");
+        lost.died(A);
+        assert!(is_fine(&lost), "the rename was sent, the content was not");
+        lost.synced(A, 2);
+        assert!(!is_fine(&lost), "it was synced");
     }
 
     #[test]

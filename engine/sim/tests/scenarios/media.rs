@@ -33,7 +33,7 @@ fn s50_power_fails_in_the_middle_of_mkfs() {
     let config = FaultConfig { journal: true, ..FaultConfig::default() };
     let device = FaultDevice::new(Image::zeroed(BYTES), 50, config);
     in_world(device.as_device(), |device, queue| async move {
-        mkfs(&device, &queue, MkfsOptions::default()).await.map(|_| ())
+        mkfs(&device, &queue, MkfsOptions::default()).await.map(drop)
     })
     .expect("mkfs");
     let (mut none, mut whole) = (0, 0);

@@ -24,7 +24,7 @@ pub fn bench(args: &Bench) -> Result<()> {
         Suite::Mount => mounts(dir, args.quick)?,
         Suite::Locks => locks::run(&locks_shape(args.quick))?,
         Suite::Cluster => gateways::run(dir, &gateways_shape(args.quick))?,
-        Suite::Nvme => nvme::run(&nvme_shape(args.quick))?,
+        Suite::Nvme => nvme_layers(dir, args.quick)?,
         Suite::Compaction => compaction::run(dir, &compaction_shape(args.quick), |image, socket| {
             processes::Worker::start(image, socket, (processes::cores() > 1).then_some(1))
         })?,
@@ -56,6 +56,19 @@ fn locks_shape(quick: bool) -> locks::Shape {
 fn gateways_shape(quick: bool) -> gateways::Shape {
     let full = gateways::Shape::default();
     if quick { gateways::Shape { files: 2_000, handovers: 300, ..full } } else { full }
+}
+
+/// The driver's layers in this process, then the same driver against a controller in another process on another core.
+fn nvme_layers(dir: &Path, quick: bool) -> Result<Report> {
+    let shape = nvme_shape(quick);
+    let mut report = nvme::run(&shape)?;
+    let socket = dir.join("controller.sock");
+    let _server = processes::NullController::start(&socket)?;
+    vellum_bench::perf::pin(Some(0))?;
+    let spec = format!("vfio-user:{}/1", socket.display());
+    let device = vellum_nvme::open(&spec, vellum_nvme::OpenMode::default())?;
+    nvme::run_device(&device, "vfio-user", &shape, &mut report)?;
+    Ok(report)
 }
 
 fn nvme_shape(quick: bool) -> nvme::Shape {

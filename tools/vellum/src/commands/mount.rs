@@ -56,7 +56,8 @@ fn stop(node: Node, socket: &Endpoint) -> Result<()> {
 
 /// Serves the mount on this thread's reactor until it is gone.
 async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Signals) -> Result<()> {
-    let client = Client::connect(address, None, connect_options(args.keys.load()?), ClientOptions::default())
+    let connect = connect_options(args.keys.load()?, matches!(address, Address::InProcess(_)));
+    let client = Client::connect(address, None, connect, ClientOptions::default())
         .await
         .with_context(|| format!("cannot reach {}", args.endpoint))
         .exit(Exit::Endpoint)?;

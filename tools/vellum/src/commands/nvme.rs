@@ -6,11 +6,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use vellum_bench::perf::{self, Load};
-use vellum_nvme::NvmeController;
+use vellum_nvme::emu::{ControllerConfig, Medium, NamespaceConfig, Subsystem};
 use vellum_nvme::spec::{SmartLog, Status};
 use vellum_nvme::vfio::pci::{self, Info, PciAddress, Step};
+use vellum_nvme::vfio_user::{Server, ServerConfig};
+use vellum_nvme::{Image, NvmeController};
 
-use crate::cli::{Nvme, NvmeOn, NvmePerf, NvmeSetup, Pattern};
+use crate::cli::{Nvme, NvmeEmulate, NvmeOn, NvmePerf, NvmeSetup, Pattern};
 use crate::exit::{Exit, WithExit};
 use crate::{device, size};
 
@@ -23,6 +25,7 @@ pub fn run(command: &Nvme) -> Result<()> {
         Nvme::Smart(on) => smart(on),
         Nvme::Log(on) => log(on),
         Nvme::Perf(args) => perf(args),
+        Nvme::Emulate(args) => emulate(args),
         Nvme::Format { device, lba, destroy_all_data } => format(device, *lba, *destroy_all_data),
         Nvme::WriteZeroes { device, at, len, destroy_all_data } => write_zeroes(device, *at, *len, *destroy_all_data),
     }
@@ -312,6 +315,24 @@ fn perf(args: &NvmePerf) -> Result<()> {
     let result = perf::run(&device, &load).exit(Exit::Device)?;
     print(args.json, &serde_json::to_value(&result)?, || result.table());
     Ok(())
+}
+
+fn emulate(args: &NvmeEmulate) -> Result<()> {
+    if let Some(core) = args.core {
+        let mut set = rustix::thread::CpuSet::new();
+        set.set(core);
+        rustix::thread::sched_setaffinity(None, &set).with_context(|| format!("cannot run on core {core}"))?;
+    }
+    let size_bytes = args.size / 4096 * 4096;
+    let medium = if args.null { Medium::Null } else { Medium::memory(Image::zeroed(size_bytes), false) };
+    let subsystem = Subsystem::new("EMU", false, vec![NamespaceConfig { size_bytes, lba_bytes: 4096, medium }]);
+    let controller = ControllerConfig { io_queues: args.queues.clamp(1, 128), ..ControllerConfig::default() };
+    let config = ServerConfig { controller, spin: args.core.is_some() };
+    let server = Server::bind(&args.socket, subsystem, config)
+        .with_context(|| format!("cannot serve on {}", args.socket.display()))
+        .exit(Exit::Endpoint)?;
+    println!("serving on {}", args.socket.display());
+    Ok(server.run()?)
 }
 
 fn format(spec: &str, lba: u32, destroy: bool) -> Result<()> {

@@ -5,7 +5,8 @@ use std::io::Write as _;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
-use vellum_server::cluster::{Membership, block_status, read_blocks};
+use vellum_format::SlotState;
+use vellum_server::cluster::{Membership, block_status, open_leaderships, read_blocks};
 use vellum_store::SlotChange;
 
 use crate::cli::{KeyArgs, Quorum, QuorumChange};
@@ -165,7 +166,7 @@ fn change(args: &QuorumChange) -> Result<()> {
         let sb = vellum_store::read_superblock(&queue).await.exit(Exit::Device)?;
         let members = Membership::of(&sb);
         let blocks = read_blocks(&queue, &members).await;
-        let open: Vec<_> = blocks.iter().filter_map(|state| state.block()?.unstopped()).collect();
+        let open = open_leaderships(&blocks);
         if !open.is_empty() && !args.confirm_dead {
             let terms: Vec<String> =
                 open.iter().map(|e| format!("slot {} in term {}", e.term.slot(), e.term)).collect();
@@ -174,6 +175,13 @@ fn change(args: &QuorumChange) -> Result<()> {
                  stop them; or make sure that it is dead and give --confirm-dead",
                 terms.join(", ")
             );
+        }
+        let unreadable = |state: &SlotState| match state {
+            SlotState::Unreadable(error) => Some(error.clone()),
+            _ => None,
+        };
+        if let Some(error) = blocks.iter().find_map(unreadable) {
+            bail!("{error}: whose block cannot be read counts as a leader, and this command does not judge it");
         }
         let mut table: Vec<String> = sb.slots.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
         table.resize(vellum_format::superblock::MAX_SLOTS, String::new());

@@ -48,7 +48,7 @@ pub fn compact_worker(args: &CompactWorker) -> Result<()> {
 
 pub fn compact(args: &Compact) -> Result<()> {
     let address = served(&args.on)?;
-    let connect = connect_options(args.keys.load()?);
+    let connect = connect_options(args.keys.load()?, false);
     native::block_on(async {
         let identity = Identity { rid: Rid(vellum_rt::random_u64()), fsid: None };
         let connection = Connection::open(address, identity, connect)
