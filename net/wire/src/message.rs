@@ -8,7 +8,7 @@ use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
 
 /// The version of frames and messages. Peers that differ don't talk (N7).
-pub const PROTOCOL: u32 = 4;
+pub const PROTOCOL: u32 = 3;
 
 /// Most locks in one `Lock`, `Unlock` or `Reassert`.
 pub const MAX_WANTS: usize = 4096;
