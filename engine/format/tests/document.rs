@@ -603,7 +603,8 @@ fn items_are_as_described() {
         ("namespace", int(process.namespace)),
         ("start", int(process.start)),
         ("pid", int(process.pid)),
-        ("reserved", int(0)),
+        ("worker", int(0)),
+        ("reserved", raw(&[0; 3])),
         ("subject", raw(&subject)),
     ];
     check("client identity", 0, &image("client_identity"), &want);

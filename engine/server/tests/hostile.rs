@@ -2,7 +2,6 @@
 //! without noticing. docs/OPERATING.md, "Bounds", names the limits; each is here.
 
 mod attack;
-#[allow(dead_code)]
 mod fake;
 
 use std::io::Write;

@@ -1,6 +1,5 @@
 //! Client records over the life of a node: N5, N6, and whose rid it is after a restart (scenarios 14 and 23).
 
-#[allow(dead_code)]
 mod fake;
 
 use std::io::{Read, Write};

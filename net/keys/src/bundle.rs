@@ -7,6 +7,7 @@
 //! ```
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -46,7 +47,7 @@ pub struct Keys {
 /// What a renewal replaces.
 struct Current {
     /// When `own.crt` was written.
-    written: Option<SystemTime>,
+    written: Option<(SystemTime, u64)>,
     subject: Subject,
     validity: Validity,
     client: Arc<ClientConfig>,
@@ -83,8 +84,10 @@ impl Current {
     }
 }
 
-fn written(dir: &Path) -> Option<SystemTime> {
-    std::fs::metadata(dir.join(OWN_CERT)).and_then(|meta| meta.modified()).ok()
+/// What tells one certificate's file from the next: clocks of filesystems tick slower than files are replaced.
+fn written(dir: &Path) -> Option<(SystemTime, u64)> {
+    let meta = std::fs::metadata(dir.join(OWN_CERT)).ok()?;
+    Some((meta.modified().ok()?, meta.ino()))
 }
 
 impl Keys {

@@ -42,6 +42,9 @@ impl EngineArgs {
 
 pub fn start(spec: &str, options: NodeOptions) -> Result<Node> {
     raise_descriptor_limit();
+    if let Some(refused) = options.refused_endpoint() {
+        return Err(anyhow::anyhow!(refused)).exit(Exit::Usage);
+    }
     let target = device::open_alone(spec)?;
     refuse_cluster(spec, &target)?;
     let listens = options.listen.clone();

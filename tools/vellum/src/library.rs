@@ -31,7 +31,7 @@ pub struct Library {
 impl Library {
     pub async fn connect(endpoint: Endpoint) -> Result<Library> {
         let client =
-            Client::connect(Address::Net(endpoint), None, connect_options(None, false), ClientOptions::default())
+            Client::connect(Address::Net(endpoint), None, connect_options(None, true), ClientOptions::default())
                 .await
                 .context("cannot reach the engine")
                 .exit(Exit::Endpoint)?;

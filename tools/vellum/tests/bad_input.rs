@@ -82,7 +82,7 @@ fn devices_that_cannot_hold_a_filesystem_are_refused() {
     File::create(&empty).unwrap();
     vellum_fails(&["mkfs", text(&empty)], DEVICE, &["--size"]);
     refused_by_all(text(&empty), dir.path(), &["smaller than one block"]);
-    vellum_fails(&["mkfs", "nvme:0000:01:00.0"], DEVICE, &["not built"]);
+    vellum_fails(&["mkfs", "nvme:ffff:01:00.0"], DEVICE, &["cannot look at nvme:ffff:01:00.0"]);
     vellum_fails(&["mkfs", "/no/such/dir/image", "--size", SMALL], DEVICE, &["/no/such/dir/image"]);
 }
 

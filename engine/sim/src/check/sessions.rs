@@ -17,12 +17,15 @@ pub struct Sessions {
     /// Records, and the epoch that made them.
     records: BTreeMap<Rid, (Term, Epoch)>,
     gone: BTreeSet<Rid>,
+    /// Who has said something after its greeting was answered.
+    heard: BTreeSet<Rid>,
 }
 
 impl Sessions {
     pub fn session(&mut self, fact: &SessionFact, out: &mut Out) {
         match fact {
             SessionFact::Handled { term, rid, request } => {
+                self.heard.insert(*rid);
                 if !self.handled.insert((*rid, *term, *request)) {
                     let name = out.name(*rid);
                     out.violate("N1", format!("request {request} of {name} is handled twice in term {term}"));
@@ -52,7 +55,8 @@ impl Sessions {
         let vellum_server::Fact::Greeted { term, rid } = fact else { return };
         let name = out.name(*rid);
         out.story.say(format!("the leader of term {term} welcomes {name}"));
-        if self.gone.contains(rid) {
+        // A client that no answer reached before it was given up has term 0, holds nothing, and begins anew.
+        if self.gone.contains(rid) && self.heard.contains(rid) {
             out.violate("N6", format!("{name} was reclaimed, or has said farewell, and is admitted in term {term}"));
         }
         let durable = self.records.get(rid).is_some_and(|(made_in, epoch)| durability.is_durable(*made_in, *epoch));

@@ -82,7 +82,7 @@ fn list(dir: &Path, as_json: bool) -> Result<()> {
         } else {
             let valid = match days {
                 ..0 => "EXPIRED".to_owned(),
-                ..SOON_DAYS => format!("{days} d: RENEW"),
+                0..SOON_DAYS => format!("{days} d: RENEW"),
                 _ => format!("{days} d"),
             };
             println!("{role:<8} {name:<24} {access:<10} {valid:<12} {}", issued.path.display());

@@ -24,8 +24,10 @@ fn open_all(dirs: &[PathBuf], name: &str) -> Vec<File> {
 
 pub fn locks_exclude(m: &Mounts) {
     let dirs = m.fresh("locks");
-    for (one, other) in pairs(&dirs) {
-        let (a, b) = (rw(&one.join("f")), rw(&other.join("f")));
+    for (round, (one, other)) in pairs(&dirs).enumerate() {
+        // A file of its own: the kernel lets go of a closed file in its own time.
+        let f = format!("f{round}");
+        let (a, b) = (rw(&one.join(&f)), rw(&other.join(&f)));
         // flock, with its conversions.
         flock(&a, FlockOperation::LockShared).unwrap();
         flock(&b, FlockOperation::LockShared).unwrap();
@@ -50,8 +52,10 @@ pub fn locks_exclude(m: &Mounts) {
 
 pub fn ranges_are_told_apart(m: &Mounts) {
     let dirs = m.fresh("ranges");
-    for (one, other) in pairs(&dirs) {
-        let (a, b) = (rw(&one.join("f")), rw(&other.join("f")));
+    for (round, (one, other)) in pairs(&dirs).enumerate() {
+        // A file of its own: the kernel lets go of a closed file in its own time.
+        let f = format!("f{round}");
+        let (a, b) = (rw(&one.join(&f)), rw(&other.join(&f)));
         set(&a, Of::Process, Kind::Write, 100, 100).unwrap();
         set(&a, Of::Process, Kind::Read, 150, 10).unwrap();
         set(&a, Of::Process, Kind::Unlock, 120, 10).unwrap();
@@ -67,15 +71,17 @@ pub fn ranges_are_told_apart(m: &Mounts) {
         fails(set(&a, Of::Process, Kind::Read, i64::MAX - 10, 5), Errno::AGAIN);
         fails(set(&b, Of::Process, Kind::Write, 159, 1), Errno::AGAIN);
         // The same process on the same mount is never in its own way.
-        set(&rw(&one.join("f")), Of::Process, Kind::Write, 100, 20).unwrap();
+        set(&rw(&one.join(&f)), Of::Process, Kind::Write, 100, 20).unwrap();
     }
 }
 
 pub fn waiters_are_woken_and_interrupted(m: &Mounts) {
     posix_lock::handle_interruptions();
     let dirs = m.fresh("waiters");
-    for (one, other) in pairs(&dirs) {
-        let (a, b) = (rw(&one.join("f")), rw(&other.join("f")));
+    for (round, (one, other)) in pairs(&dirs).enumerate() {
+        // A file of its own: the kernel lets go of a closed file in its own time.
+        let f = format!("f{round}");
+        let (a, b) = (rw(&one.join(&f)), rw(&other.join(&f)));
         for of in [Of::Process, Of::Description] {
             set(&a, of, Kind::Write, 10, 10).unwrap();
             std::thread::scope(|scope| {
@@ -148,17 +154,19 @@ pub fn a_circle_of_waiters_is_refused(m: &Mounts) {
 
 pub fn locks_end_with_their_files(m: &Mounts) {
     let dirs = m.fresh("closing");
-    for (one, other) in pairs(&dirs) {
-        let b = rw(&other.join("f"));
+    for (round, (one, other)) in pairs(&dirs).enumerate() {
+        // A file of its own: the kernel lets go of a closed file in its own time.
+        let f = format!("f{round}");
+        let b = rw(&other.join(&f));
         // A process loses its locks with the first descriptor of the file that it closes.
-        let (a, second) = (rw(&one.join("f")), rw(&one.join("f")));
+        let (a, second) = (rw(&one.join(&f)), rw(&one.join(&f)));
         set(&a, Of::Process, Kind::Write, 0, 0).unwrap();
         fails(set(&b, Of::Process, Kind::Read, 0, 0), Errno::AGAIN);
         drop(second);
         set(&b, Of::Process, Kind::Read, 0, 0).unwrap();
         set(&b, Of::Process, Kind::Unlock, 0, 0).unwrap();
         // An open file's locks end with the last descriptor of that open file.
-        let (copy, second) = (a.try_clone().unwrap(), rw(&one.join("f")));
+        let (copy, second) = (a.try_clone().unwrap(), rw(&one.join(&f)));
         set(&a, Of::Description, Kind::Write, 0, 0).unwrap();
         flock(&a, FlockOperation::LockExclusive).unwrap();
         drop((a, second));
