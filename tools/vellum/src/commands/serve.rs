@@ -62,13 +62,6 @@ impl Serve {
                 .exit(Exit::Usage)
         });
         let metrics = metrics.transpose()?;
-        // Said before the device is opened: which may be in use, and is not what is wrong.
-        if let Some(at @ Endpoint::Tcp(addr)) = &metrics
-            && !addr.ip().is_loopback()
-        {
-            let error = anyhow::anyhow!("--metrics {at}: metrics are given on a unix socket or on loopback alone");
-            return Err(error).exit(Exit::Usage);
-        }
         engine::remove_stale_sockets(metrics.as_slice());
         Ok(NodeOptions { keys: self.keys.load()?, metrics, ..self.engine.options(listen) })
     }
