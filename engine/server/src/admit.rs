@@ -76,7 +76,8 @@ impl Reactor {
         };
         let greeted = self.greeted(&client, access);
         if client.phase.get() != Phase::Leaving {
-            probe::tell(|| Fact::Greeted { term: greeted.term, rid });
+            let fresh = stranger.greeting.term == Term(0);
+            probe::tell(|| Fact::Greeted { term: greeted.term, rid, fresh });
         }
         client.session.set_durable(greeted.durable, false);
         let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
@@ -105,6 +106,11 @@ impl Reactor {
         }
         if greeting.term == self.backend.term() {
             return Err(Refusal::Fenced); // it was reclaimed, or it said farewell
+        }
+        // Its record is going: one that never heard of it (term 0) would be let in and then lose it. (Found by the
+        // simulation: F1, cluster seed 8.)
+        if self.reclaiming.borrow().contains(&rid) {
+            return Err(Refusal::NotServing);
         }
         let known = self.known.borrow().get(&rid).cloned();
         match &known {

@@ -8,8 +8,8 @@ pub enum Fact {
     Expects { term: Term, rids: Vec<Rid> },
     /// Clients are accepted from now on.
     Serving { term: Term },
-    /// The greeting of this client is answered.
-    Greeted { term: Term, rid: Rid },
+    /// The greeting of this client is answered; `fresh`: it has never met a leader, and holds nothing.
+    Greeted { term: Term, rid: Rid, fresh: bool },
     /// A client of the term before is back with its locks, or gone for good.
     Returned { term: Term, rid: Rid },
     /// Nobody of the term before is waited for any more.

@@ -54,6 +54,8 @@ pub struct Reactor {
     pub(crate) known: RefCell<BTreeMap<Rid, Option<ClientIdentity>>>,
     /// Greetings whose record is being written.
     pub(crate) admitting: RefCell<BTreeMap<Rid, Principal>>,
+    /// Clients of the term before whose record is being removed.
+    pub(crate) reclaiming: RefCell<BTreeSet<Rid>>,
     /// Clients that wait to hear of a durable epoch.
     pub(crate) undurable: RefCell<BTreeSet<Rid>>,
     /// On the coordinator, until everybody has come back or is gone.
@@ -115,6 +117,7 @@ impl Reactor {
             clients: RefCell::default(),
             known: RefCell::new(known),
             admitting: RefCell::default(),
+            reclaiming: RefCell::default(),
             undurable: RefCell::default(),
             recovery: RefCell::new(expected),
             crew: Crew::default(),

@@ -88,11 +88,13 @@ impl Reactor {
         }
         tracing::warn!(%rid, ?why, "the client of an earlier term did not return: it is reclaimed");
         probe::tell(|| Fact::Reclaims { term: self.backend.term(), rid });
+        self.reclaiming.borrow_mut().insert(rid);
         let reactor = self.clone();
         spawn(Class::Request, "reclaim", async move {
             if !reactor.release(rid).await {
                 return;
             }
+            reactor.reclaiming.borrow_mut().remove(&rid);
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::Returned { rid });
         })

@@ -52,7 +52,10 @@ impl Sessions {
     }
 
     pub fn server(&mut self, fact: &vellum_server::Fact, durability: &Durability, out: &mut Out) {
-        let vellum_server::Fact::Greeted { term, rid } = fact else { return };
+        let vellum_server::Fact::Greeted { term, rid, fresh } = fact else { return };
+        if *fresh {
+            self.gone.remove(rid); // it holds nothing of its earlier attempt: a new client
+        }
         let name = out.name(*rid);
         out.story.say(format!("the leader of term {term} welcomes {name}"));
         // A client that no answer reached before it was given up has term 0, holds nothing, and begins anew.
