@@ -20,7 +20,7 @@ use vellum_rt::sim::{NodeId, SimConfig, World};
 use vellum_rt::{Class, add_poller};
 use vellum_server::NodeOptions;
 use vellum_server::cluster::{FenceFuture, FenceOrder, Fencer, Member, MemberOptions, MemberProgress, MemberStop};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_store::{MkfsOptions, OpenOptions, Prefer, mkfs};
 use vellum_wire::{LockMode, LockName, Request, Response};
 
 const SLOTS: usize = 3;
@@ -118,8 +118,14 @@ impl Cluster {
         let process = ProcessId(self.processes);
         let timers = Timers::DEFAULT;
         let store = OpenOptions { cache_bytes: 1 << 20, memtable_bytes: 1 << 20, ..OpenOptions::default() };
-        let node =
-            NodeOptions { insecure_network: true, cores: vec![None; 2], timers, store, ..NodeOptions::default() };
+        let node = NodeOptions {
+            insecure_network: true,
+            cores: vec![None; 2],
+            timers,
+            store,
+            prefer: Prefer::Helpers,
+            ..NodeOptions::default()
+        };
         let mut options = MemberOptions::new(Slot(slot as u8), node);
         options.fencer = Arc::new(self.fencer.clone());
         let run = &mut self.members[slot];
@@ -383,4 +389,68 @@ fn who_is_no_member_is_told_why() {
     assert!(cluster.until(Duration::from_secs(5), move |_| !of_wait.lock().unwrap().is_empty()));
     let told = told.lock().unwrap();
     assert!(matches!(&told[0], MemberProgress::Ended(Err(e)) if e.to_string().contains("0=10.0.0.1:7400")), "{told:?}");
+}
+
+/// Of the leader, over a client: (workers, workers of earlier terms, blocks withheld, compactions done elsewhere).
+async fn crew(client: &TestClient) -> (u64, u64, u64, u64) {
+    let reply = client.conn.call(Request::Status, None).await.unwrap();
+    let Response::Status { json } = reply.body else { panic!() };
+    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let store = &status["store"];
+    let all = store["reactors"].as_array().unwrap();
+    let elsewhere = all.iter().map(|r| r["compactions"]["done_elsewhere"].as_u64().unwrap()).sum();
+    let first = &status["reactors"][0];
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    (
+        number(&first["workers"]),
+        number(&first["workers_of_earlier_terms"]),
+        number(&store["withheld_blocks"]),
+        elsewhere,
+    )
+}
+
+#[test]
+fn followers_compact_for_the_leader_and_for_the_next_one() {
+    let mut cluster = Cluster::new(70, SimConfig::default(), SLOTS);
+    let first = cluster.wait_leader(Duration::from_secs(20));
+    let node = cluster.world.add_node();
+    let on = cluster.world.add_reactor(node);
+    let endpoints: Vec<_> = (0..SLOTS).map(|slot| Endpoint::Tcp(address(slot))).collect();
+    let stage = Rc::new(Cell::new(0));
+    let of_task = stage.clone();
+    let task = async move {
+        let client = TestClient::connect(Address::from(endpoints), 0xc0de, Timers::DEFAULT).await;
+        for workers in [2, 1] {
+            while of_task.get() % 2 == 1 {
+                vellum_rt::sleep(Duration::from_millis(20)).await; // a leader is being killed
+            }
+            loop {
+                let (here, old, withheld, _) = crew(&client).await;
+                if here == workers && old == 0 && withheld == 0 {
+                    break;
+                }
+                vellum_rt::sleep(Duration::from_millis(50)).await;
+            }
+            let mut done = 0;
+            for round in 0..40 {
+                add(&client, round % 3 * 100).await;
+                client.conn.call(Request::CompactAll, None).await.unwrap();
+                done = crew(&client).await.3;
+                if done >= 3 {
+                    break;
+                }
+            }
+            assert!(done >= 3, "{done} compactions were done by followers");
+            of_task.set(of_task.get() + 1);
+        }
+        client.conn.farewell().await.unwrap();
+    };
+    cluster.world.spawn(on, Class::Request, "client", task).detach();
+    let of_wait = stage.clone();
+    assert!(cluster.until(Duration::from_secs(120), move |_| of_wait.get() == 1), "followers work");
+    cluster.kill(first);
+    assert!(cluster.until(Duration::from_secs(60), |cluster| cluster.leader().is_some()), "another one leads");
+    stage.set(2);
+    let of_wait = stage.clone();
+    assert!(cluster.until(Duration::from_secs(120), move |_| of_wait.get() == 3), "the one that is left works");
 }

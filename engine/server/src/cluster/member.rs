@@ -18,6 +18,7 @@ use super::agent::{Agent, time};
 use super::blocks::{Membership, read_blocks};
 use super::gate::{AgentHandle, QUESTIONS, Question};
 use super::leadership::{Engine, Job};
+use super::lend::OwnSlot;
 use super::options::MemberOptions;
 use crate::first::{First, first_of};
 use crate::options::NodeOptions;
@@ -123,7 +124,8 @@ impl Member {
     async fn work(&self, index: usize) {
         let seat = self.seats.lock().unwrap_or_else(PoisonError::into_inner).get_mut(index).and_then(Option::take);
         let Some(mut jobs) = seat else { return };
-        while let Some(job) = jobs.recv().await {
+        // One of them is lent to whoever leads.
+        while let Some(job) = if index == 0 { self.lend(&mut jobs).await } else { jobs.recv().await } {
             job.run(index).await;
         }
     }
@@ -133,6 +135,7 @@ impl Member {
         let mut options = self.options.node.clone();
         let own = members.address(self.options.slot).map(Endpoint::Tcp);
         options.listen = own.into_iter().chain(options.listen).collect();
+        options.worker_probe = Some(Arc::new(OwnSlot(self.options.slot.0)));
         options
     }
 

@@ -22,6 +22,7 @@ mod fencer;
 mod gate;
 mod host_fencer;
 mod leadership;
+mod lend;
 mod member;
 mod native;
 mod options;

@@ -22,8 +22,6 @@ use super::jobs::Jobs;
 
 /// After a connection that was refused or lost.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long a farewell is waited for.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Debug)]
 pub struct WorkerOptions {
@@ -34,6 +32,8 @@ pub struct WorkerOptions {
     pub timers: Timers,
     /// Operations in flight at the device.
     pub queue_depth: u32,
+    /// How long a farewell is waited for.
+    pub farewell: Duration,
     /// A node's, for TLS.
     pub keys: Option<Arc<Keys>>,
     /// Plain TCP to anywhere. For simulations.
@@ -47,6 +47,7 @@ impl Default for WorkerOptions {
             jobs: 1,
             timers: Timers::DEFAULT,
             queue_depth: 64,
+            farewell: Duration::from_secs(5),
             keys: None,
             insecure_network: false,
         }
@@ -144,12 +145,12 @@ async fn session(
         })
     }));
     match either(connection.call(Request::Work { jobs: most }, None), stop.recv()).await {
-        None => return farewell(&connection, jobs).await,
+        None => return farewell(&connection, jobs, options).await,
         Some(Ok(_)) => tracing::info!(?address, "working"),
         Some(Err(error)) => return refused(error, fsid),
     }
     match either(lost(&connection), stop.recv()).await {
-        None => farewell(&connection, jobs).await,
+        None => farewell(&connection, jobs, options).await,
         Some(error) => refused(error, fsid),
     }
 }
@@ -165,9 +166,9 @@ async fn lost(connection: &Connection) -> LinkError {
     }
 }
 
-async fn farewell(connection: &Connection, jobs: &Jobs) -> Result<End, WorkerError> {
+async fn farewell(connection: &Connection, jobs: &Jobs, options: &WorkerOptions) -> Result<End, WorkerError> {
     jobs.drain().await; // the farewell says that nothing of ours is on its way to the device
-    if timeout(FAREWELL, connection.farewell()).await.is_err() {
+    if connection.is_up() && timeout(options.farewell, connection.farewell()).await.is_err() {
         tracing::info!("the engine did not answer the farewell");
     }
     Ok(End::Stopped)
