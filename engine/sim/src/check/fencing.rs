@@ -27,10 +27,6 @@ impl Fencing {
             let gone = self.given_up.iter().filter(|(rid, _)| !rids.contains(rid));
             self.reclaimed.extend(gone.map(|(rid, term)| (*rid, *term)));
         }
-        if let ServerFact::Greeted { rid, fresh: true, .. } = fact {
-            self.given_up.remove(rid);
-            self.reclaimed.remove(rid);
-        }
         if let ServerFact::Reclaims { term, rid } = fact {
             let (name, dead) = (out.name(*rid), self.dead.contains(rid));
             out.story.say(format!("term {term} reclaims {name}{}", if dead { ", which is dead" } else { "" }));

@@ -64,13 +64,12 @@ impl Locks {
             ServerFact::Returned { term, rid } => {
                 self.expected.entry(*term).or_default().remove(rid);
             }
-            ServerFact::Greeted { rid, fresh: true, .. } => {
-                self.void.remove(rid);
-            }
             // It has said that it uses nothing more.
             ServerFact::Farewell { rid, .. } => self.void(*rid),
             // Whether it may begin anew is N6's question.
-            ServerFact::Greeted { rid, .. } => drop(self.void.remove(rid)),
+            ServerFact::Greeted { rid, .. } => {
+                self.void.remove(rid);
+            }
             _ => {}
         }
     }
