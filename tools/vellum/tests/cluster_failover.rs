@@ -7,7 +7,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::can_mount;
-use common::cluster::{ClusterLab, Load};
+use common::cluster::ClusterLab;
+use common::load::Load;
 use vellum_base::prng::Prng;
 
 const SLOTS: usize = 3;
@@ -49,7 +50,7 @@ fn a_mount_carries_on_whoever_is_killed_paused_or_stopped() {
     if !can_mount("cluster failover") {
         return;
     }
-    let mut lab = ClusterLab::new(SLOTS, "1G");
+    let mut lab = ClusterLab::on_hosts(SLOTS, "1G");
     lab.start_all();
     let mount = lab.mount("a");
     let mut load = Load::start(&mount, "a", 3);
@@ -127,7 +128,7 @@ fn a_leader_that_is_cut_off_is_succeeded_and_comes_back_as_a_follower() {
     if !can_mount("cluster partition") {
         return;
     }
-    let mut lab = ClusterLab::in_network(SLOTS, "512M");
+    let mut lab = ClusterLab::on_hosts(SLOTS, "512M");
     lab.start_all();
     let mount = lab.mount("a");
     let mut load = Load::start(&mount, "a", 2);
@@ -135,12 +136,11 @@ fn a_leader_that_is_cut_off_is_succeeded_and_comes_back_as_a_follower() {
     let mut times = Times::default();
     for _ in 0..3 {
         let (leader, term) = lab.wait_leader(0);
-        let address = lab.addresses[leader].split(':').next().unwrap().to_owned();
-        lab.network.as_ref().unwrap().cut(&address, true);
+        lab.network.as_ref().unwrap().cut(leader, true);
         times.add("leader cut off", load.continues_after(Instant::now(), LIMIT));
         let (next, _) = lab.wait_leader(term);
         assert_ne!(next, leader);
-        lab.network.as_ref().unwrap().cut(&address, false);
+        lab.network.as_ref().unwrap().cut(leader, false);
         // It stopped by itself or was fenced, as it came.
         if !lab.is_running(leader) {
             lab.kill(leader);

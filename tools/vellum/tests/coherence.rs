@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use common::cluster::ClusterLab;
 use common::{Lab, can_mount};
 use suite::opens::used;
 use suite::posix_lock::{Kind, Of, set};
@@ -53,6 +54,44 @@ fn two_mounts_are_one_filesystem() {
 #[test]
 fn three_mounts_are_one_filesystem() {
     on_mounts("three_mounts", 3, suite::ALL);
+}
+
+/// [Q7] The same on a cluster whose leaders are killed, paused until they are fenced, and stopped, one after the other.
+#[test]
+fn two_mounts_are_one_filesystem_while_leaders_die() {
+    if !can_mount("coherence of a failing cluster") {
+        return;
+    }
+    let mut lab = ClusterLab::on_hosts(3, "1G");
+    lab.start_all();
+    let mounts = Mounts::new(vec![lab.mount("a"), lab.mount("b")]);
+    let suite = std::thread::spawn(move || {
+        for (name, check) in suite::ALL {
+            let began = Instant::now();
+            check(&mounts);
+            println!("{name}: {:?}", began.elapsed());
+        }
+    });
+    let mut leaders = 0;
+    while !suite.is_finished() {
+        let (leader, term) = lab.wait_leader(0);
+        match leaders % 3 {
+            0 => lab.kill(leader),
+            1 => {
+                lab.pause(leader);
+                lab.wait_fenced(leader);
+            }
+            _ => lab.stop(leader),
+        }
+        lab.wait_leader(term);
+        lab.start(leader);
+        leaders += 1;
+        std::thread::sleep(Duration::from_secs(1)); // the suite gets something done between two of them
+    }
+    println!("{leaders} leaders were succeeded meanwhile");
+    suite.join().expect("the suite holds");
+    assert!(leaders >= 3, "only {leaders} leaders were succeeded");
+    lab.finish();
 }
 
 /// A helper process of the suite.

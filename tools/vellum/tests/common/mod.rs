@@ -2,10 +2,15 @@
 #![allow(dead_code)] // each test binary uses its own part of it
 
 pub mod cluster;
+pub mod gateways;
+pub mod load;
+pub mod network;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use gateways::Gateways;
 
 pub const VELLUM: &str = env!("CARGO_BIN_EXE_vellum");
 
@@ -66,13 +71,13 @@ pub fn is_mounted(dir: &Path) -> bool {
 pub struct Lab {
     pub dir: tempfile::TempDir,
     server: Option<Child>,
-    mounts: Vec<(PathBuf, Child)>,
+    mounts: Gateways,
 }
 
 impl Lab {
     /// A fresh filesystem of `size` (such as "512M").
     pub fn new(size: &str) -> Lab {
-        let lab = Lab { dir: tempfile::tempdir().expect("a directory"), server: None, mounts: Vec::new() };
+        let lab = Lab { dir: tempfile::tempdir().expect("a directory"), server: None, mounts: Gateways::default() };
         vellum_ok(&["mkfs", lab.image().to_str().expect("UTF-8"), "--size", size]);
         lab
     }
@@ -140,47 +145,25 @@ impl Lab {
     /// Mounts `endpoint` (given, or this lab's) at a fresh directory of that name.
     pub fn mount(&mut self, name: &str, endpoint: Option<&str>) -> PathBuf {
         let at = self.dir.path().join(name);
-        std::fs::create_dir_all(&at).expect("a mount point");
-        let own = self.endpoint();
-        let child = Command::new(VELLUM)
-            .args(["-v", "mount", endpoint.unwrap_or(&own), at.to_str().expect("UTF-8")])
-            .stdin(Stdio::null())
-            .stderr(self.stderr())
-            .spawn()
-            .expect("mount starts");
-        self.mounts.push((at.clone(), child));
-        wait_until("the mount is there", Duration::from_secs(30), || is_mounted(&at));
+        let mut command = Command::new(VELLUM);
+        command.args(["-v", "mount", endpoint.unwrap_or(&self.endpoint())]).stderr(self.stderr());
+        self.mounts.start(&mut command, &at);
         at
     }
 
     /// SIGKILL to a gateway; its dead mount is detached.
     pub fn kill_mount(&mut self, at: &Path) {
-        let index = self.mounts.iter().position(|(dir, _)| dir == at).expect("a mount");
-        let (dir, mut child) = self.mounts.swap_remove(index);
-        child.kill().expect("SIGKILL");
-        child.wait().expect("it ends");
-        let _ = rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH);
+        self.mounts.kill(at);
     }
 
     /// Unmounts in the ordinary way; the gateway must end by itself with success.
     pub fn unmount(&mut self, at: &Path) {
-        let index = self.mounts.iter().position(|(dir, _)| dir == at).expect("a mount");
-        let (dir, mut child) = self.mounts.swap_remove(index);
-        wait_until("the mount is not busy", Duration::from_secs(10), || {
-            rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::empty()).is_ok()
-        });
-        let status = wait_for(&mut child, Duration::from_secs(30)).expect("the gateway ends after the unmount");
-        assert!(status.success(), "the gateway ended with {status}");
+        self.mounts.unmount(at);
     }
 
     /// SIGTERM to a gateway; it must unmount and end by itself with success.
     pub fn stop_mount(&mut self, at: &Path) {
-        let index = self.mounts.iter().position(|(dir, _)| dir == at).expect("a mount");
-        let (dir, mut child) = self.mounts.swap_remove(index);
-        terminate(&child);
-        let status = wait_for(&mut child, Duration::from_secs(30)).expect("the gateway ends on SIGTERM");
-        assert!(status.success(), "the gateway ended with {status}");
-        assert!(!is_mounted(&dir), "the gateway left its mount");
+        self.mounts.stop(at);
     }
 
     /// The device must verify clean; nobody may serve it.
@@ -207,11 +190,7 @@ pub fn wait_for(child: &mut Child, limit: Duration) -> Option<std::process::Exit
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        for (dir, child) in &mut self.mounts {
-            let _ = rustix::mount::unmount(&*dir, rustix::mount::UnmountFlags::DETACH);
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.mounts = Gateways::default();
         if let Some(child) = &mut self.server {
             let _ = child.kill();
             let _ = child.wait();
