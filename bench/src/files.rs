@@ -41,7 +41,7 @@ fn path_of(root: &Path, shape: &Shape, thread: usize, file: usize) -> PathBuf {
 
 /// Asks the kernel to forget cached dentries, inodes and pages, so that a case measures the filesystem. Needs root;
 /// elsewhere the caches stay warm for every system alike.
-fn drop_caches() {
+pub fn drop_caches() {
     rustix::fs::sync();
     let _ = fs::write("/proc/sys/vm/drop_caches", "3");
 }

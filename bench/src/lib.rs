@@ -4,19 +4,23 @@
 //! with Vellum and prints ratios. Nothing here is a test; nothing asserts a time.
 
 pub mod compaction;
+pub mod data;
 pub mod files;
+pub mod fill;
 pub mod gateways;
 pub mod items;
 mod link;
 pub mod locks;
 pub mod node;
 pub mod nvme;
+pub mod page;
 pub mod peers;
 pub mod perf;
 pub mod recorder;
 pub mod report;
 pub mod runtime;
+pub mod small;
 pub mod tree;
 
 pub use recorder::Recorder;
-pub use report::{Report, Row};
+pub use report::{By, Report, Row};

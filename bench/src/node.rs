@@ -5,14 +5,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
+use vellum_base::Rid;
 use vellum_client::{Address, Client, ClientOptions};
-use vellum_link::ConnectOptions;
+use vellum_link::{ConnectOptions, Connection, Identity};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, OpenMode};
 use vellum_rt::native;
 use vellum_server::{Node, NodeOptions};
 use vellum_store::{MkfsOptions, mkfs};
 use vellum_vfs::{Caller, Vfs, VfsOptions};
+use vellum_wire::Request;
 
 fn format(device: &Arc<dyn Device>) -> Result<()> {
     native::block_on(async {
@@ -45,6 +47,20 @@ pub fn on_file(path: &Path, bytes: u64, reactors: usize) -> Result<Node> {
 pub async fn client(dialer: vellum_link::InProcessDialer) -> Result<Rc<Client>> {
     let (link, options) = (ConnectOptions::default(), ClientOptions::default());
     Ok(Client::connect(Address::InProcess(dialer), None, link, options).await?)
+}
+
+/// A client of the engine at that socket, on the current reactor.
+pub async fn client_at(endpoint: vellum_rt::net::Endpoint) -> Result<Rc<Client>> {
+    let (link, options) = (ConnectOptions::default(), ClientOptions::default());
+    Ok(Client::connect(Address::Net(endpoint), None, link, options).await?)
+}
+
+/// Lets `node` merge all runs of all shards; returns when they are.
+pub async fn merge_everything(dialer: vellum_link::InProcessDialer) -> Result<()> {
+    let identity = Identity { rid: Rid(vellum_rt::random_u64()), fsid: None };
+    let connection = Connection::open(Address::InProcess(dialer), identity, ConnectOptions::default()).await?;
+    connection.call(Request::CompactAll, None).await?;
+    Ok(connection.farewell().await?)
 }
 
 /// What a gateway has, without its kernel.

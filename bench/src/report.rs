@@ -57,27 +57,50 @@ impl Row {
     }
 }
 
+/// What a ratio compares.
+#[derive(Serialize, Clone, Copy, PartialEq, Eq, Debug)]
+#[serde(rename_all = "snake_case")]
+pub enum By {
+    /// Operations per second: more is better.
+    Rate,
+    /// Bytes on the device per operation: less is better.
+    DeviceBytes,
+}
+
 /// All rows of one suite. Ratios are taken against `baseline` (a peer or a limit of the same run).
 #[derive(Serialize, Clone, Debug)]
 pub struct Report {
     pub suite: String,
     pub baseline: String,
+    pub by: By,
     pub rows: Vec<Row>,
 }
 
 impl Report {
     pub fn new(suite: &str, baseline: &str) -> Report {
-        Report { suite: suite.into(), baseline: baseline.into(), rows: Vec::new() }
+        Report { suite: suite.into(), baseline: baseline.into(), by: By::Rate, rows: Vec::new() }
+    }
+
+    /// Ratios are of bytes on the device.
+    pub fn by_device_bytes(self) -> Report {
+        Report { by: By::DeviceBytes, ..self }
     }
 
     pub fn push(&mut self, row: Row) {
         self.rows.push(row);
     }
 
-    /// Rate of `row` over the baseline's in the same case; none for the baseline itself.
+    fn measure(&self, row: &Row) -> f64 {
+        match self.by {
+            By::Rate => row.ops_per_s,
+            By::DeviceBytes => row.device_bytes_per_op,
+        }
+    }
+
+    /// `row` over the baseline's in the same case; none for the baseline itself.
     pub fn ratio(&self, row: &Row) -> Option<f64> {
         let base = self.rows.iter().find(|r| r.case == row.case && r.system == self.baseline)?;
-        (row.system != self.baseline && base.ops_per_s > 0.0).then(|| row.ops_per_s / base.ops_per_s)
+        (row.system != self.baseline && self.measure(base) > 0.0).then(|| self.measure(row) / self.measure(base))
     }
 
     pub fn json(&self) -> serde_json::Value {
@@ -92,11 +115,15 @@ impl Report {
                 v
             })
             .collect();
-        serde_json::json!({ "suite": self.suite, "baseline": self.baseline, "rows": rows })
+        serde_json::json!({ "suite": self.suite, "baseline": self.baseline, "by": self.by, "rows": rows })
     }
 
     pub fn table(&self) -> String {
-        let mut out = format!("{} (ratios against: {})\n", self.suite, self.baseline);
+        let what = match self.by {
+            By::Rate => "ratios",
+            By::DeviceBytes => "ratios of device bytes",
+        };
+        let mut out = format!("{} ({what} against: {})\n", self.suite, self.baseline);
         let _ = writeln!(
             out,
             "{:<22} {:<16} {:>11} {:>9} {:>9} {:>9} {:>10} {:>9} {:>9} {:>7}  note",

@@ -399,8 +399,16 @@ pub enum Suite {
     Items,
     /// File operations through the mount; against the FUSE ceiling and the host's filesystem.
     Mount,
+    /// One large file: streams, blocks at random places, fragmentation; against the FUSE ceiling and the host's filesystem.
+    Data,
     /// A real tree; against cp -r and sync.
     Ingest,
+    /// What changed, by the index; against find -newer.
+    Walk,
+    /// From the start of a killed engine until it serves, by the bytes of its logs; against one that was stopped.
+    Recovery,
+    /// Bytes of metadata per small file, before and after merging; against the design's limit.
+    Small,
     /// Locks from request to grant; against bare messages in memory.
     Locks,
     /// Two gateways on directories of their own, and on one that they take from each other; against one gateway.
@@ -409,6 +417,8 @@ pub enum Suite {
     Compaction,
     /// The NVMe driver over a controller model that stores nothing; against the model alone.
     Nvme,
+    /// Every suite, and a report of all as JSON and HTML.
+    All,
 }
 
 #[derive(Args)]
@@ -421,6 +431,9 @@ pub struct Bench {
     /// The tree that `ingest` copies.
     #[arg(long)]
     pub from: Option<PathBuf>,
+    /// Where `all` writes bench.json and bench.html. Default: bench-report.
+    #[arg(long)]
+    pub report: Option<PathBuf>,
     /// Shrinks every size for a quick look; figures from it are worth little.
     #[arg(long)]
     pub quick: bool,

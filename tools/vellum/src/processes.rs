@@ -31,8 +31,9 @@ fn wait_for(what: &str, child: &mut Child, mut ready: impl FnMut() -> Result<boo
     Ok(start.elapsed())
 }
 
+/// A fresh filesystem there, whatever there was.
 pub fn mkfs(image: &Path, bytes: u64) -> Result<()> {
-    let status = own(&["mkfs", &image.display().to_string(), "--size", &bytes.to_string()])?.status()?;
+    let status = own(&["mkfs", &image.display().to_string(), "--size", &bytes.to_string(), "--force"])?.status()?;
     if !status.success() {
         bail!("mkfs ended with {status}");
     }
@@ -67,6 +68,8 @@ pub struct Engine {
     child: Child,
     /// From the start of the process until it says that it serves.
     pub start_time: Duration,
+    /// What it says then, with what it replayed.
+    pub said: String,
 }
 
 impl Engine {
@@ -84,7 +87,7 @@ impl Engine {
         if !line.starts_with("serving") {
             bail!("the engine ended with {}", child.wait()?);
         }
-        Ok(Engine { child, start_time })
+        Ok(Engine { child, start_time, said: line.trim_end().to_owned() })
     }
 
     /// SIGKILL.

@@ -1,41 +1,72 @@
-//! bench: runs one suite of `vellum-bench` with the mounts it needs.
+//! bench: runs suites of `vellum-bench` with the processes and mounts that they need.
+
+mod recovery;
+mod walk;
 
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 use vellum_bench::files::{self, Shape as FilesShape};
 use vellum_bench::recorder::measure;
-use vellum_bench::{Report, compaction, gateways, items, locks, nvme, peers, runtime};
+use vellum_bench::{Report, compaction, data, gateways, items, locks, nvme, page, peers, runtime, small};
 
 use crate::cli::{Bench, Suite};
 use crate::processes::{self, Mount};
 
 pub fn bench(args: &Bench) -> Result<()> {
+    if args.suite != Suite::All {
+        let report = suite(args.suite, args)?;
+        if args.json {
+            println!("{}", report.json());
+        } else {
+            print!("{}", report.table());
+        }
+        return Ok(());
+    }
+    let mut ran = Vec::new();
+    for one in Suite::value_variants().iter().filter(|one| **one != Suite::All) {
+        let name = one.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned());
+        let result = suite(*one, args);
+        match &result {
+            Ok(report) => println!("{}", report.table()),
+            Err(error) => println!("{name}: not run: {error:#}\n"),
+        }
+        ran.push(page::Ran { suite: name, result });
+    }
+    let to = args.report.as_deref().unwrap_or(Path::new("bench-report"));
+    page::write(to, &ran, args.quick)?;
+    println!("{}", to.join("bench.html").display());
+    let failed = ran.iter().filter(|one| one.result.is_err()).count();
+    anyhow::ensure!(failed == 0, "{failed} suites did not run");
+    Ok(())
+}
+
+fn suite(suite: Suite, args: &Bench) -> Result<Report> {
     let temporary = tempfile::Builder::new().prefix("vellum-bench").tempdir_in(match &args.dir {
         Some(dir) => dir.clone(),
         None => std::env::temp_dir(),
     })?;
     let dir = temporary.path();
-    let report = match args.suite {
-        Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick))?,
-        Suite::Items => items::run(dir, &items_shape(args.quick))?,
-        Suite::Mount => mounts(dir, args.quick)?,
-        Suite::Locks => locks::run(&locks_shape(args.quick))?,
-        Suite::Cluster => gateways::run(dir, &gateways_shape(args.quick))?,
-        Suite::Nvme => nvme_layers(dir, args.quick)?,
+    match suite {
+        Suite::All => bail!("all is not one suite"),
+        Suite::Runtime => runtime::run(dir, &runtime_shape(args.quick)),
+        Suite::Items => items::run(dir, &items_shape(args.quick)),
+        Suite::Mount => mounts(dir, args.quick),
+        Suite::Data => streams(dir, args.quick),
+        Suite::Walk => walk::run(dir, &walk_shape(args.quick)),
+        Suite::Recovery => recovery::run(dir, &recovery_shape(args.quick)),
+        Suite::Small => small::run(dir, &small_shape(args.quick)),
+        Suite::Locks => locks::run(&locks_shape(args.quick)),
+        Suite::Cluster => gateways::run(dir, &gateways_shape(args.quick)),
+        Suite::Nvme => nvme_layers(dir, args.quick),
         Suite::Compaction => compaction::run(dir, &compaction_shape(args.quick), |image, socket| {
             processes::Worker::start(image, socket, (processes::cores() > 1).then_some(1))
-        })?,
-        Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick)?,
-    };
-    if args.json {
-        println!("{}", report.json());
-    } else {
-        print!("{}", report.table());
+        }),
+        Suite::Ingest => ingest(dir, args.from.as_deref().unwrap_or(Path::new("/usr")), args.quick),
     }
-    Ok(())
 }
 
 fn runtime_shape(quick: bool) -> runtime::Shape {
@@ -56,6 +87,21 @@ fn locks_shape(quick: bool) -> locks::Shape {
 fn gateways_shape(quick: bool) -> gateways::Shape {
     let full = gateways::Shape::default();
     if quick { gateways::Shape { files: 2_000, handovers: 300, ..full } } else { full }
+}
+
+fn walk_shape(quick: bool) -> walk::Shape {
+    let full = walk::Shape::default();
+    if quick { walk::Shape { files: vec![2_000, 20_000], repeats: 2, ..full } } else { full }
+}
+
+fn recovery_shape(quick: bool) -> recovery::Shape {
+    let full = recovery::Shape::default();
+    if quick { recovery::Shape { logs: vec![1 << 20, 4 << 20], files: vec![2_000], repeats: 1 } } else { full }
+}
+
+fn small_shape(quick: bool) -> small::Shape {
+    let full = small::Shape::default();
+    if quick { small::Shape { files: 5_000, ..full } } else { full }
 }
 
 /// The driver's layers in this process, then the same driver against a controller in another process on another core.
@@ -94,18 +140,29 @@ fn fresh_mount(dir: &Path, bytes: u64) -> Result<Mount> {
 
 fn mounts(dir: &Path, quick: bool) -> Result<Report> {
     let shape = files_shape(quick);
-    let mut report = Report::new("mount", "ceiling");
+    on_three("mount", dir, |at, system, report| files::run(at, system, &shape, report))
+}
+
+fn streams(dir: &Path, quick: bool) -> Result<Report> {
+    let full = data::Shape::default();
+    let shape = if quick { data::Shape { stream_bytes: 64 << 20, random: 1_000 } } else { full };
+    on_three("data", dir, |at, system, report| data::run(at, system, &shape, report))
+}
+
+/// The same on a filesystem in memory behind FUSE (the ceiling), on the host's, and on ours.
+fn on_three(suite: &str, dir: &Path, cases: impl Fn(&Path, &str, &mut Report) -> Result<()>) -> Result<Report> {
+    let mut report = Report::new(suite, "ceiling");
     let at = dir.join("ceiling");
     std::fs::create_dir(&at)?;
     let session = peers::memfs::mount(&at).context("mounting the in-memory peer (root is needed)")?;
-    files::run(&at, "ceiling", &shape, &mut report)?;
+    cases(&at, "ceiling", &mut report)?;
     session.umount_and_join()?;
     let at = dir.join("host");
     std::fs::create_dir(&at)?;
-    files::run(&at, "host", &shape, &mut report)?;
+    cases(&at, "host", &mut report)?;
     std::fs::remove_dir_all(&at)?;
     let mount = fresh_mount(dir, 8 << 30)?;
-    files::run(&mount.dir, "vellum", &shape, &mut report)?;
+    cases(&mount.dir, "vellum", &mut report)?;
     mount.unmount()?;
     Ok(report)
 }
