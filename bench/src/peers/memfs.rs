@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -180,6 +181,24 @@ impl Filesystem for MemFs {
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         let attr = self.tree().make(parent.0, name, FileType::Directory, mode, req);
         reply.entry(&TTL, &attr, Generation(0));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let mut tree = self.tree();
+        let mut attr = tree.make(parent.0, name, FileType::Symlink, 0o777, req);
+        if let Some(node) = tree.nodes.get_mut(&attr.ino.0) {
+            node.content = target.as_os_str().as_bytes().to_vec();
+            node.attr.size = node.content.len() as u64;
+            attr = node.attr;
+        }
+        reply.entry(&TTL, &attr, Generation(0));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree().nodes.get(&ino.0) {
+            Some(node) => reply.data(&node.content),
+            None => reply.error(Errno::ENOENT),
+        }
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

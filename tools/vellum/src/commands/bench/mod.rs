@@ -167,7 +167,8 @@ fn on_three(suite: &str, dir: &Path, cases: impl Fn(&Path, &str, &mut Report) ->
     Ok(report)
 }
 
-/// The same `cp -r`, then a sync, onto the host's filesystem and onto ours.
+/// The same `cp -r`, then a sync, onto the host's filesystem, onto one in memory behind FUSE (what cp can reach through any
+/// mount), and onto ours.
 fn ingest(dir: &Path, from: &Path, quick: bool) -> Result<Report> {
     let mut report = Report::new("ingest", "host");
     let source = if quick { Path::new("/usr/include") } else { from };
@@ -181,6 +182,11 @@ fn ingest(dir: &Path, from: &Path, quick: bool) -> Result<Report> {
     report.push(timed("host", source, &host, census)?);
     std::fs::remove_dir_all(&host)?;
     rustix::fs::sync();
+    let at = dir.join("ceiling");
+    std::fs::create_dir(&at)?;
+    let session = peers::memfs::mount(&at).context("mounting the in-memory peer (root is needed)")?;
+    report.push(timed("ceiling", source, &at, census)?);
+    session.umount_and_join()?;
     let mount = fresh_mount(dir, (census.bytes * 3 / 2 + census.files * 8192 + (1 << 30)).next_multiple_of(1 << 20))?;
     report.push(timed("vellum", source, &mount.dir, census)?);
     vellum_bench::tree::verify(source, &mount.dir.join("copy"), u64::MAX, |_| ())?;
