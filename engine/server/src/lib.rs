@@ -38,6 +38,7 @@ mod reclaim;
 mod recovery;
 mod status;
 mod store_backend;
+mod table_queue;
 pub mod worker;
 
 pub use authority::TableAuthority;

@@ -11,7 +11,7 @@ use vellum_format::{ClientIdentity, Origin, Principal};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
 use vellum_proto::{FileLockTable, LockTable, OpenTable, Time, WaitGraph};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{Class, JoinHandle, now, spawn};
+use vellum_rt::{Class, JoinHandle, now, spawn, yield_if_needed, yield_now};
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
@@ -22,9 +22,13 @@ use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::metrics::{self, Latencies};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
+use crate::table_queue::{Caller, Step, TableQueue};
 
 /// The reactor that counts who has come back after a restart, and that owns the rename lock.
 pub(crate) const COORDINATOR: ReactorId = ReactorId(0);
+
+/// Messages of a reactor to itself that are handled in one turn.
+const DRAIN: usize = 512;
 
 /// What a reactor begins with.
 pub struct ReactorParts {
@@ -43,6 +47,8 @@ pub struct Reactor {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) mesh: Mesh,
     pub(crate) table: Rc<RefCell<LockTable>>,
+    /// Long work on the tables of this reactor.
+    pub(crate) table_queue: RefCell<TableQueue>,
     /// File locks and open inodes of the groups whose buckets are owned here.
     pub(crate) files: RefCell<FileLockTable>,
     pub(crate) opens: RefCell<OpenTable>,
@@ -111,6 +117,7 @@ impl Reactor {
             backend,
             mesh,
             table,
+            table_queue: RefCell::default(),
             files: RefCell::new(FileLockTable::new(recovering)),
             opens: RefCell::new(OpenTable::new(recovering)),
             waits: RefCell::default(),
@@ -140,6 +147,7 @@ impl Reactor {
         spawn(Class::Request, "mesh inbox", async move {
             while let Some(message) = inbox.recv().await {
                 receiver.send(receiver.me, message);
+                yield_if_needed().await;
             }
         })
         .detach();
@@ -212,14 +220,32 @@ impl Reactor {
         if self.draining.replace(true) {
             return;
         }
-        loop {
+        if !self.drain(DRAIN) {
+            // A request for thousands of locks is a chain of messages: the rest goes on when others had their turn.
+            let reactor = self.clone();
+            spawn(Class::Request, "to self", async move {
+                yield_now().await;
+                while !reactor.drain(DRAIN) {
+                    yield_now().await;
+                }
+            })
+            .detach();
+        }
+    }
+
+    /// Handles at most so many messages to this reactor; true when none is left.
+    fn drain(self: &Rc<Self>, most: usize) -> bool {
+        for _ in 0..most {
             let next = self.to_self.borrow_mut().pop_front();
             match next {
                 Some(message) => self.handle(message),
-                None => break,
+                None => {
+                    self.draining.set(false);
+                    return true;
+                }
             }
         }
-        self.draining.set(false);
+        false
     }
 
     /// Asks a reactor; an answer that will not come says that it has stopped.
@@ -232,22 +258,9 @@ impl Reactor {
     fn handle(self: &Rc<Self>, message: Message) {
         self.table.borrow_mut().at(Time(now().0));
         match message {
-            Message::Lock { rid, request, want } => self.lock(rid, request, want),
-            Message::Unlock { rid, to } => {
-                self.table.borrow_mut().unlock(rid, &to);
-                self.drive_table();
-            }
-            Message::Invalidated { rid, name } => {
-                self.table.borrow_mut().invalidated(rid, name);
-                self.drive_table();
-            }
-            Message::Recovered => {
-                self.opens.borrow_mut().recovered();
-                self.table.borrow_mut().recovered();
-                self.drive_table();
-                self.files.borrow_mut().recovered();
-                self.drive_files();
-            }
+            Message::Lock { rid, request, want } => self.on_tables(Some(rid), Step::Lock { request, want }),
+            Message::Invalidated { rid, name } => self.on_tables(Some(rid), Step::Invalidated { name }),
+            Message::Recovered => self.on_tables(None, Step::Recovered),
             Message::Adopt { tx, rx, who } => self.adopt(tx, rx, *who),
             Message::File { rid, request, ino, op } => self.file_op(rid, request, ino, op),
             Message::FileDeadlock { ino, id } => self.file_deadlock(ino, id),
@@ -267,8 +280,11 @@ impl Reactor {
     }
 
     fn answer(self: &Rc<Self>, token: u64, from: ReactorId, ask: Ask) {
+        let caller = Caller { token, from };
         let answer = match ask {
-            Ask::Reassert { rid, grants } => self.reassert_here(rid, grants),
+            Ask::Unlock { rid, to } => return self.on_tables(Some(rid), Step::Unlock { to, caller }),
+            Ask::Reassert { rid, grants } => return self.on_tables(Some(rid), Step::Reassert { grants, caller }),
+            Ask::Release { rid } => return self.on_tables(Some(rid), Step::Release { caller }),
             Ask::ReassertFiles { rid, locks, opens } => self.reassert_files_here(rid, locks, opens),
             Ask::Opened { rid, inos } => self.opened_here(rid, &inos),
             Ask::Closed { rid, inos } => {
@@ -276,15 +292,6 @@ impl Reactor {
                 Answer::Done
             }
             Ask::Openers { rid, inos } => self.openers_here(rid, &inos),
-            Ask::Release { rid } => {
-                // Before its leases: their next holder is told who has what open.
-                self.opens.borrow_mut().reclaim(rid);
-                self.files.borrow_mut().reclaim(rid);
-                self.drive_files();
-                self.table.borrow_mut().reclaim(rid);
-                self.drive_table();
-                Answer::Done
-            }
             Ask::Status => Answer::Status(self.status_here()),
             Ask::Admin(what) => self.admin_here(what),
             Ask::Reclaim { rid, why } => {

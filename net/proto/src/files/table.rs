@@ -101,6 +101,8 @@ enum Request {
 pub struct FileLockTable {
     files: BTreeMap<Ino, File>,
     clients: HashMap<Rid, Client>,
+    /// Files of clients whose reclaim has begun.
+    reclaiming: HashMap<Rid, VecDeque<Ino>>,
     recovering: bool,
     /// What came while recovering. Bounded by the requests that clients may have open.
     early: VecDeque<(Rid, Request)>,
@@ -144,6 +146,10 @@ impl FileLockTable {
         if self.recovering {
             return self.early.push_back((rid, request));
         }
+        self.carry_out(rid, request);
+    }
+
+    fn carry_out(&mut self, rid: Rid, request: Request) {
         match request {
             Request::Lock { request, ino, lock, ticket } => {
                 let outcome = self.begin(rid, ino, &lock, ticket);
@@ -293,23 +299,42 @@ impl FileLockTable {
 
     /// The client is gone for good: nothing of it is held or waits, and nothing is answered.
     pub fn reclaim(&mut self, rid: Rid) {
-        self.early.retain(|(other, _)| *other != rid);
-        let Some(client) = self.clients.remove(&rid) else { return };
-        for ino in client.files.into_keys() {
-            let Some(file) = self.files.get_mut(&ino) else { continue };
-            file.posix.remove_client(rid);
-            file.flock.remove_client(rid);
-            let mut gone = Vec::new();
-            file.waiters.retain(|w| {
-                let stays = w.wanted.owner.rid != rid;
-                if !stays && w.space == FileLockSpace::Posix {
-                    gone.push(WaitId { rid, ticket: w.ticket });
-                }
-                stays
-            });
-            self.outputs.extend(gone.into_iter().map(|id| FileLockOutput::Graph(WaitChange::Ended { id })));
-            self.advance(ino);
+        while !self.reclaim_some(rid, usize::MAX) {}
+    }
+
+    /// A part of [`Self::reclaim`], of at most so many files. True when nothing of the client is left.
+    pub fn reclaim_some(&mut self, rid: Rid, most: usize) -> bool {
+        if let Some(client) = self.clients.remove(&rid) {
+            self.early.retain(|(other, _)| *other != rid);
+            self.reclaiming.insert(rid, client.files.into_keys().collect());
+        } else if !self.reclaiming.contains_key(&rid) {
+            self.early.retain(|(other, _)| *other != rid);
+            return true;
         }
+        for _ in 0..most {
+            let Some(ino) = self.reclaiming.get_mut(&rid).and_then(VecDeque::pop_front) else { break };
+            self.reclaim_file(rid, ino);
+        }
+        if self.reclaiming.get(&rid).is_some_and(VecDeque::is_empty) {
+            self.reclaiming.remove(&rid);
+        }
+        !self.reclaiming.contains_key(&rid)
+    }
+
+    fn reclaim_file(&mut self, rid: Rid, ino: Ino) {
+        let Some(file) = self.files.get_mut(&ino) else { return };
+        file.posix.remove_client(rid);
+        file.flock.remove_client(rid);
+        let mut gone = Vec::new();
+        file.waiters.retain(|w| {
+            let stays = w.wanted.owner.rid != rid;
+            if !stays && w.space == FileLockSpace::Posix {
+                gone.push(WaitId { rid, ticket: w.ticket });
+            }
+            stays
+        });
+        self.outputs.extend(gone.into_iter().map(|id| FileLockOutput::Graph(WaitChange::Ended { id })));
+        self.advance(ino);
     }
 
     /// Lock recovery: the client held this under the leader before.
@@ -336,10 +361,18 @@ impl FileLockTable {
 
     /// Every client of the term before has come back or was reclaimed.
     pub fn recovered(&mut self) {
-        self.recovering = false;
-        for (rid, request) in std::mem::take(&mut self.early) {
-            self.handle(rid, request);
+        while !self.recovered_some(usize::MAX) {}
+    }
+
+    /// The same, but of the requests that came meanwhile only so many are handled; true when none is left. Until then others
+    /// queue up behind them.
+    pub fn recovered_some(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some((rid, request)) = self.early.pop_front() else { break };
+            self.carry_out(rid, request);
         }
+        self.recovering &= !self.early.is_empty();
+        self.early.is_empty()
     }
 
     pub fn poll_output(&mut self) -> Option<FileLockOutput> {
