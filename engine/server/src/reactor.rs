@@ -16,6 +16,7 @@ use vellum_rt::{Class, JoinHandle, now, spawn, yield_if_needed, yield_now};
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::client::Client;
+use crate::cluster::StatusAsks;
 use crate::crew::{Crew, CrewHelpers, OldWorkers, answer_later};
 use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
@@ -60,6 +61,8 @@ pub struct Reactor {
     pub(crate) known: RefCell<BTreeMap<Rid, Option<ClientIdentity>>>,
     /// Greetings whose record is being written.
     pub(crate) admitting: RefCell<BTreeMap<Rid, Principal>>,
+    /// Clients of the term before that an operator has given up: not let in, and reclaimed when the window is over.
+    pub(crate) evicted: RefCell<BTreeSet<Rid>>,
     /// Clients of the term before whose record is being removed.
     pub(crate) reclaiming: RefCell<BTreeSet<Rid>>,
     /// Clients that wait to hear of a durable epoch.
@@ -71,6 +74,8 @@ pub struct Reactor {
     /// On the coordinator: workers of the terms before that may still be writing.
     pub(crate) old_workers: RefCell<OldWorkers>,
     pub(crate) reclaimed: Cell<u64>,
+    /// Clients that [`Self::tell_mounted`] told of; the first one until it has told anything.
+    pub(crate) counted: Cell<usize>,
     pub(crate) stopping: Cell<bool>,
     pub(crate) latencies: RefCell<Latencies>,
     acceptors: RefCell<Vec<Acceptor>>,
@@ -124,12 +129,14 @@ impl Reactor {
             clients: RefCell::default(),
             known: RefCell::new(known),
             admitting: RefCell::default(),
+            evicted: RefCell::default(),
             reclaiming: RefCell::default(),
             undurable: RefCell::default(),
             recovery: RefCell::new(expected),
             crew: Crew::default(),
             old_workers: RefCell::new(old_workers),
             reclaimed: Cell::new(0),
+            counted: Cell::new(1),
             stopping: Cell::new(false),
             latencies: RefCell::default(),
             acceptors: RefCell::default(),
@@ -151,6 +158,7 @@ impl Reactor {
             }
         })
         .detach();
+        reactor.tell_mounted();
         reactor.start_recovery();
         let helpers = Rc::new(CrewHelpers(Rc::downgrade(&reactor)));
         reactor.backend.set_helpers(helpers, reactor.options.prefer);
@@ -177,14 +185,26 @@ impl Reactor {
                 let weak = weak.clone();
                 Box::pin(async move {
                     match weak.upgrade() {
-                        Some(reactor) => metrics::render(&reactor.status().await),
-                        None => String::new(),
+                        Some(reactor) => reactor.status().await,
+                        None => serde_json::Value::Null,
                     }
                 })
             }),
         )?;
         *self.metrics.borrow_mut() = Some(task);
         Ok(local)
+    }
+
+    /// Answers the member whose engine this is, for its figures.
+    pub(crate) fn answer_member(self: &Rc<Self>, asks: &StatusAsks) {
+        let Some(mut asked) = asks.take() else { return };
+        let reactor = self.clone();
+        spawn(Class::Scrub, "figures", async move {
+            while let Some(answer) = asked.recv().await {
+                let _ = answer.try_send(reactor.status().await); // who asked may have given up
+            }
+        })
+        .detach();
     }
 
     /// Accepts clients of this process.

@@ -53,7 +53,7 @@ struct Waiter {
 }
 
 #[derive(Default)]
-struct File {
+pub(super) struct File {
     posix: Ranges,
     flock: Ranges,
     waiters: VecDeque<Waiter>,
@@ -76,6 +76,10 @@ impl File {
 
     fn is_idle(&self) -> bool {
         self.posix.is_empty() && self.flock.is_empty() && self.waiters.is_empty()
+    }
+
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (FileLockSpace, Held)> + '_ {
+        self.waiters.iter().map(|waiter| (waiter.space, waiter.wanted))
     }
 
     fn count_of(&self, rid: Rid) -> usize {
@@ -388,6 +392,10 @@ impl FileLockTable {
     pub fn waiting(&self, ino: Ino) -> Vec<WaitId> {
         let waiters = self.files.get(&ino).map(|file| &file.waiters);
         waiters.into_iter().flatten().map(|w| WaitId { rid: w.wanted.owner.rid, ticket: w.ticket }).collect()
+    }
+
+    pub(super) fn files(&self) -> &BTreeMap<Ino, File> {
+        &self.files
     }
 
     pub fn stats(&self) -> FileLockStats {

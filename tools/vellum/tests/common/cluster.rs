@@ -89,15 +89,27 @@ impl ClusterLab {
         let hosts: Vec<String> = (0..slots).map(|slot| format!("10.77.0.{}", slot + 2)).collect();
         hosts.iter().for_each(|host| network.add(host));
         let mut lab = ClusterLab::with(hosts.iter().map(|host| format!("{host}:7400")).collect(), size, Some(network));
-        let authority = lab.dir.path().join("authority");
+        lab.issue_keys(&hosts);
+        lab
+    }
+
+    /// On loopback, with keys: who asks may be a node.
+    pub fn with_keys_on_loopback(slots: usize, size: &str) -> ClusterLab {
+        let mut lab = ClusterLab::new(slots, size);
+        lab.issue_keys(&vec!["127.0.0.1".to_owned(); slots]);
+        lab
+    }
+
+    /// Of an authority of its own: a node's for each slot, and a client's.
+    fn issue_keys(&mut self, hosts: &[String]) {
+        let authority = self.dir.path().join("authority");
         let at = authority.to_str().expect("UTF-8");
         vellum_ok(&["keys", "init", at]);
         for (slot, host) in hosts.iter().enumerate() {
             vellum_ok(&["keys", "node", at, &format!("n{slot}"), "--address", host]);
         }
         vellum_ok(&["keys", "client", at, "gw"]);
-        lab.keys = Some(authority);
-        lab
+        self.keys = Some(authority);
     }
 
     /// The binary, in the lab's network, with the keys of that bundle.
