@@ -112,6 +112,9 @@ impl Reactor {
         if self.reclaiming.borrow().contains(&rid) {
             return Err(Refusal::NotServing);
         }
+        if self.evicted.borrow().contains(&rid) {
+            return Err(Refusal::Fenced);
+        }
         let known = self.known.borrow().get(&rid).cloned();
         match &known {
             // A record of the term before, and the client knows of it or (term 0) never heard the answer.
@@ -129,8 +132,10 @@ impl Reactor {
             return Err(Refusal::NotServing);
         }
         self.admitting.borrow_mut().insert(rid, identity.principal.clone());
+        self.tell_mounted();
         let opened = self.backend.open_rid(rid, identity.encode()).await;
         self.admitting.borrow_mut().remove(&rid);
+        self.tell_mounted();
         let last = opened.map_err(|error| {
             tracing::warn!(%rid, %error, "no client record could be made");
             Refusal::NotServing
@@ -188,6 +193,7 @@ impl Reactor {
         let client = Client::new(rid, session, who, phase, last);
         spawn(Class::Request, "commits", client.commits.clone().run()).detach();
         self.clients.borrow_mut().insert(rid, client.clone());
+        self.tell_mounted();
         self.watch_process(&client);
         client
     }

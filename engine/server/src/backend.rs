@@ -59,6 +59,11 @@ pub trait Backend {
     fn release_withheld(&self) -> BackendFuture<()> {
         Box::pin(async { Ok(()) })
     }
+    /// Other slots in the superblock; the quorum has judged them.
+    fn change_slots(&self, _: Vec<String>) -> BackendFuture<()> {
+        let message = "there is no quorum".into();
+        Box::pin(async { Err(WireError { code: ErrorCode::Unsupported, message }) })
+    }
     /// Merges everything.
     fn compact_all(&self) -> BackendFuture<()> {
         let message = "nothing to compact".into();

@@ -11,7 +11,7 @@ use vellum_rt::{Class, now, spawn, timeout};
 use vellum_wire::{ErrorCode, LockGrant, LockMode, LockName, LockWant, Request, Response};
 
 use crate::client::{Client, OpenLock};
-use crate::mesh::{Answer, Message};
+use crate::mesh::{Answer, Ask, Message};
 use crate::reactor::{COORDINATOR, Reactor};
 
 /// Bits of a group number: an inode number without its slot.
@@ -71,6 +71,12 @@ impl Reactor {
                 None => break,
             }
         }
+    }
+
+    pub(crate) fn unlock_here(self: &Rc<Self>, rid: Rid, to: &[LockWant]) -> Answer {
+        self.table.borrow_mut().unlock(rid, to);
+        self.drive_table();
+        Answer::Done
     }
 
     pub(crate) fn reassert_here(self: &Rc<Self>, rid: Rid, grants: Vec<LockGrant>) -> Answer {
@@ -181,10 +187,21 @@ impl Reactor {
         if !to.iter().all(|want| is_legal(want.name)) {
             return responder.fail(ErrorCode::Malformed, "no such lock");
         }
-        for (owner, to) in self.by_owner(to, |want| want.name) {
-            self.send(owner, Message::Unlock { rid: client.rid, to });
-        }
-        self.reply(client, responder, Response::Unlocked);
+        let rid = client.rid;
+        let asked: Vec<_> = self
+            .by_owner(to, |want| want.name)
+            .into_iter()
+            .map(|(owner, to)| self.ask(owner, Ask::Unlock { rid, to }))
+            .collect();
+        let (reactor, client) = (self.clone(), client.clone());
+        // Answered when it is done: what waits to be done belongs to a request that counts.
+        spawn(Class::Request, "unlock", async move {
+            for answer in asked {
+                answer.await;
+            }
+            reactor.reply(&client, responder, Response::Unlocked);
+        })
+        .detach();
     }
 
     /// One page of lock recovery. The last one waits for those before it.
@@ -203,7 +220,7 @@ impl Reactor {
         let asked: Vec<_> = self
             .by_owner(locks, |grant| grant.name)
             .into_iter()
-            .map(|(owner, grants)| self.ask(owner, crate::mesh::Ask::Reassert { rid, grants }))
+            .map(|(owner, grants)| self.ask(owner, Ask::Reassert { rid, grants }))
             .collect();
         let page = client.pages.begin();
         let (reactor, client) = (self.clone(), client.clone());

@@ -32,10 +32,6 @@ pub(crate) enum Message {
         request: u64,
         want: LockWant,
     },
-    Unlock {
-        rid: Rid,
-        to: Vec<LockWant>,
-    },
     Invalidated {
         rid: Rid,
         name: LockName,
@@ -134,6 +130,11 @@ pub(crate) enum Absent {
 
 /// What is answered.
 pub(crate) enum Ask {
+    /// Answered when the locks are weakened.
+    Unlock {
+        rid: Rid,
+        to: Vec<LockWant>,
+    },
     Reassert {
         rid: Rid,
         grants: Vec<LockGrant>,

@@ -11,7 +11,8 @@ use vellum_store::{OpenOptions, Prefer};
 
 use crate::crew::WorkerProbe;
 
-use crate::cluster::AgentHandle;
+use crate::cluster::{AgentHandle, StatusAsks};
+use crate::mounted::Mounted;
 
 /// Bounds of what clients may make the node hold (P5); all are in its status.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +75,10 @@ pub struct NodeOptions {
     pub quorum: Option<AgentHandle>,
     /// Who runs compactions first while there are workers.
     pub prefer: Prefer,
+    /// Of a member, which gives the figures of its engine itself.
+    pub status_asks: Option<StatusAsks>,
+    /// Of a member: who is mounted, for the quorum.
+    pub mounted: Option<Arc<Mounted>>,
     /// What the cluster knows of members that worked and were lost; without one, their processes are looked at.
     pub worker_probe: Option<Arc<dyn WorkerProbe>>,
 }
@@ -93,6 +98,8 @@ impl Default for NodeOptions {
             store: OpenOptions::default(),
             quorum: None,
             prefer: Prefer::default(),
+            status_asks: None,
+            mounted: None,
             worker_probe: None,
         }
     }

@@ -237,6 +237,9 @@ impl Plan {
                 .map_err(|e| NodeError::Listen { endpoint: at.to_string(), reason: e.to_string() })?;
             tracing::info!(%bound, "metrics");
         }
+        if let Some(asks) = &self.options.status_asks {
+            reactor.answer_member(asks);
+        }
         let (fsid, term) = (backend.fsid(), backend.term());
         tracing::info!(%fsid, %term, "serving");
         probe::tell(|| Fact::Serving { term });

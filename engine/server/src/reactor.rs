@@ -11,20 +11,25 @@ use vellum_format::{ClientIdentity, Origin, Principal};
 use vellum_link::{Acceptor, Greeter, InProcessListener, LocalBoxFuture, Stranger};
 use vellum_proto::{FileLockTable, LockTable, OpenTable, Time, WaitGraph};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{Class, JoinHandle, now, spawn};
+use vellum_rt::{Class, JoinHandle, now, spawn, yield_if_needed, yield_now};
 
 use crate::authority::TableAuthority;
 use crate::backend::Backend;
 use crate::client::Client;
+use crate::cluster::StatusAsks;
 use crate::crew::{Crew, CrewHelpers, OldWorkers, answer_later};
 use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::metrics::{self, Latencies};
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
+use crate::table_queue::{Caller, Step, TableQueue};
 
 /// The reactor that counts who has come back after a restart, and that owns the rename lock.
 pub(crate) const COORDINATOR: ReactorId = ReactorId(0);
+
+/// Messages of a reactor to itself that are handled in one turn.
+const DRAIN: usize = 512;
 
 /// What a reactor begins with.
 pub struct ReactorParts {
@@ -43,6 +48,8 @@ pub struct Reactor {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) mesh: Mesh,
     pub(crate) table: Rc<RefCell<LockTable>>,
+    /// Long work on the tables of this reactor.
+    pub(crate) table_queue: RefCell<TableQueue>,
     /// File locks and open inodes of the groups whose buckets are owned here.
     pub(crate) files: RefCell<FileLockTable>,
     pub(crate) opens: RefCell<OpenTable>,
@@ -54,6 +61,8 @@ pub struct Reactor {
     pub(crate) known: RefCell<BTreeMap<Rid, Option<ClientIdentity>>>,
     /// Greetings whose record is being written.
     pub(crate) admitting: RefCell<BTreeMap<Rid, Principal>>,
+    /// Clients of the term before that an operator has given up: not let in, and reclaimed when the window is over.
+    pub(crate) evicted: RefCell<BTreeSet<Rid>>,
     /// Clients of the term before whose record is being removed.
     pub(crate) reclaiming: RefCell<BTreeSet<Rid>>,
     /// Clients that wait to hear of a durable epoch.
@@ -65,6 +74,8 @@ pub struct Reactor {
     /// On the coordinator: workers of the terms before that may still be writing.
     pub(crate) old_workers: RefCell<OldWorkers>,
     pub(crate) reclaimed: Cell<u64>,
+    /// Clients that [`Self::tell_mounted`] told of; the first one until it has told anything.
+    pub(crate) counted: Cell<usize>,
     pub(crate) stopping: Cell<bool>,
     pub(crate) latencies: RefCell<Latencies>,
     acceptors: RefCell<Vec<Acceptor>>,
@@ -111,18 +122,21 @@ impl Reactor {
             backend,
             mesh,
             table,
+            table_queue: RefCell::default(),
             files: RefCell::new(FileLockTable::new(recovering)),
             opens: RefCell::new(OpenTable::new(recovering)),
             waits: RefCell::default(),
             clients: RefCell::default(),
             known: RefCell::new(known),
             admitting: RefCell::default(),
+            evicted: RefCell::default(),
             reclaiming: RefCell::default(),
             undurable: RefCell::default(),
             recovery: RefCell::new(expected),
             crew: Crew::default(),
             old_workers: RefCell::new(old_workers),
             reclaimed: Cell::new(0),
+            counted: Cell::new(1),
             stopping: Cell::new(false),
             latencies: RefCell::default(),
             acceptors: RefCell::default(),
@@ -140,9 +154,11 @@ impl Reactor {
         spawn(Class::Request, "mesh inbox", async move {
             while let Some(message) = inbox.recv().await {
                 receiver.send(receiver.me, message);
+                yield_if_needed().await;
             }
         })
         .detach();
+        reactor.tell_mounted();
         reactor.start_recovery();
         let helpers = Rc::new(CrewHelpers(Rc::downgrade(&reactor)));
         reactor.backend.set_helpers(helpers, reactor.options.prefer);
@@ -169,14 +185,26 @@ impl Reactor {
                 let weak = weak.clone();
                 Box::pin(async move {
                     match weak.upgrade() {
-                        Some(reactor) => metrics::render(&reactor.status().await),
-                        None => String::new(),
+                        Some(reactor) => reactor.status().await,
+                        None => serde_json::Value::Null,
                     }
                 })
             }),
         )?;
         *self.metrics.borrow_mut() = Some(task);
         Ok(local)
+    }
+
+    /// Answers the member whose engine this is, for its figures.
+    pub(crate) fn answer_member(self: &Rc<Self>, asks: &StatusAsks) {
+        let Some(mut asked) = asks.take() else { return };
+        let reactor = self.clone();
+        spawn(Class::Scrub, "figures", async move {
+            while let Some(answer) = asked.recv().await {
+                let _ = answer.try_send(reactor.status().await); // who asked may have given up
+            }
+        })
+        .detach();
     }
 
     /// Accepts clients of this process.
@@ -212,14 +240,32 @@ impl Reactor {
         if self.draining.replace(true) {
             return;
         }
-        loop {
+        if !self.drain(DRAIN) {
+            // A request for thousands of locks is a chain of messages: the rest goes on when others had their turn.
+            let reactor = self.clone();
+            spawn(Class::Request, "to self", async move {
+                yield_now().await;
+                while !reactor.drain(DRAIN) {
+                    yield_now().await;
+                }
+            })
+            .detach();
+        }
+    }
+
+    /// Handles at most so many messages to this reactor; true when none is left.
+    fn drain(self: &Rc<Self>, most: usize) -> bool {
+        for _ in 0..most {
             let next = self.to_self.borrow_mut().pop_front();
             match next {
                 Some(message) => self.handle(message),
-                None => break,
+                None => {
+                    self.draining.set(false);
+                    return true;
+                }
             }
         }
-        self.draining.set(false);
+        false
     }
 
     /// Asks a reactor; an answer that will not come says that it has stopped.
@@ -232,22 +278,9 @@ impl Reactor {
     fn handle(self: &Rc<Self>, message: Message) {
         self.table.borrow_mut().at(Time(now().0));
         match message {
-            Message::Lock { rid, request, want } => self.lock(rid, request, want),
-            Message::Unlock { rid, to } => {
-                self.table.borrow_mut().unlock(rid, &to);
-                self.drive_table();
-            }
-            Message::Invalidated { rid, name } => {
-                self.table.borrow_mut().invalidated(rid, name);
-                self.drive_table();
-            }
-            Message::Recovered => {
-                self.opens.borrow_mut().recovered();
-                self.table.borrow_mut().recovered();
-                self.drive_table();
-                self.files.borrow_mut().recovered();
-                self.drive_files();
-            }
+            Message::Lock { rid, request, want } => self.on_tables(Some(rid), Step::Lock { request, want }),
+            Message::Invalidated { rid, name } => self.on_tables(Some(rid), Step::Invalidated { name }),
+            Message::Recovered => self.on_tables(None, Step::Recovered),
             Message::Adopt { tx, rx, who } => self.adopt(tx, rx, *who),
             Message::File { rid, request, ino, op } => self.file_op(rid, request, ino, op),
             Message::FileDeadlock { ino, id } => self.file_deadlock(ino, id),
@@ -267,8 +300,11 @@ impl Reactor {
     }
 
     fn answer(self: &Rc<Self>, token: u64, from: ReactorId, ask: Ask) {
+        let caller = Caller { token, from };
         let answer = match ask {
-            Ask::Reassert { rid, grants } => self.reassert_here(rid, grants),
+            Ask::Unlock { rid, to } => return self.on_tables(Some(rid), Step::Unlock { to, caller }),
+            Ask::Reassert { rid, grants } => return self.on_tables(Some(rid), Step::Reassert { grants, caller }),
+            Ask::Release { rid } => return self.on_tables(Some(rid), Step::Release { caller }),
             Ask::ReassertFiles { rid, locks, opens } => self.reassert_files_here(rid, locks, opens),
             Ask::Opened { rid, inos } => self.opened_here(rid, &inos),
             Ask::Closed { rid, inos } => {
@@ -276,15 +312,6 @@ impl Reactor {
                 Answer::Done
             }
             Ask::Openers { rid, inos } => self.openers_here(rid, &inos),
-            Ask::Release { rid } => {
-                // Before its leases: their next holder is told who has what open.
-                self.opens.borrow_mut().reclaim(rid);
-                self.files.borrow_mut().reclaim(rid);
-                self.drive_files();
-                self.table.borrow_mut().reclaim(rid);
-                self.drive_table();
-                Answer::Done
-            }
             Ask::Status => Answer::Status(self.status_here()),
             Ask::Admin(what) => self.admin_here(what),
             Ask::Reclaim { rid, why } => {

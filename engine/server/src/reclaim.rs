@@ -95,6 +95,7 @@ impl Reactor {
                 return;
             }
             reactor.reclaiming.borrow_mut().remove(&rid);
+            reactor.tell_mounted();
             reactor.reclaimed.set(reactor.reclaimed.get() + 1);
             reactor.send(COORDINATOR, Message::Returned { rid });
         })
@@ -189,5 +190,6 @@ impl Reactor {
         client.file_requests.borrow_mut().clear();
         self.undurable.borrow_mut().remove(&client.rid);
         self.clients.borrow_mut().remove(&client.rid);
+        self.tell_mounted();
     }
 }

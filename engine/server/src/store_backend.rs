@@ -239,6 +239,11 @@ impl Backend for StoreBackend {
         Box::pin(async move { store.release_withheld().await.map_err(wire) })
     }
 
+    fn change_slots(&self, slots: Vec<String>) -> BackendFuture<()> {
+        let store = self.store.clone();
+        Box::pin(async move { store.change_slots(slots).await.map_err(wire) })
+    }
+
     fn compact_all(&self) -> BackendFuture<()> {
         let store = self.store.clone();
         Box::pin(async move { store.compact_all().await.map_err(wire) })

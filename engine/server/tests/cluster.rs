@@ -21,7 +21,7 @@ use vellum_rt::{Class, add_poller};
 use vellum_server::NodeOptions;
 use vellum_server::cluster::{FenceFuture, FenceOrder, Fencer, Member, MemberOptions, MemberProgress, MemberStop};
 use vellum_store::{MkfsOptions, OpenOptions, Prefer, mkfs};
-use vellum_wire::{LockMode, LockName, Request, Response};
+use vellum_wire::{AdminRequest, LockMode, LockName, Request, Response};
 
 const SLOTS: usize = 3;
 
@@ -453,4 +453,118 @@ fn followers_compact_for_the_leader_and_for_the_next_one() {
     stage.set(2);
     let of_wait = stage.clone();
     assert!(cluster.until(Duration::from_secs(120), move |_| of_wait.get() == 3), "the one that is left works");
+}
+
+/// U1 with engines and a client: one member leaves, the second stays until the client has said farewell, and the last one after
+/// it; nobody waits for anybody in a circle, nobody is fenced, and what was acknowledged is there.
+#[test]
+fn u1_members_stay_as_long_as_a_client_needs_them() {
+    for seed in 80..83 {
+        let mut cluster = Cluster::new(seed, SimConfig::default(), SLOTS);
+        let leader = cluster.wait_leader(Duration::from_secs(5));
+        let load = start_load(&mut cluster, SLOTS);
+        cluster.until(Duration::from_secs(2), |_| false);
+        // In some runs the leader goes first, in others it is the last.
+        let first = if seed % 2 == 0 { leader } else { (leader + 1) % SLOTS };
+        let left =
+            |cluster: &Cluster, slot: usize| matches!(cluster.steps(slot).last(), Some(MemberProgress::Ended(Ok(()))));
+        cluster.members[first].stop.as_ref().unwrap().stop();
+        assert!(cluster.until(Duration::from_secs(5), |cluster| left(cluster, first)), "{:#?}", cluster.steps(first));
+        cluster.wait_leader(Duration::from_secs(5));
+        let rest: Vec<usize> = (0..SLOTS).filter(|slot| *slot != first).collect();
+        rest.iter().for_each(|slot| cluster.members[*slot].stop.as_ref().unwrap().stop());
+        let before = load.acknowledged.get();
+        cluster.until(Duration::from_secs(4), |_| false);
+        assert!(rest.iter().all(|slot| !left(&cluster, *slot)), "seed {seed}: they are needed");
+        assert!(load.acknowledged.get() > before + 20, "seed {seed}: and serve");
+        finish(&mut cluster, &load);
+        let gone = cluster.until(Duration::from_secs(5), |cluster| rest.iter().all(|slot| left(cluster, *slot)));
+        assert!(gone, "seed {seed}: {:#?}", rest.iter().map(|slot| cluster.steps(*slot)).collect::<Vec<_>>());
+        assert!(cluster.fencer.0.lock().unwrap().done.is_empty(), "seed {seed}: nobody was fenced");
+    }
+}
+
+/// Who is told twice, or has stayed long enough, leaves whoever needs it: an operator's stop ends.
+#[test]
+fn an_operators_stop_ends_though_a_client_remains() {
+    for told_twice in [true, false] {
+        let mut cluster = Cluster::new(84, SimConfig::default(), 1);
+        cluster.wait_leader(Duration::from_secs(5));
+        let load = start_load(&mut cluster, 1);
+        cluster.until(Duration::from_secs(2), |_| false);
+        cluster.members[0].stop.as_ref().unwrap().stop();
+        let ended = |cluster: &Cluster| matches!(cluster.steps(0).last(), Some(MemberProgress::Ended(Ok(()))));
+        assert!(!cluster.until(Duration::from_secs(2), ended), "it is needed");
+        let within = if told_twice { 2 } else { 10 };
+        if told_twice {
+            cluster.members[0].stop.as_ref().unwrap().stop();
+        }
+        assert!(cluster.until(Duration::from_secs(within), ended), "{:#?}", cluster.steps(0));
+        cluster.start(0);
+        cluster.wait_leader(Duration::from_secs(5));
+        finish(&mut cluster, &load);
+    }
+}
+
+/// What an operator asks of the leader; the refusal's text.
+async fn set_slot(
+    client: &TestClient,
+    slot: u8,
+    address: Option<std::net::SocketAddr>,
+    dead: bool,
+) -> Result<(), String> {
+    let what = AdminRequest::SetSlot { slot, address, dead };
+    match client.conn.call(Request::Admin { what }, None).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A slot is added, a follower taken out and put back, while a client works and the leader dies in between; what is unsafe is
+/// refused with a reason. The client comes as a node, as `vellum quorum change` does.
+#[test]
+fn the_quorum_is_changed_while_it_serves() {
+    let mut cluster = Cluster::new(90, SimConfig::default(), SLOTS);
+    let leader = cluster.wait_leader(Duration::from_secs(5));
+    let load = start_load(&mut cluster, SLOTS);
+    cluster.until(Duration::from_secs(3), |_| false);
+    let others: Vec<usize> = (0..SLOTS).filter(|slot| *slot != leader).collect();
+    let (out, stays) = (others[0] as u8, others[1]);
+    let node = cluster.world.add_node();
+    let on = cluster.world.add_reactor(node);
+    let endpoints: Vec<_> = (0..SLOTS).map(|slot| Endpoint::Tcp(address(slot))).collect();
+    let told: Rc<RefCell<Vec<Result<(), String>>>> = Rc::default();
+    let of_task = told.clone();
+    let task = async move {
+        let client = TestClient::connect(Address::from(endpoints), 0xada, Timers::DEFAULT).await;
+        let say = |result| of_task.borrow_mut().push(result);
+        say(set_slot(&client, 7, None, false).await);
+        say(set_slot(&client, out, Some(address(stays)), false).await);
+        say(set_slot(&client, out, None, false).await);
+        say(set_slot(&client, 5, Some(address(5)), false).await);
+        vellum_rt::sleep(Duration::from_secs(4)).await;
+        say(set_slot(&client, out, Some(address(out.into())), false).await);
+        client.conn.farewell().await.unwrap();
+    };
+    cluster.world.spawn(on, Class::Request, "operator", task).detach();
+    let of_wait = told.clone();
+    assert!(cluster.until(Duration::from_secs(30), move |_| of_wait.borrow().len() == 5), "{:?}", told.borrow());
+    let told = told.borrow().clone();
+    let says =
+        |n: usize, what: &str| assert!(told[n].as_ref().is_err_and(|why| why.contains(what)), "{what}: {told:?}");
+    says(0, "slot 7 has no member");
+    says(1, "would share its address");
+    assert_eq!(told[2], Ok(()), "{told:?}");
+    says(3, "still learning");
+    assert_eq!(told[4], Ok(()), "{told:?}");
+    // The one that was taken out has left by itself; it comes back under its slot, and is one of a majority.
+    let ended = matches!(cluster.steps(out.into()).last(), Some(MemberProgress::Ended(Ok(()))));
+    assert!(ended, "{:#?}", cluster.steps(out.into()));
+    cluster.start(out.into());
+    cluster.until(Duration::from_secs(2), |_| false);
+    cluster.kill(leader);
+    let next = cluster.wait_leader(Duration::from_secs(10));
+    assert_ne!(next, leader);
+    cluster.until(Duration::from_secs(2), |_| false);
+    finish(&mut cluster, &load);
 }

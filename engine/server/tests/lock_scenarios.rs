@@ -2,6 +2,7 @@
 
 mod fake;
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -10,10 +11,12 @@ use fake::{Cluster, TestClient};
 use vellum_base::{Bucket, Ino, ItemOp, Key, Rid, Zone};
 use vellum_link::LinkError;
 use vellum_proto::Timers;
+use vellum_proto::fact::LockFact;
 use vellum_rt::native::block_on;
-use vellum_rt::{Class, sleep, spawn, timeout};
+use vellum_rt::{Class, sleep, spawn, timeout, yield_now};
 use vellum_wire::{
-    ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, HeldFileLock, LockMode::*, Request, Response,
+    ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, HeldFileLock, LockMode::*, LockName, LockWant,
+    Request, Response,
 };
 
 /// Everything that is waited for comes within this, on a busy machine too.
@@ -104,6 +107,60 @@ fn scenario_10_l10_no_client_writes_an_index() {
                 other => panic!("{other:?}"),
             }
         }
+    });
+}
+
+/// Scenario 11 at a whole node: twenty thousand locks come back in messages as long as they may be, and then as many of a
+/// client that is gone. However it is done, no turn of the reactor weakens more than a piece of them: a task that only wants
+/// its turn gets it in between. [L8]
+#[test]
+fn scenario_11_l8_no_turn_gives_back_more_than_a_piece() {
+    const LOCKS: u64 = 20_000;
+    const PIECE: usize = 256;
+    block_on(async {
+        let (weakened, longest) = (Rc::new(Cell::new(0usize)), Rc::new(Cell::new(0usize)));
+        let (count, most) = (weakened.clone(), longest.clone());
+        let in_a_row = Rc::new(Cell::new(0usize));
+        let counts = in_a_row.clone();
+        let _listening = vellum_base::probe::listen(move |fact| {
+            if let Some(LockFact::Weakened { .. }) = fact.downcast_ref::<LockFact>() {
+                count.set(count.get() + 1);
+                counts.set(counts.get() + 1);
+                most.set(most.get().max(counts.get()));
+            }
+        });
+        let turns = spawn(Class::Request, "wants its turn", async move {
+            loop {
+                in_a_row.set(0);
+                yield_now().await;
+            }
+        });
+        let cluster = Cluster::start(quick()).await;
+        let wants: Vec<(u64, _)> = (1..=LOCKS).map(|group| (group, Write)).collect();
+        let (a, b) = (cluster.client(1).await, cluster.client(2).await);
+        for client in [&a, &b] {
+            weakened.set(0);
+            for page in wants.chunks(4096) {
+                client.lock(page).await.unwrap();
+            }
+            if client.conn.rid() == Rid(1) {
+                let null = |(group, _): &(u64, _)| LockWant { name: LockName::Group(*group), mode: Null };
+                let back: Vec<_> = wants
+                    .chunks(4096)
+                    .map(|page| a.conn.call(Request::Unlock { to: page.iter().map(null).collect() }, None))
+                    .collect();
+                for answer in back {
+                    timeout(PATIENCE, answer).await.expect("an answer").unwrap();
+                }
+            } else {
+                client.conn.close();
+                let c = cluster.client(3).await;
+                timeout(PATIENCE, c.lock(&[(1, Write), (LOCKS, Write)])).await.expect("reclaimed").unwrap();
+            }
+            assert!(weakened.get() as u64 >= LOCKS, "{}", weakened.get());
+        }
+        assert!(longest.get() <= 2 * PIECE, "{} locks in one turn", longest.get());
+        turns.cancel();
     });
 }
 

@@ -11,7 +11,7 @@ use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError};
 use vellum_proto::Timers;
 use vellum_rt::native::block_on;
 use vellum_rt::{Class, now, sleep, spawn, timeout};
-use vellum_wire::{ErrorCode, LockMode::*, LockName, Refusal, Request, Response, WireError};
+use vellum_wire::{AdminRequest, ErrorCode, LockMode::*, LockName, Refusal, Request, Response, WireError};
 
 fn quick() -> Timers {
     Timers::DEFAULT.faster(20)
@@ -182,6 +182,29 @@ fn who_does_not_return_holds_up_grants_only_for_the_window() {
         let took = started.elapsed();
         assert!(took >= quick().recovery_window && took < quick().recovery_window * 3, "{took:?}");
         assert_eq!(cluster.disk.borrow().rids.keys().copied().collect::<Vec<_>>(), [Rid(2)]);
+    });
+}
+
+/// An operator gives up a client that has not come back to the new leader: it is let in no more, and reclaimed when the window
+/// is over, until which it may believe in its lease.
+#[test]
+fn a_client_is_given_up_before_it_comes_back() {
+    block_on(async {
+        let cluster = Cluster::start(quick()).await;
+        let (a, b) = (cluster.client(1).await, cluster.client(2).await);
+        a.lock(&[(1, Write)]).await.unwrap();
+        cluster.stop_node().await;
+        drop(a);
+        cluster.start_node().await;
+        let evict = |rid| Request::Admin { what: AdminRequest::Evict { rid: Rid(rid) } };
+        b.conn.call(evict(1), None).await.unwrap();
+        let options = ConnectOptions { timers: quick(), ..ConnectOptions::default() };
+        let back = Connection::open(cluster.address(), Identity { rid: Rid(1), fsid: None }, options).await;
+        assert!(matches!(back.err(), Some(LinkError::Refused(Refusal::Fenced))), "it is let in no more");
+        assert!(cluster.disk.borrow().rids.contains_key(&Rid(1)), "its record stays until the window is over");
+        b.lock(&[(1, Write)]).await.unwrap();
+        assert_eq!(cluster.disk.borrow().rids.keys().copied().collect::<Vec<_>>(), [Rid(2)]);
+        assert!(b.conn.call(evict(1), None).await.is_err(), "there is no such client any more");
     });
 }
 

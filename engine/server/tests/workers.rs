@@ -23,7 +23,7 @@ use vellum_server::worker::{self, WorkerError, WorkerOptions};
 use vellum_server::{Limits, NodeOptions, Plan, Progress, StopHandle, WorkerProbe};
 use vellum_store::lsm::{Cancel, CompactionJob, execute};
 use vellum_store::{CheckOptions, MkfsOptions, OpenOptions, Prefer, mkfs};
-use vellum_wire::{ErrorCode, Greeting, LockMode, LockName, LockWant, Request, Response};
+use vellum_wire::{AdminRequest, ErrorCode, Greeting, LockMode, LockName, LockWant, Request, Response};
 
 const LONG: Duration = Duration::from_secs(3600);
 const LEADER: ProcessId = ProcessId(1);
@@ -41,7 +41,7 @@ fn address() -> Address {
 struct Fenced(Mutex<BTreeSet<u8>>);
 
 impl WorkerProbe for Fenced {
-    fn is_gone(&self, slot: u8) -> bool {
+    fn is_gone(&self, slot: u8, _: Option<vellum_rt::Instant>) -> bool {
         self.0.lock().unwrap().contains(&slot)
     }
 }
@@ -222,6 +222,12 @@ impl Lab {
         };
         self.world.spawn(self.client, Class::Request, "compact", task).detach();
         done
+    }
+
+    fn evict(&mut self, rid: Rid) -> Result<(), LinkError> {
+        let connection = self.connection.borrow().clone().unwrap();
+        let what = AdminRequest::Evict { rid };
+        self.on_client(async move { connection.call(Request::Admin { what }, None).await.map(|_| ()) })
     }
 
     fn status(&mut self) -> Value {
@@ -534,6 +540,56 @@ fn c3_a_worker_that_lies_is_sent_away() {
     lab.device.fence(ProcessId(90));
     lab.fenced.0.lock().unwrap().insert(6);
     lab.wait_sum("withheld_blocks", |blocks| blocks == 0);
+    lab.end();
+}
+
+/// A worker dies for good with a job in hand, and nothing here can know of it: the operator who does gives it up, and its blocks
+/// come back. As long as it may come back itself an eviction only takes its connection.
+#[test]
+fn c3_an_operator_gives_up_a_worker_that_is_dead_for_good() {
+    let mut lab = Lab::new(35, 1);
+    lab.write(120);
+    let puppet = lab.puppet(5, Deed::Sits);
+    lab.wait_workers(1);
+    let done = lab.begin_compact();
+    let jobs = puppet.jobs.clone();
+    lab.until("a job is taken", move || !jobs.borrow().is_empty());
+    assert!(lab.evict(Rid(1005)).is_ok());
+    lab.world.kill_node(puppet.node);
+    lab.until("it is done by somebody else", || done.get());
+    lab.world.run_for(Duration::from_secs(60));
+    assert!(lab.sum("withheld_blocks") > 0, "a connection that was taken away proves nothing: {:#}", lab.status());
+    lab.device.fence(ProcessId(90));
+    assert!(lab.evict(Rid(1005)).is_ok());
+    lab.wait_sum("withheld_blocks", |blocks| blocks == 0);
+    assert!(lab.evict(Rid(1005)).is_err(), "there is no such client any more");
+    lab.write(80);
+    lab.compact().unwrap();
+    lab.end();
+}
+
+/// The same when the leader died too: the next one knows the worker by its record alone.
+#[test]
+fn c3_an_operator_gives_up_a_dead_worker_of_an_earlier_term() {
+    let mut lab = Lab::new(36, 1);
+    lab.write(160);
+    let puppet = lab.puppet(7, Deed::Sits);
+    lab.wait_workers(1);
+    let _done = lab.begin_compact();
+    let jobs = puppet.jobs.clone();
+    lab.until("a job is taken", move || !jobs.borrow().is_empty());
+    lab.world.kill_node(puppet.node);
+    lab.kill_leader(LEADER);
+    lab.lead(ProcessId(2));
+    lab.world.run_for(Duration::from_secs(60));
+    let withheld = |status: Value| status["store"]["withheld_blocks"].as_u64().unwrap();
+    assert!(withheld(lab.status()) > 0);
+    lab.device.fence(ProcessId(90));
+    assert!(lab.evict(Rid(1007)).is_ok());
+    lab.world.run_for(Duration::from_secs(5));
+    assert_eq!(withheld(lab.status()), 0, "{:#}", lab.status());
+    lab.write(80);
+    lab.compact().unwrap();
     lab.end();
 }
 

@@ -12,6 +12,8 @@ use vellum_format::superblock::{MAX_SLOTS, SLOT_BYTES};
 use vellum_nvme::Queue;
 
 use crate::error::StoreError;
+use crate::mesh::Request;
+use crate::store::Store;
 use crate::superblock;
 
 pub struct SlotChange {
@@ -27,18 +29,33 @@ pub async fn change_slots(queue: &Rc<dyn Queue>, change: SlotChange) -> Result<(
     if let Some(refused) = superblock::forbids_writing(&sb) {
         return Err(refused);
     }
-    if change.slots.len() > MAX_SLOTS || change.slots.iter().any(|text| text.len() >= SLOT_BYTES) {
-        return Err(StoreError::Options(format!("at most {MAX_SLOTS} slots of less than {SLOT_BYTES} bytes")));
-    }
+    let slots = table(change.slots)?;
     if change.stop {
         for slot in Slot::all() {
             stop(queue, &sb, slot).await?;
         }
     }
-    sb.slots = change.slots.into_iter().map(String::into_bytes).collect();
-    sb.slots.resize(MAX_SLOTS, Vec::new());
+    sb.slots = slots;
     sb.generation += 1;
     superblock::write(queue, &sb).await
+}
+
+/// As the superblock keeps it.
+fn table(slots: Vec<String>) -> Result<Vec<Vec<u8>>, StoreError> {
+    if slots.len() > MAX_SLOTS || slots.iter().any(|text| text.len() >= SLOT_BYTES) {
+        return Err(StoreError::Options(format!("at most {MAX_SLOTS} slots of less than {SLOT_BYTES} bytes")));
+    }
+    let mut slots: Vec<Vec<u8>> = slots.into_iter().map(String::into_bytes).collect();
+    slots.resize(MAX_SLOTS, Vec::new());
+    Ok(slots)
+}
+
+impl Store {
+    /// Other slots, while this store is served: durable when it answers. Whether that may be is the quorum's to judge.
+    pub async fn change_slots(self: &Rc<Self>, slots: Vec<String>) -> Result<(), StoreError> {
+        let slots = table(slots)?;
+        self.ask(crate::env::COORDINATOR, Request::ChangeSlots { slots }).await.map(|_| ())
+    }
 }
 
 async fn stop(queue: &Rc<dyn Queue>, sb: &Superblock, slot: Slot) -> Result<(), StoreError> {

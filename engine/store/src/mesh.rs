@@ -170,6 +170,10 @@ pub(crate) enum Request {
     },
     /// Nobody writes outputs of an earlier leader's compactions any more.
     ReleaseWithheld,
+    /// The superblock's slots, whole.
+    ChangeSlots {
+        slots: Vec<Vec<u8>>,
+    },
     /// Merge everything, in every shard of the reactor.
     CompactAll,
     Central,

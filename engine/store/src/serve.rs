@@ -96,6 +96,10 @@ impl Store {
                 central.release_withheld();
                 Answer::Done
             }
+            Request::ChangeSlots { slots } => {
+                central.manifest.change_slots(slots).await?;
+                Answer::Done
+            }
             Request::Central => Answer::Central(Box::new(self.central_status(&central))),
             Request::Shutdown => {
                 self.shut_all().await?;

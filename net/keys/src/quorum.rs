@@ -7,7 +7,8 @@
 //! - a heartbeat whose round is not greater than the last one proves no life, so a recorded one does not keep a dead
 //!   leader's followers waiting;
 //! - an answer confirms the round that it names and no later one;
-//! - a resignation was said by the leader of that very term, which has resigned.
+//! - a resignation was said by the leader of that very term, which has resigned;
+//! - who asks to leave, and is let go, is named by its run, and does leave.
 //!
 //! Who sits between members can drop datagrams, which the quorum is built for.
 

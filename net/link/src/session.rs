@@ -10,7 +10,7 @@ use vellum_base::{DmaSlice, Epoch, Rid, Term};
 use vellum_proto::server::ServerEvent;
 use vellum_proto::{ServerSession, Time, Timers, Token, Window};
 use vellum_rt::local::Notify;
-use vellum_rt::{Class, JoinHandle, now, spawn, timeout};
+use vellum_rt::{Class, JoinHandle, now, spawn, timeout, yield_if_needed};
 use vellum_wire::{ErrorCode, Frame, Greeted, Greeting, MAX_CONTROL, MAX_PAYLOAD, Refusal, Request, Response};
 
 use crate::calls::{Calls, PendingCall};
@@ -282,6 +282,8 @@ async fn receive_frames(session: Rc<Session>, mut reader: FrameReader, number: u
         if let Err(violation) = verdict {
             break SocketError::from(violation);
         }
+        // A peer that sends as fast as it is received from has no reactor for itself.
+        yield_if_needed().await;
     };
     match &error {
         SocketError::Closed | SocketError::Io(_) => tracing::debug!(rid = %session.rid, %error, "socket ended"),

@@ -16,7 +16,7 @@
 
 pub mod list;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use thiserror::Error;
 use vellum_base::{Mutant, Rid, Term, mutant, probe};
@@ -123,15 +123,20 @@ impl Lock {
 struct Client {
     /// Requests that wait.
     pending: HashSet<u64>,
-    /// Places in locks: one as a holder, one for each waiting request.
-    places: HashMap<LockName, u32>,
+    /// Places in locks: one as a holder, one for each waiting request. Ordered, so that a reclaim takes them in pieces, and
+    /// in the same order in each simulated run.
+    places: BTreeMap<LockName, u32>,
 }
 
 pub struct LockTable {
     term: Term,
     locks: HashMap<LockName, Lock>,
     clients: HashMap<Rid, Client>,
+    /// Places of clients whose reclaim has begun.
+    reclaiming: HashMap<Rid, BTreeMap<LockName, u32>>,
     recovering: bool,
+    /// What was asked for while recovering, and was not looked at since.
+    asked_early: BTreeSet<LockName>,
     write_seq: u64,
     stride: u64,
     outputs: VecDeque<LockOutput>,
@@ -172,7 +177,9 @@ impl LockTable {
             term,
             locks: HashMap::new(),
             clients: HashMap::new(),
+            reclaiming: HashMap::new(),
             recovering,
+            asked_early: BTreeSet::new(),
             write_seq: above | index as u64,
             stride: tables as u64,
             outputs: VecDeque::new(),
@@ -200,6 +207,9 @@ impl LockTable {
         let waiter = Waiter { rid, request, mode: want.mode, since: self.now };
         self.locks.entry(want.name).or_default().waiters.push_back(waiter);
         self.waiting += 1;
+        if self.recovering {
+            self.asked_early.insert(want.name);
+        }
         self.advance(want.name);
         Ok(())
     }
@@ -340,16 +350,28 @@ impl LockTable {
 
     /// The client is gone for good: nothing of it is held, waited for or asked.
     pub fn reclaim(&mut self, rid: Rid) {
-        let Some(client) = self.clients.remove(&rid) else { return };
-        let mut names: Vec<LockName> = client.places.into_keys().collect();
-        names.sort_unstable();
-        for name in names {
+        while !self.reclaim_some(rid, usize::MAX) {}
+    }
+
+    /// A part of [`Self::reclaim`], of at most so many locks. True when nothing of the client is left. Its requests are
+    /// void from the first part on.
+    pub fn reclaim_some(&mut self, rid: Rid, most: usize) -> bool {
+        if let Some(client) = self.clients.remove(&rid) {
+            self.reclaiming.insert(rid, client.places);
+        }
+        for _ in 0..most {
+            let Some(places) = self.reclaiming.get_mut(&rid) else { return true };
+            let Some((name, _)) = places.pop_first() else { break };
             if let Some(lock) = self.locks.get_mut(&name) {
                 lock.remove(rid);
             }
             probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode: LockMode::Null });
             self.advance(name);
         }
+        if self.reclaiming.get(&rid).is_some_and(BTreeMap::is_empty) {
+            self.reclaiming.remove(&rid);
+        }
+        !self.reclaiming.contains_key(&rid)
     }
 
     /// Lock recovery: the client held `grant` under the leader before.
@@ -376,14 +398,18 @@ impl LockTable {
 
     /// Every client of the term before has come back or was reclaimed: grants flow.
     pub fn recovered(&mut self) {
-        if std::mem::replace(&mut self.recovering, false) {
-            let mut waited_for: Vec<LockName> =
-                self.locks.iter().filter(|(_, lock)| !lock.waiters.is_empty()).map(|(name, _)| *name).collect();
-            waited_for.sort_unstable();
-            for name in waited_for {
-                self.advance(name);
-            }
+        while !self.recovered_some(usize::MAX) {}
+    }
+
+    /// The same, but of what was asked for meanwhile only so many locks are looked at; true when none is left. What is asked
+    /// for from now on is served at once.
+    pub fn recovered_some(&mut self, most: usize) -> bool {
+        self.recovering = false;
+        for _ in 0..most {
+            let Some(name) = self.asked_early.pop_first() else { break };
+            self.advance(name);
         }
+        self.asked_early.is_empty()
     }
 
     /// The mode that the engine believes `rid` to hold; one under invalidation counts as the old one.

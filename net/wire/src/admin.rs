@@ -1,5 +1,7 @@
 //! What an operator asks of an engine, and its encoding.
 
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
 use vellum_base::Rid;
 
 use crate::codec::WireFault;
@@ -22,6 +24,13 @@ pub enum AdminRequest {
     Evict {
         rid: Rid,
     },
+    /// The quorum's slot gets that address, or none. Answered when the members' next elections go by it.
+    SetSlot {
+        slot: u8,
+        address: Option<SocketAddr>,
+        /// The operator knows that nothing of the member that had the slot can write to the device any more.
+        dead: bool,
+    },
 }
 
 pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
@@ -29,9 +38,21 @@ pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
         AdminRequest::Locks { max } => (1, u64::from(*max)),
         AdminRequest::Clients { max } => (2, u64::from(*max)),
         AdminRequest::Evict { rid } => (3, rid.0),
+        AdminRequest::SetSlot { slot, address, dead } => {
+            let (has, port) = (address.is_some(), address.map_or(0, |address| address.port()));
+            (4, u64::from(*slot) | u64::from(*dead) << 8 | u64::from(has) << 9 | u64::from(port) << 16)
+        }
     };
     writer::u8(out, tag);
     writer::u64(out, value);
+    if let AdminRequest::SetSlot { address, .. } = what {
+        let ip = match address.map(|address| address.ip()) {
+            Some(IpAddr::V4(ip)) => ip.to_ipv6_mapped(),
+            Some(IpAddr::V6(ip)) => ip,
+            None => Ipv6Addr::UNSPECIFIED,
+        };
+        out.extend_from_slice(&ip.octets());
+    }
 }
 
 pub(crate) fn get(r: &mut Reader) -> Result<AdminRequest, WireFault> {
@@ -41,6 +62,15 @@ pub(crate) fn get(r: &mut Reader) -> Result<AdminRequest, WireFault> {
         1 => Ok(AdminRequest::Locks { max }),
         2 => Ok(AdminRequest::Clients { max }),
         3 => Ok(AdminRequest::Evict { rid: Rid(value) }),
+        4 => {
+            let ip = Ipv6Addr::from(r.array16("address")?).to_canonical();
+            if value >> 32 != 0 || value & 0xfc00 != 0 {
+                return Err(WireFault::Value { what: "slot", found: value });
+            }
+            let (slot, port) = (value as u8, (value >> 16) as u16);
+            let address = (value >> 9 & 1 == 1).then(|| SocketAddr::new(ip, port));
+            Ok(AdminRequest::SetSlot { slot, address, dead: value >> 8 & 1 == 1 })
+        }
         found => Err(WireFault::Value { what: "admin request", found: found.into() }),
     }
 }

@@ -38,6 +38,9 @@ pub enum QuorumKind {
     HeartbeatAnswer = 6,
     /// The leader of `term` has given up: elect another at once.
     Resignation = 7,
+    /// "May I leave?" To the leader of `term`.
+    Leave = 8,
+    LeaveAnswer = 9,
 }
 
 impl QuorumKind {
@@ -51,13 +54,16 @@ impl QuorumKind {
             5 => Heartbeat,
             6 => HeartbeatAnswer,
             7 => Resignation,
+            8 => Leave,
+            9 => LeaveAnswer,
             _ => return None,
         })
     }
 
     /// Whether `term` is the sender's own: only its slot can be elected in it.
     fn of_senders_term(self) -> bool {
-        matches!(self, QuorumKind::RequestVote | QuorumKind::PreVote | QuorumKind::Heartbeat | QuorumKind::Resignation)
+        use QuorumKind::*;
+        matches!(self, RequestVote | PreVote | Heartbeat | Resignation | LeaveAnswer)
     }
 }
 
@@ -70,7 +76,7 @@ pub struct QuorumMessage {
     pub round: u64,
     /// The sender's run.
     pub rid: Rid,
-    /// In answers to votes and pre-votes.
+    /// In answers to votes, pre-votes and who would leave; of a leader: nobody is mounted.
     pub granted: bool,
     /// Microseconds since the sender's last write of its own block was durable; `u32::MAX` is longer, or never.
     pub written_ago_us: u32,

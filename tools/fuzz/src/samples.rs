@@ -117,7 +117,7 @@ pub fn frames() -> Vec<Vec<u8>> {
 
 pub fn datagrams() -> Vec<QuorumDatagram> {
     use QuorumKind::*;
-    [RequestVote, Vote, PreVote, PreVoteAnswer, Heartbeat, HeartbeatAnswer, Resignation]
+    [RequestVote, Vote, PreVote, PreVoteAnswer, Heartbeat, HeartbeatAnswer, Resignation, Leave, LeaveAnswer]
         .into_iter()
         .map(|kind| {
             let term = Term::of_round(3, Slot(2));

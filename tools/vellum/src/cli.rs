@@ -129,7 +129,7 @@ pub struct Serve {
     #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
     pub heartbeat_timeout: u64,
     /// Give figures to a monitoring system (Prometheus text, GET /metrics) at ADDR:PORT of loopback, or unix:PATH. A member
-    /// of a cluster does while it leads.
+    /// of a cluster does whether it leads or not; `vellum status metrics:ADDR:PORT` asks there.
     #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
     pub metrics: Option<String>,
     #[command(flatten)]
@@ -277,25 +277,29 @@ pub enum Quorum {
         #[command(flatten)]
         keys: KeyArgs,
     },
-    /// Change the slots of a device whose members are all stopped.
+    /// Change the slots: through the leader while the cluster serves, one member at a time; or of a device whose members are
+    /// all stopped.
     Change(QuorumChange),
 }
 
 #[derive(Args)]
 pub struct QuorumChange {
-    pub device: String,
+    /// A device, unix:PATH, tcp:ADDR:PORT (several after commas), or a directory of a mount.
+    pub on: String,
     /// Add a member, or give the one in that slot another address.
     #[arg(long = "set", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
     pub set: Vec<SlotAddress>,
     /// Take a member out.
     #[arg(long = "remove", value_name = "N", value_parser = slots::parse_number)]
     pub remove: Vec<u8>,
-    /// Members whose last leadership has no orderly end on the device are known to be dead or powered off: mark it as
-    /// over. Wrong, it lets two leaders write.
+    /// The member that is changed is not heard, and known to be dead or powered off. While nobody serves: so are all members
+    /// whose last leadership has no orderly end on the device. Wrong, it lets two processes write.
     #[arg(long)]
     pub confirm_dead: bool,
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
 }
 
 #[derive(Args)]

@@ -6,6 +6,7 @@ mod device;
 mod endpoint;
 mod engine;
 mod exit;
+mod figures;
 mod keys;
 mod library;
 mod processes;

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use vellum_base::Term;
@@ -14,7 +15,7 @@ use vellum_format::quorum::SlotBlock;
 use vellum_nvme::Queue;
 use vellum_proto::Time;
 use vellum_proto::quorum::{FenceTarget, Quorum, QuorumOutput};
-use vellum_rt::channel::Sender;
+use vellum_rt::channel::{Receiver, Sender};
 use vellum_rt::local::Notify;
 use vellum_rt::net::Datagram;
 use vellum_rt::{Class, JoinHandle, now, spawn, timeout};
@@ -22,8 +23,10 @@ use vellum_store::Deposed;
 use vellum_wire::{MAX_DATAGRAM, QuorumDatagram, QuorumMessage};
 
 use super::blocks::{Membership, read_blocks, write_block};
+use super::change::SlotChanges;
 use super::fencer::FenceOrder;
 use super::gate::Question;
+use super::gone::GoneSlots;
 use super::leadership::Engine;
 use super::member::{Member, MemberProgress};
 use super::status::quorum_status;
@@ -32,6 +35,8 @@ use crate::plan::NodeError;
 
 /// Datagrams taken in a row; then the time is looked at, whoever floods us.
 const DRAIN: usize = 1024;
+/// How often a member that would leave asks.
+const ASK: Duration = Duration::from_millis(50);
 /// Datagrams that wait to be sent; more are lost, as in a network.
 const OUTGOING: usize = 256;
 
@@ -39,10 +44,10 @@ const OUTGOING: usize = 256;
 type Asked = RefCell<Vec<(u64, Sender<Result<(), Deposed>>)>>;
 
 pub(super) struct Agent {
-    pub member: std::sync::Arc<Member>,
-    pub members: Membership,
-    queue: Rc<dyn Queue>,
-    quorum: RefCell<Quorum>,
+    pub member: Arc<Member>,
+    members: RefCell<Membership>,
+    pub(super) queue: Rc<dyn Queue>,
+    pub(super) quorum: RefCell<Quorum>,
     pub engine: Engine,
     outgoing: RefCell<VecDeque<(SocketAddr, Vec<u8>)>>,
     asked: Asked,
@@ -50,6 +55,8 @@ pub(super) struct Agent {
     driving: Cell<bool>,
     changed: Notify,
     end: RefCell<Option<Result<(), NodeError>>>,
+    pub(super) changes: SlotChanges,
+    pub(super) gone: Arc<GoneSlots>,
 }
 
 pub(super) fn time() -> Time {
@@ -58,7 +65,7 @@ pub(super) fn time() -> Time {
 
 impl Agent {
     pub fn new(
-        member: std::sync::Arc<Member>,
+        member: Arc<Member>,
         members: Membership,
         queue: Rc<dyn Queue>,
         quorum: Quorum,
@@ -66,7 +73,7 @@ impl Agent {
     ) -> Rc<Agent> {
         Rc::new(Agent {
             member,
-            members,
+            members: RefCell::new(members),
             queue,
             quorum: RefCell::new(quorum),
             engine,
@@ -76,6 +83,8 @@ impl Agent {
             driving: Cell::new(false),
             changed: Notify::new(),
             end: RefCell::default(),
+            changes: SlotChanges::default(),
+            gone: Arc::default(),
         })
     }
 
@@ -125,9 +134,9 @@ impl Agent {
     }
 
     fn is_for_us(&self, datagram: &QuorumDatagram, from: SocketAddr) -> bool {
-        datagram.fsid == self.members.fsid
+        datagram.fsid == self.members.borrow().fsid
             && datagram.to == self.member.options.slot
-            && self.members.address(datagram.from) == Some(from)
+            && self.members.borrow().address(datagram.from) == Some(from)
     }
 
     async fn send_outgoing(&self, socket: &Datagram) {
@@ -144,8 +153,34 @@ impl Agent {
 
     /// One input of the machine, and what follows from it.
     pub fn input(self: &Rc<Self>, input: impl FnOnce(&mut Quorum, Time)) {
-        input(&mut self.quorum.borrow_mut(), time());
+        {
+            let mut quorum = self.quorum.borrow_mut();
+            quorum.set_mounted(self.engine.is_mounted());
+            input(&mut quorum, time());
+        }
         self.drive();
+    }
+
+    /// Asks until this member may leave, has stayed long enough, or is told once more. False when it is to end at once.
+    pub async fn wait_let_go(self: &Rc<Self>, told_again: &mut Receiver<()>) -> bool {
+        let slot = self.member.options.slot;
+        tracing::info!(%slot, "told to leave");
+        let until = now() + self.member.options.stay;
+        loop {
+            self.input(Quorum::ask_to_leave);
+            if self.quorum.borrow().is_leaving() {
+                return true;
+            }
+            match timeout(ASK, told_again.recv()).await {
+                Ok(None) => return false,
+                Err(_) if now() < until => {}
+                told => {
+                    let why = if told.is_ok() { "it was told again" } else { "it has stayed long enough" };
+                    tracing::warn!(%slot, why, "leaves, though no majority may stay: calls on mounts wait for one");
+                    return true;
+                }
+            }
+        }
     }
 
     fn drive(self: &Rc<Self>) {
@@ -171,7 +206,9 @@ impl Agent {
             QuorumOutput::ReadBlocks => {
                 let agent = self.clone();
                 spawn(Class::Commit, "read slot blocks", async move {
-                    let blocks = read_blocks(&agent.queue, &agent.members).await;
+                    agent.read_members().await;
+                    let blocks = read_blocks(&agent.queue, &agent.members()).await;
+                    agent.note_lives(&blocks);
                     agent.input(|quorum, now| quorum.handle_blocks(now, &blocks));
                 })
                 .detach();
@@ -192,8 +229,9 @@ impl Agent {
     }
 
     fn send(&self, to: vellum_base::Slot, message: QuorumMessage) {
-        let Some(address) = self.members.address(to) else { return };
-        let datagram = QuorumDatagram { fsid: self.members.fsid, from: self.member.options.slot, to, message };
+        let Some(address) = self.members.borrow().address(to) else { return };
+        let fsid = self.members.borrow().fsid;
+        let datagram = QuorumDatagram { fsid, from: self.member.options.slot, to, message };
         let mut outgoing = self.outgoing.borrow_mut();
         if outgoing.len() < OUTGOING {
             outgoing.push_back((address, datagram.encode(&*self.member.options.auth)));
@@ -204,7 +242,7 @@ impl Agent {
         let agent = self.clone();
         spawn(Class::Commit, "write slot block", async move {
             let began = now();
-            match write_block(&agent.queue, &agent.members, &block).await {
+            match write_block(&agent.queue, &agent.members(), &block).await {
                 Ok(()) => agent.input(|quorum, at| quorum.handle_written(at, seq, began.elapsed())),
                 Err(error) => {
                     tracing::warn!(slot = %block.slot, %error, "writing our block");
@@ -222,7 +260,7 @@ impl Agent {
             for target in targets {
                 let order = FenceOrder {
                     target,
-                    address: agent.members.address(target.slot),
+                    address: agent.members().address(target.slot),
                     by: agent.member.options.slot,
                     for_term: term,
                 };
@@ -232,6 +270,7 @@ impl Agent {
                     result = Err(format!("{order}: {error}"));
                     break;
                 }
+                agent.gone.note(target.slot, term);
             }
             agent.input(|quorum, now| quorum.handle_fenced(now, term, result));
         });
@@ -269,9 +308,20 @@ impl Agent {
             }
             Question::Status { answer } => {
                 let status = self.quorum.borrow().status(time());
-                let _ = answer.try_send(quorum_status(&status, &self.members));
+                let _ = answer.try_send(quorum_status(&status, &self.members()));
             }
+            Question::Judge { edit, answer } => self.judge(edit, answer),
+            Question::Changed { edit, answer } => self.changed(edit, answer),
         }
+    }
+
+    /// Who is a member, as this one knows.
+    pub fn members(&self) -> Membership {
+        self.members.borrow().clone()
+    }
+
+    pub(super) fn set_members(&self, members: Membership) {
+        *self.members.borrow_mut() = members;
     }
 
     pub fn tell(&self, progress: MemberProgress) {

@@ -43,6 +43,20 @@ impl Membership {
         Slot::all().filter_map(|slot| Some((slot, self.address(slot)?)))
     }
 
+    /// With that slot's address, or without one.
+    pub fn with(&self, slot: Slot, address: Option<SocketAddr>) -> Membership {
+        let mut changed = self.clone();
+        if let Some(place) = changed.addresses.get_mut(slot.index()) {
+            *place = address;
+        }
+        changed
+    }
+
+    /// As the superblock keeps it.
+    pub fn table(&self) -> Vec<String> {
+        self.addresses.iter().map(|address| address.map(|a| a.to_string()).unwrap_or_default()).collect()
+    }
+
     fn place(&self, slot: Slot) -> u64 {
         BlockAddr(self.area.0 + slot.index() as u64).bytes()
     }

@@ -6,6 +6,8 @@ use serde_json::Value;
 use vellum_rt::channel::{Sender, bounded};
 use vellum_store::{Deposed, Gate, GateFuture};
 
+use super::change::{NotNow, SlotEdit};
+
 /// Questions that wait for the agent at most; who asks then waits for room.
 pub(super) const QUESTIONS: usize = 256;
 
@@ -15,6 +17,16 @@ pub(super) enum Question {
         answer: Sender<Result<(), Deposed>>,
     },
     Status {
+        answer: Sender<Value>,
+    },
+    /// May this slot be changed now? Answered with the slots as they are to be written.
+    Judge {
+        edit: SlotEdit,
+        answer: Sender<Result<Vec<String>, NotNow>>,
+    },
+    /// They were written: answered when this member goes by them.
+    Changed {
+        edit: SlotEdit,
         answer: Sender<Value>,
     },
 }
@@ -32,6 +44,21 @@ impl fmt::Debug for AgentHandle {
 }
 
 impl AgentHandle {
+    /// Whether a slot may be changed, as the leader judges; the whole table to be written then.
+    pub(crate) async fn judge(&self, edit: SlotEdit) -> Result<Vec<String>, NotNow> {
+        let gone = || NotNow::Later("this member ends: ask the next leader".into());
+        let (answer, mut answered) = bounded(1);
+        self.questions.send(Question::Judge { edit, answer }).await.map_err(|_| gone())?;
+        answered.recv().await.unwrap_or_else(|| Err(gone()))
+    }
+
+    /// The superblock was written as judged. The slots as they are now.
+    pub(crate) async fn changed(&self, edit: SlotEdit) -> Option<Value> {
+        let (answer, mut answered) = bounded(1);
+        self.questions.send(Question::Changed { edit, answer }).await.ok()?;
+        answered.recv().await
+    }
+
     /// The quorum as this member sees it; none when the agent is gone.
     pub async fn status(&self) -> Option<Value> {
         let (answer, mut answered) = bounded(1);

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use vellum_base::Term;
 use vellum_nvme::Valve;
 use vellum_proto::quorum::{Quorum, StopReason};
@@ -19,9 +20,12 @@ use vellum_rt::channel::{Receiver, Sender, bounded};
 use vellum_rt::{Class, sleep, spawn};
 
 use super::agent::Agent;
+use super::figures::StatusAsks;
 use super::gate::AgentHandle;
+use super::gone::SlotProbe;
 use super::member::MemberProgress;
 use crate::first::first_of;
+use crate::mounted::Mounted;
 use crate::plan::{NodeError, Plan, Progress, StopHandle};
 
 /// An engine that is stopped in order has so long; then it is stopped as a deposed one.
@@ -60,6 +64,8 @@ struct Running {
     term: Term,
     valve: Arc<Valve>,
     stop: StopHandle,
+    mounted: Arc<Mounted>,
+    asks: Sender<Sender<Value>>,
     /// Dropped, the jobs end at once.
     _kill: Vec<Sender<()>>,
 }
@@ -89,6 +95,22 @@ impl Engine {
         matches!(*self.state.borrow(), State::Runs(_) | State::Ends(_))
     }
 
+    /// Where the engine is asked for its status, while one runs.
+    pub fn asks(&self) -> Option<Sender<Sender<Value>>> {
+        match &*self.state.borrow() {
+            State::Runs(running) => Some(running.asks.clone()),
+            State::Ends(_) | State::Idle | State::Gone => None,
+        }
+    }
+
+    /// Whether anybody is mounted; as long as it cannot be known, somebody is.
+    pub fn is_mounted(&self) -> bool {
+        match &*self.state.borrow() {
+            State::Runs(running) | State::Ends(running) => running.mounted.any(),
+            State::Idle | State::Gone => true,
+        }
+    }
+
     /// Stops every device operation first, then everything else.
     fn kill(&self) {
         let state = std::mem::replace(&mut *self.state.borrow_mut(), State::Idle);
@@ -113,12 +135,17 @@ impl Agent {
     pub(super) fn lead(self: &Rc<Self>, term: Term) {
         let valve = Valve::new(self.member.device.clone());
         let (steps, told) = bounded(8);
-        let mut options = self.member.engine_options(&self.members);
+        let mut options = self.member.engine_options(&self.members());
+        let own = self.member.options.slot;
+        options.worker_probe = Some(Arc::new(SlotProbe { own, term, gone: self.gone.clone() }));
         options.store.term = Some(term);
         options.quorum = Some(self.engine.handle.clone());
-        if self.members.slots().count() > 1 {
-            options.store.gate = Some(Arc::new(self.engine.handle.clone()));
-        }
+        let mounted = Arc::new(Mounted::new(options.cores.len()));
+        options.mounted = Some(mounted.clone());
+        let (asks, asked) = StatusAsks::new();
+        (options.status_asks, options.metrics) = (Some(asked), None);
+        // Also of a single slot: others may be added while it leads.
+        options.store.gate = Some(Arc::new(self.engine.handle.clone()));
         let planned = Plan::new(valve.clone(), options, move |step| {
             let _ = steps.try_send(step); // an agent that is gone hears nothing
         });
@@ -137,7 +164,7 @@ impl Agent {
             kills.push(kill);
         }
         let ending = self.clone().until_ended(term, valve.clone(), all_ended);
-        *self.engine.state.borrow_mut() = State::Runs(Running { term, valve, stop, _kill: kills });
+        *self.engine.state.borrow_mut() = State::Runs(Running { term, valve, stop, mounted, asks, _kill: kills });
         spawn(Class::Request, "leadership", self.clone().watch(term, told)).detach();
         spawn(Class::Request, "leadership's end", ending).detach();
     }

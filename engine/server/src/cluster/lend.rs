@@ -1,7 +1,7 @@
 //! A follower lends a reactor: it runs compactions for whoever leads, until this node is to lead itself.
 //!
 //! Invariant: when [`Member::lend`] returns, nothing that it did is on its way to the device. So a member that leads next
-//! knows that its own slot is quiet ([`OwnSlot`]).
+//! knows that its own slot is quiet ([`super::gone`]).
 
 use std::time::Duration;
 
@@ -14,7 +14,6 @@ use vellum_store::StoreError;
 use super::blocks::Membership;
 use super::leadership::Job;
 use super::member::Member;
-use crate::crew::WorkerProbe;
 use crate::plan::NodeError;
 use crate::worker::{self, WorkerOptions};
 
@@ -22,17 +21,6 @@ use crate::worker::{self, WorkerOptions};
 const QUEUE_DEPTH: u32 = 64;
 /// A leadership does not wait longer for the farewell to a leader that may be dead.
 const FAREWELL: Duration = Duration::from_millis(100);
-
-/// What a member knows of lost workers: that it has stopped working itself before it leads. Of the others nothing is certain
-/// here; they are quiet when they work again.
-#[derive(Debug)]
-pub(super) struct OwnSlot(pub u8);
-
-impl WorkerProbe for OwnSlot {
-    fn is_gone(&self, slot: u8) -> bool {
-        slot == self.0
-    }
-}
 
 impl Member {
     /// Works until there is a job of an own leadership (or none will come any more); gives that.

@@ -18,7 +18,6 @@ use super::agent::{Agent, time};
 use super::blocks::{Membership, read_blocks};
 use super::gate::{AgentHandle, QUESTIONS, Question};
 use super::leadership::{Engine, Job};
-use super::lend::OwnSlot;
 use super::options::MemberOptions;
 use crate::first::{First, first_of};
 use crate::options::NodeOptions;
@@ -57,12 +56,13 @@ pub struct Member {
     seats: Mutex<Vec<Option<Receiver<Job>>>>,
 }
 
-/// Makes the member leave when told to; dropped, it ends it as a crash would.
+/// Makes the member leave when told to, as soon as the others can do without it; told twice, it leaves at once. Dropped, it
+/// ends it as a crash would.
 pub struct MemberStop(Sender<()>);
 
 impl MemberStop {
     pub fn stop(&self) {
-        let _ = self.0.try_send(()); // a second one is the first
+        let _ = self.0.try_send(()); // a third one is the second
     }
 }
 
@@ -135,7 +135,6 @@ impl Member {
         let mut options = self.options.node.clone();
         let own = members.address(self.options.slot).map(Endpoint::Tcp);
         options.listen = own.into_iter().chain(options.listen).collect();
-        options.worker_probe = Some(Arc::new(OwnSlot(self.options.slot.0)));
         options
     }
 
@@ -156,11 +155,11 @@ impl Member {
             self.tell(MemberProgress::Following { term });
             let engine = Engine::new(jobs, self.handle.clone());
             let agent = Agent::new(self.clone(), members, queue, quorum, engine);
+            let figures = self.options.node.metrics.as_ref();
+            let _figures = figures.map(|at| agent.give_figures(at)).transpose()?;
             spawn(Class::Commit, "questions to the quorum", answer(agent.clone(), questions)).detach();
             let leave = async {
-                let told = stop.recv().await.is_some();
-                if told {
-                    tracing::info!(%slot, "leaving");
+                if stop.recv().await.is_some() && agent.wait_let_go(&mut stop).await {
                     agent.input(Quorum::leave);
                     std::future::pending::<()>().await;
                 }

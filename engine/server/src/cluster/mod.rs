@@ -18,8 +18,11 @@
 
 mod agent;
 mod blocks;
+mod change;
 mod fencer;
+mod figures;
 mod gate;
+mod gone;
 mod host_fencer;
 mod leadership;
 mod lend;
@@ -30,7 +33,9 @@ mod script_fencer;
 mod status;
 
 pub use blocks::{Membership, open_leaderships, read_blocks};
+pub(crate) use change::{NotNow, SlotEdit};
 pub use fencer::{FenceError, FenceFuture, FenceOrder, FenceWith, Fencer};
+pub use figures::StatusAsks;
 pub use gate::AgentHandle;
 pub use host_fencer::HostFencer;
 pub use member::{Member, MemberProgress, MemberStop};

@@ -35,6 +35,7 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Debug;
 
 use vellum_base::{ReactorId, Rid};
+use vellum_rt::Instant;
 use vellum_store::lsm::MAX_JOB_BYTES;
 
 pub(crate) use old::OldWorkers;
@@ -50,9 +51,9 @@ const _: () = assert!(MAX_JOB_BYTES <= vellum_wire::MAX_JOB_BYTES && MAX_JOB_BYT
 
 /// Whether a member's process can still write to the device: what the cluster's fencing knows.
 pub trait WorkerProbe: Send + Sync + Debug {
-    /// True only when it is certain that no process that had this slot writes any more. Of the own slot that is so: a
-    /// member stops working, with its last write, before it leads.
-    fn is_gone(&self, slot: u8) -> bool;
+    /// True only when it is certain that a process that had this slot, and was lost then, writes nothing any more. `None`: it
+    /// was lost with a term before.
+    fn is_gone(&self, slot: u8, lost: Option<Instant>) -> bool;
 }
 
 /// A worker as every reactor knows it.

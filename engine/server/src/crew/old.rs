@@ -47,7 +47,7 @@ impl Reactor {
                     reactor.old_workers.borrow().missing.iter().map(|(r, i)| (*r, i.clone())).collect();
                 for (rid, identity) in missing {
                     // This process was a worker, and stopped working (with its last write) before it began to lead.
-                    if is_this_process(&identity) || reactor.is_gone(&identity) {
+                    if is_this_process(&identity) || reactor.is_gone(&identity, None) {
                         reactor.reclaim_old_worker(rid).await;
                     }
                 }

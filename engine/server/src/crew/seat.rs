@@ -10,7 +10,7 @@ use vellum_base::Rid;
 use vellum_format::ClientIdentity;
 use vellum_link::{LinkError, Responder};
 use vellum_rt::local::{Event, oneshot};
-use vellum_rt::{Class, sleep, spawn, timeout};
+use vellum_rt::{Class, Instant, now, sleep, spawn, timeout};
 use vellum_wire::{ErrorCode, Request, Response};
 
 use super::{Hand, MOST_JOBS};
@@ -54,11 +54,18 @@ pub(crate) struct Seat {
     jobs: RefCell<BTreeMap<u64, Rc<Event>>>,
     /// The worker writes nothing any more, for good.
     quiet: Event,
+    /// Since when it is given up.
+    lost: Cell<Option<Instant>>,
 }
 
 impl Seat {
     pub fn in_hand(&self) -> usize {
         self.jobs.borrow().len()
+    }
+
+    /// Given up, and not known to be quiet.
+    pub fn is_lost(&self) -> bool {
+        self.lost.get().is_some() && !self.is_quiet()
     }
 
     pub fn is_quiet(&self) -> bool {
@@ -202,6 +209,7 @@ impl Reactor {
         let (rid, Some(seat)) = (client.rid, client.seat()) else { return };
         tracing::warn!(%rid, jobs = seat.in_hand(), "a worker is lost");
         seat.most.set(0);
+        seat.lost.set(Some(now()));
         self.worker_down(rid);
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "lost worker", async move {
@@ -209,7 +217,7 @@ impl Reactor {
                 if client.seat().is_none_or(|seat| seat.is_quiet()) || reactor.stopping.get() {
                     return;
                 }
-                if reactor.is_gone(&client.identity) {
+                if reactor.is_gone(&client.identity, client.seat().and_then(|seat| seat.lost.get())) {
                     sleep(GRACE).await;
                     return reactor.worker_is_quiet(&client, "it is gone");
                 }
@@ -251,10 +259,10 @@ impl Reactor {
     }
 
     /// Its process, or its slot's, does not exist any more.
-    pub(crate) fn is_gone(&self, identity: &ClientIdentity) -> bool {
+    pub(crate) fn is_gone(&self, identity: &ClientIdentity, lost: Option<Instant>) -> bool {
         let probe = self.options.worker_probe.as_ref();
         let slot = identity.worker.and_then(|worker| worker.slot);
-        let fenced = slot.zip(probe).is_some_and(|(slot, probe)| probe.is_gone(slot));
+        let fenced = slot.zip(probe).is_some_and(|(slot, probe)| probe.is_gone(slot, lost));
         fenced || process_is_gone(identity)
     }
 }

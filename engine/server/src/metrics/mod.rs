@@ -4,6 +4,6 @@ mod http;
 mod latency;
 mod text;
 
-pub(crate) use http::serve;
+pub(crate) use http::{Source, serve};
 pub(crate) use latency::Latencies;
 pub(crate) use text::render;

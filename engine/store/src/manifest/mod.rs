@@ -12,13 +12,14 @@ use std::rc::Rc;
 use vellum_base::ChunkIndex;
 use vellum_format::{ChunkUse, ManifestEdit, Superblock};
 use vellum_nvme::Queue;
-use vellum_rt::local::{OneshotSender, oneshot};
+use vellum_rt::local::{Mutex, OneshotSender, oneshot};
 use vellum_rt::{Class, spawn};
 
 pub use file::{FoundManifest, ManifestFile, read};
 pub use state::{ManifestState, use_chunks};
 
 use crate::error::StoreError;
+use crate::superblock;
 
 /// What one reactor hands to another: everything of an open manifest but its queue.
 #[derive(Debug, Clone)]
@@ -33,6 +34,7 @@ type Done = OneshotSender<Result<(), StoreError>>;
 pub struct Manifest {
     queue: Rc<dyn Queue>,
     superblock: RefCell<Superblock>,
+    superblock_turn: Mutex<()>,
     /// With every edit that was handed in; the device follows.
     state: RefCell<ManifestState>,
     file: Cell<ManifestFile>,
@@ -47,6 +49,7 @@ impl Manifest {
         Rc::new(Manifest {
             queue,
             superblock: RefCell::new(seed.superblock),
+            superblock_turn: Mutex::new(()),
             state: RefCell::new(seed.state),
             file: Cell::new(seed.file),
             pending: RefCell::default(),
@@ -62,6 +65,17 @@ impl Manifest {
 
     pub fn generation(&self) -> u64 {
         self.file.get().generation
+    }
+
+    /// The superblock with other slots, durable in both copies. Checkpoints write the same superblock: one at a time.
+    pub async fn change_slots(&self, slots: Vec<Vec<u8>>) -> Result<(), StoreError> {
+        let _turn = self.superblock_turn.lock().await;
+        let mut sb = self.superblock.borrow().clone();
+        sb.slots = slots;
+        sb.generation += 1;
+        superblock::write(&self.queue, &sb).await?;
+        *self.superblock.borrow_mut() = sb;
+        Ok(())
     }
 
     /// Applies `edits` in memory at once and ends when they, and all before them, are durable.
@@ -110,6 +124,7 @@ impl Manifest {
     }
 
     async fn write(&self, edits: &[ManifestEdit]) -> Result<(), StoreError> {
+        let _turn = self.superblock_turn.lock().await;
         let (mut file, mut sb) = (self.file.get(), self.superblock.borrow().clone());
         if !file.append(&self.queue, &sb, edits).await? {
             // The state may hold edits that are still pending: they come again as records, so those must be harmless.

@@ -70,9 +70,20 @@ impl OpenTable {
 
     /// The client is gone for good.
     pub fn reclaim(&mut self, rid: Rid) {
-        for ino in self.clients.remove(&rid).unwrap_or_default() {
+        while !self.reclaim_some(rid, usize::MAX) {}
+    }
+
+    /// A part of [`Self::reclaim`], of at most so many inodes. True when none is left.
+    pub fn reclaim_some(&mut self, rid: Rid, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(mine) = self.clients.get_mut(&rid) else { return true };
+            let Some(ino) = mine.pop_first() else { break };
             forget(&mut self.inodes, ino, rid);
         }
+        if self.clients.get(&rid).is_some_and(BTreeSet::is_empty) {
+            self.clients.remove(&rid);
+        }
+        !self.clients.contains_key(&rid)
     }
 
     pub fn recovered(&mut self) {

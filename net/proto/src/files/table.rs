@@ -53,7 +53,7 @@ struct Waiter {
 }
 
 #[derive(Default)]
-struct File {
+pub(super) struct File {
     posix: Ranges,
     flock: Ranges,
     waiters: VecDeque<Waiter>,
@@ -76,6 +76,10 @@ impl File {
 
     fn is_idle(&self) -> bool {
         self.posix.is_empty() && self.flock.is_empty() && self.waiters.is_empty()
+    }
+
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (FileLockSpace, Held)> + '_ {
+        self.waiters.iter().map(|waiter| (waiter.space, waiter.wanted))
     }
 
     fn count_of(&self, rid: Rid) -> usize {
@@ -101,6 +105,8 @@ enum Request {
 pub struct FileLockTable {
     files: BTreeMap<Ino, File>,
     clients: HashMap<Rid, Client>,
+    /// Files of clients whose reclaim has begun.
+    reclaiming: HashMap<Rid, VecDeque<Ino>>,
     recovering: bool,
     /// What came while recovering. Bounded by the requests that clients may have open.
     early: VecDeque<(Rid, Request)>,
@@ -144,6 +150,10 @@ impl FileLockTable {
         if self.recovering {
             return self.early.push_back((rid, request));
         }
+        self.carry_out(rid, request);
+    }
+
+    fn carry_out(&mut self, rid: Rid, request: Request) {
         match request {
             Request::Lock { request, ino, lock, ticket } => {
                 let outcome = self.begin(rid, ino, &lock, ticket);
@@ -293,23 +303,42 @@ impl FileLockTable {
 
     /// The client is gone for good: nothing of it is held or waits, and nothing is answered.
     pub fn reclaim(&mut self, rid: Rid) {
-        self.early.retain(|(other, _)| *other != rid);
-        let Some(client) = self.clients.remove(&rid) else { return };
-        for ino in client.files.into_keys() {
-            let Some(file) = self.files.get_mut(&ino) else { continue };
-            file.posix.remove_client(rid);
-            file.flock.remove_client(rid);
-            let mut gone = Vec::new();
-            file.waiters.retain(|w| {
-                let stays = w.wanted.owner.rid != rid;
-                if !stays && w.space == FileLockSpace::Posix {
-                    gone.push(WaitId { rid, ticket: w.ticket });
-                }
-                stays
-            });
-            self.outputs.extend(gone.into_iter().map(|id| FileLockOutput::Graph(WaitChange::Ended { id })));
-            self.advance(ino);
+        while !self.reclaim_some(rid, usize::MAX) {}
+    }
+
+    /// A part of [`Self::reclaim`], of at most so many files. True when nothing of the client is left.
+    pub fn reclaim_some(&mut self, rid: Rid, most: usize) -> bool {
+        if let Some(client) = self.clients.remove(&rid) {
+            self.early.retain(|(other, _)| *other != rid);
+            self.reclaiming.insert(rid, client.files.into_keys().collect());
+        } else if !self.reclaiming.contains_key(&rid) {
+            self.early.retain(|(other, _)| *other != rid);
+            return true;
         }
+        for _ in 0..most {
+            let Some(ino) = self.reclaiming.get_mut(&rid).and_then(VecDeque::pop_front) else { break };
+            self.reclaim_file(rid, ino);
+        }
+        if self.reclaiming.get(&rid).is_some_and(VecDeque::is_empty) {
+            self.reclaiming.remove(&rid);
+        }
+        !self.reclaiming.contains_key(&rid)
+    }
+
+    fn reclaim_file(&mut self, rid: Rid, ino: Ino) {
+        let Some(file) = self.files.get_mut(&ino) else { return };
+        file.posix.remove_client(rid);
+        file.flock.remove_client(rid);
+        let mut gone = Vec::new();
+        file.waiters.retain(|w| {
+            let stays = w.wanted.owner.rid != rid;
+            if !stays && w.space == FileLockSpace::Posix {
+                gone.push(WaitId { rid, ticket: w.ticket });
+            }
+            stays
+        });
+        self.outputs.extend(gone.into_iter().map(|id| FileLockOutput::Graph(WaitChange::Ended { id })));
+        self.advance(ino);
     }
 
     /// Lock recovery: the client held this under the leader before.
@@ -336,10 +365,18 @@ impl FileLockTable {
 
     /// Every client of the term before has come back or was reclaimed.
     pub fn recovered(&mut self) {
-        self.recovering = false;
-        for (rid, request) in std::mem::take(&mut self.early) {
-            self.handle(rid, request);
+        while !self.recovered_some(usize::MAX) {}
+    }
+
+    /// The same, but of the requests that came meanwhile only so many are handled; true when none is left. Until then others
+    /// queue up behind them.
+    pub fn recovered_some(&mut self, most: usize) -> bool {
+        for _ in 0..most {
+            let Some((rid, request)) = self.early.pop_front() else { break };
+            self.carry_out(rid, request);
         }
+        self.recovering &= !self.early.is_empty();
+        self.early.is_empty()
     }
 
     pub fn poll_output(&mut self) -> Option<FileLockOutput> {
@@ -355,6 +392,10 @@ impl FileLockTable {
     pub fn waiting(&self, ino: Ino) -> Vec<WaitId> {
         let waiters = self.files.get(&ino).map(|file| &file.waiters);
         waiters.into_iter().flatten().map(|w| WaitId { rid: w.wanted.owner.rid, ticket: w.ticket }).collect()
+    }
+
+    pub(super) fn files(&self) -> &BTreeMap<Ino, File> {
+        &self.files
     }
 
     pub fn stats(&self) -> FileLockStats {

@@ -139,6 +139,7 @@ impl Quorum {
         let elect = self.record(now, EventKind::Elect, self.term, None);
         self.counters.elected += 1;
         self.peers.iter_mut().flatten().for_each(|p| p.elected(now));
+        self.mounted = true; // until the engine knows
         self.role = Role::Leader(Leadership::new(self.term, elect, self.round + 1, now));
         self.heartbeat_round(now);
     }

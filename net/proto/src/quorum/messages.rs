@@ -31,6 +31,8 @@ impl Quorum {
             QuorumKind::Heartbeat => self.heartbeat(now, from, &message),
             QuorumKind::HeartbeatAnswer => self.heartbeat_answer(now, from, &message),
             QuorumKind::Resignation => self.resignation(now, from, &message),
+            QuorumKind::Leave => self.leave_asked(now, from, &message),
+            QuorumKind::LeaveAnswer => self.leave_answer(from, &message),
         }
     }
 
@@ -38,7 +40,7 @@ impl Quorum {
         let Some(peer) = &mut self.peers[from.index()] else { return };
         peer.heard = Some(now);
         if peer.rid != Some(message.rid) {
-            (peer.rid, peer.term) = (Some(message.rid), Term::NONE);
+            (peer.rid, peer.term, peer.let_go) = (Some(message.rid), Term::NONE, false);
         }
         // The term of a PRE_VOTE is a proposal and says nothing about what its sender has left behind.
         if message.kind != QuorumKind::PreVote {
@@ -74,6 +76,7 @@ impl Quorum {
         }
         self.leader_round = message.round;
         self.leader = Some((from, now));
+        self.mounted = !message.granted;
         self.role = Role::Follower;
         self.forgiven = false;
         self.deadline = now + self.config.timers.heartbeat_timeout + self.spread();
@@ -113,6 +116,7 @@ impl Quorum {
             self.adopt(now, message.term);
         }
         if message.term == self.term && matches!(self.role, Role::Follower | Role::PreCandidate { .. }) {
+            self.mounted = !message.granted;
             self.leader = None;
             self.forgiven = false;
             self.role = Role::Follower;

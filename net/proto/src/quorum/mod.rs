@@ -26,6 +26,7 @@ mod config;
 mod delays;
 mod election;
 mod leadership;
+mod leaving;
 mod messages;
 mod output;
 mod own_block;
@@ -120,6 +121,9 @@ pub struct Quorum {
     stopping: Option<Stopping>,
     predecessor: Option<Predecessor>,
     leaving: bool,
+    /// It leaves when it is let go: see [`leaving`].
+    asks_to_leave: bool,
+    mounted: bool,
     /// Numbers of heartbeat rounds, over all terms of this run.
     round: u64,
     asked_round: u64,
@@ -168,6 +172,8 @@ impl Quorum {
             stopping: None,
             predecessor: None,
             leaving: false,
+            asks_to_leave: false,
+            mounted: true,
             round: 0,
             asked_round: 0,
             confirmed_round: 0,
@@ -280,11 +286,46 @@ impl Quorum {
         self.settle(now);
     }
 
-    /// Ends the member in order: gives up a leadership, writes END, then says [`QuorumOutput::Stopped`].
+    /// Ends the member in order, whoever needs it: gives up a leadership, writes END, then says [`QuorumOutput::Stopped`].
     pub fn leave(&mut self, now: Time) {
         self.leaving = true;
         if matches!(self.role, Role::Leader(_)) {
             self.give_up(now, StopReason::Resigned);
+        }
+        self.settle(now);
+    }
+
+    /// The superblock names other slots than before; they differ by one, so that any two majorities, by the one and by the
+    /// other, have a member in common. Who is not among them any more leaves.
+    pub fn reconfigure(&mut self, now: Time, configured: u16) {
+        if configured == self.config.configured {
+            return;
+        }
+        self.config.configured = configured;
+        self.majority = self.config.majority();
+        for slot in Slot::all() {
+            let is_peer = slot != self.config.slot && self.config.is_configured(slot);
+            let known = &mut self.peers[slot.index()];
+            match (known.is_some(), is_peer) {
+                // A leader waits for its first answer as after an election.
+                (false, true) => *known = Some(Peer::added(now)),
+                (true, false) => *known = None,
+                _ => {}
+            }
+        }
+        if self.leader.is_some_and(|(leader, _)| !self.config.is_configured(leader)) {
+            self.leader = None;
+        }
+        if !self.config.is_configured(self.config.slot) {
+            return self.leave(now);
+        }
+        match &self.role {
+            // Votes were counted by another measure.
+            Role::PreCandidate { .. } | Role::Candidate { .. } => self.follow_nobody(now),
+            Role::Leader(l) if !matches!(l.phase, Phase::Leading | Phase::Stopping { .. }) => {
+                self.give_up(now, StopReason::Resigned);
+            }
+            _ => {}
         }
         self.settle(now);
     }
@@ -321,8 +362,10 @@ impl Quorum {
     }
 
     fn send_all(&mut self, now: Time, kind: QuorumKind, term: Term, round: u64) {
+        let said_by_leaders = matches!(kind, QuorumKind::Heartbeat | QuorumKind::Resignation);
+        let nobody_mounted = said_by_leaders && !self.mounted;
         for slot in self.config.peers().collect::<Vec<_>>() {
-            self.send(now, slot, kind, term, round, false);
+            self.send(now, slot, kind, term, round, nobody_mounted);
         }
     }
 
@@ -354,6 +397,7 @@ impl Quorum {
         self.settle_votes(now);
         self.settle_predecessor(now);
         self.settle_leadership(now);
+        self.settle_leaving(now);
         self.settle_end(now);
         if !matches!(self.role, Role::Over { end: None })
             && let Some((seq, block)) = self.own.start_write(now)

@@ -50,6 +50,8 @@ pub enum FenceReason {
     Unreadable,
     /// An earlier run of our own slot was elected and has not written STOP.
     EarlierRun,
+    /// An operator takes it out of the quorum, or gives its slot another address, and it is not heard.
+    Removed,
 }
 
 impl fmt::Display for FenceReason {
@@ -57,6 +59,7 @@ impl fmt::Display for FenceReason {
         f.write_str(match self {
             FenceReason::EarlierLeader => "earlier leader that has not stopped",
             FenceReason::Unreadable => "its quorum block cannot be read",
+            FenceReason::Removed => "taken out of the quorum, and silent",
             FenceReason::EarlierRun => "earlier run of our own slot that has not stopped",
         })
     }

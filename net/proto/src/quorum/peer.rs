@@ -18,10 +18,17 @@ pub(super) struct Peer {
     pub written_at: Option<Time>,
     /// In the election that is going on.
     pub granted: bool,
+    /// We told this run that it may leave.
+    pub let_go: bool,
     pub delays: DelayRecord,
 }
 
 impl Peer {
+    /// Its slot was added just now.
+    pub fn added(now: Time) -> Peer {
+        Peer { answered_at: now, ..Peer::default() }
+    }
+
     /// An election of ours begins.
     pub fn ask(&mut self) {
         self.granted = false;
@@ -31,6 +38,7 @@ impl Peer {
     pub fn elected(&mut self, now: Time) {
         self.answered_round = 0;
         self.answered_at = now;
+        self.let_go = false;
         self.delays.pause();
     }
 }

@@ -403,3 +403,86 @@ fn long_gaps_between_heartbeats_are_recorded() {
     let loud = gaps(&w);
     assert!(loud.0 > ms(800) && loud.0 < ms(1_100) && loud.1 == 1, "{loud:?}");
 }
+
+fn ask_to_leave(w: &mut World, node: usize, mounted: bool) {
+    for n in 0..w.nodes.len() {
+        w.input(n, |m, _| m.set_mounted(mounted));
+    }
+    w.input(node, |m, now| m.ask_to_leave(now));
+    w.run_for(ms(50));
+}
+
+fn has_left(w: &World, node: usize) -> bool {
+    w.nodes[node].machine.is_none() || w.role(node) == Some(QuorumRole::Over)
+}
+
+/// U1: three members, somebody is mounted. One may leave; the second stays however often it asks, leader or not, until
+/// nobody is mounted any more. U2: then all leave, the last one too, and nobody is fenced.
+#[test]
+fn u1_who_leaves_while_anyone_is_mounted_leaves_a_majority() {
+    for seed in 0..8 {
+        let (mut w, leader) = led(seed, 3);
+        let followers = others(&w, leader);
+        // The leader goes first in half of the runs.
+        let first = if seed % 2 == 0 { followers[0] } else { leader };
+        for _ in 0..40 {
+            ask_to_leave(&mut w, first, true);
+        }
+        assert!(has_left(&w, first), "seed {seed}: a majority stays\n{}", w.tail());
+        w.run_until(ms(3_000), |w| w.leader().is_some());
+        let rest = others(&w, first);
+        for _ in 0..100 {
+            rest.iter().for_each(|node| ask_to_leave(&mut w, *node, true));
+        }
+        assert!(rest.iter().all(|node| !has_left(&w, *node)), "seed {seed}: they are needed\n{}", w.tail());
+        assert!(w.leader().is_some(), "seed {seed}: and serve");
+        for _ in 0..20 {
+            rest.iter().for_each(|node| ask_to_leave(&mut w, *node, false));
+        }
+        assert!(rest.iter().all(|node| has_left(&w, *node)), "seed {seed}: nobody is mounted\n{}", w.tail());
+        let fences: u64 = w.trace.iter().filter(|line| line.contains("fence")).count() as u64;
+        assert_eq!(fences, 0, "seed {seed}\n{}", w.tail());
+    }
+}
+
+/// U1 with one slot and with two: the only member stays as long as anyone is mounted; of two, one may go.
+#[test]
+fn u1_a_last_member_waits_for_the_last_mount() {
+    for slots in [1, 2] {
+        let (mut w, leader) = led(3, slots);
+        if let Some(other) = others(&w, leader).first().copied() {
+            ask_to_leave(&mut w, other, true);
+            assert!(has_left(&w, other), "the other one serves alone");
+            w.run_for(ms(3_000));
+        }
+        for _ in 0..40 {
+            ask_to_leave(&mut w, leader, true);
+        }
+        assert_eq!(w.leader(), Some(leader));
+        for _ in 0..5 {
+            ask_to_leave(&mut w, leader, false);
+        }
+        assert!(has_left(&w, leader), "{}", w.tail());
+    }
+}
+
+/// A member that was let go and comes back counts again; one that is told to leave without asking goes at once.
+#[test]
+fn u1_a_new_run_of_a_slot_counts_again() {
+    let (mut w, leader) = led(5, 3);
+    let [one, other] = others(&w, leader)[..] else { panic!() };
+    ask_to_leave(&mut w, one, true);
+    assert!(has_left(&w, one));
+    ask_to_leave(&mut w, other, true);
+    assert!(!has_left(&w, other));
+    w.kill(one);
+    w.start(one);
+    w.run_for(ms(1_000));
+    for _ in 0..3 {
+        ask_to_leave(&mut w, other, true);
+    }
+    assert!(has_left(&w, other), "{}", w.tail());
+    w.input(leader, |m, now| m.leave(now));
+    w.run_for(ms(500));
+    assert!(has_left(&w, leader), "an operator's word");
+}

@@ -9,6 +9,7 @@ mod operate;
 mod query;
 mod quickstart;
 mod quorum;
+mod quorum_change;
 mod serve;
 mod worker;
 

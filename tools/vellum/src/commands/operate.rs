@@ -10,6 +10,7 @@ use vellum_wire::AdminRequest;
 use crate::cli::{Clients, ClientsCommand, KeyArgs, List, On};
 use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
+use crate::figures;
 use crate::session::with_client;
 use crate::size;
 
@@ -46,14 +47,49 @@ fn text(value: &Value) -> String {
 // ---- status
 
 pub fn status(args: &On) -> Result<()> {
-    let json =
-        with_client(&Target::parse_or_mounted(&args.on)?, &args.keys, async |client| Ok(client.status().await?))?;
+    let (json, value) = match figures::address(&args.on) {
+        Some(address) => {
+            let value = figures::status(address)?;
+            (value.to_string(), value)
+        }
+        None => {
+            let target = Target::parse_or_mounted(&args.on)?;
+            let json = with_client(&target, &args.keys, async |client| Ok(client.status().await?))?;
+            let value = read(&json)?;
+            (json, value)
+        }
+    };
     if args.json {
         println!("{json}");
+    } else if value["leads"] == 0 {
+        print!("{}", follower(&value));
     } else {
-        print!("{}", summary(&read(&json)?));
+        print!("{}", summary(&value));
     }
     Ok(())
+}
+
+/// What a member knows that does not lead.
+fn follower(status: &Value) -> String {
+    let quorum = &status["quorum"];
+    let leader = match (quorum["leader"].as_u64(), status["leader_address"].as_str()) {
+        (Some(slot), Some(address)) => {
+            format!("slot {slot} at {address}, heard {} ms ago", text(&status["leader_heard_ms_ago"]))
+        }
+        _ => "nobody that is known here".to_owned(),
+    };
+    let mut out = format!("filesystem   {}\n", text(&status["fsid"]));
+    out += &format!(
+        "member       slot {}, {}, term {}\n",
+        number(&quorum["slot"]),
+        text(&quorum["role"]),
+        number(&status["term"])
+    );
+    out += &format!("leader       {leader}\n");
+    if let Some(why) = quorum["error"].as_str() {
+        out += &format!("quorum error {why}\n");
+    }
+    out
 }
 
 /// The status in a screenful: what is wrong first.
@@ -180,6 +216,32 @@ fn locks_text(list: &Value) -> String {
         }
     }
     left_off(&mut out, list, "locks");
+    out.push_str(&file_locks_text(&list["file_locks"]));
+    out
+}
+
+/// What applications hold: fcntl (also of open file descriptions) and flock.
+fn file_locks_text(list: &Value) -> String {
+    let mut out = format!(
+        "{} file locks on {} files, {} requests wait\n",
+        number(&list["held"]),
+        number(&list["files"]),
+        number(&list["waiting"])
+    );
+    let range = |one: &Value| match one["end"].as_u64() {
+        Some(end) if end < i64::MAX as u64 => format!("bytes {}-{end}", number(&one["start"])),
+        _ => format!("bytes {}-", number(&one["start"])),
+    };
+    for file in list["listed"].as_array().into_iter().flatten() {
+        out.push_str(&format!("inode {}\n", number(&file["ino"])));
+        for (who, does) in [("holders", "holds"), ("waiters", "waits for")] {
+            for one in file[who].as_array().into_iter().flatten() {
+                let (rid, kind, mode, pid) =
+                    (text(&one["rid"]), text(&one["kind"]), text(&one["mode"]), number(&one["pid"]));
+                out.push_str(&format!("  {rid} pid {pid} {does} {kind} {mode}, {}\n", range(one)));
+            }
+        }
+    }
     out
 }
 
@@ -276,6 +338,13 @@ mod tests {
         let text = locks_text(&list);
         assert!(text.contains("aa holds write for 2 s, asked to go to null"), "{text}");
         assert!(text.contains("bb waits for read since 5 min") && text.contains("and 8 more locks"), "{text}");
+        assert!(text.contains("0 file locks on 0 files"), "{text}");
+        let one =
+            |pid, end| json!({ "rid": "cc", "kind": "fcntl", "mode": "exclusive", "start": 5, "end": end, "pid": pid });
+        let text = file_locks_text(&json!({ "held": 1, "files": 1, "waiting": 1, "listed": [
+            { "ino": 77, "holders": [one(8, 9u64)], "waiters": [one(9, i64::MAX as u64)] } ] }));
+        assert!(text.contains("inode 77\n  cc pid 8 holds fcntl exclusive, bytes 5-9\n"), "{text}");
+        assert!(text.contains("  cc pid 9 waits for fcntl exclusive, bytes 5-\n"), "{text}");
         let list = json!({ "clients": 1, "left_off": 0, "listed": [
             { "rid": "aa", "phase": "serving", "connected": false, "locks": 3, "last_batch": 7, "who": "uid 0, pid 9" } ] });
         let text = clients_text(&list);

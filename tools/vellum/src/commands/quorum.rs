@@ -1,29 +1,31 @@
-//! quorum status, quorum change: the members of a cluster.
+//! quorum status: the members of a cluster.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
 
-use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-use vellum_format::SlotState;
-use vellum_server::cluster::{Membership, block_status, open_leaderships, read_blocks};
-use vellum_store::SlotChange;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use vellum_server::cluster::{Membership, block_status, read_blocks};
 
-use crate::cli::{KeyArgs, Quorum, QuorumChange};
+use crate::cli::{KeyArgs, Quorum};
 use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
 use crate::session::with_client;
-use crate::{device, slots};
+use crate::{device, figures};
 
 pub fn quorum(what: &Quorum) -> Result<()> {
     match what {
         Quorum::Status { on, json, keys } => status(on, *json, keys),
-        Quorum::Change(args) => change(args),
+        Quorum::Change(args) => super::quorum_change::change(args),
     }
 }
 
 fn status(on: &str, json: bool, keys: &KeyArgs) -> Result<()> {
-    let value = if is_device(on) { of_device(on)? } else { of_leader(on, keys)? };
+    let value = match figures::address(on) {
+        Some(address) => figures::status(address)?["quorum"].clone(),
+        None if is_device(on) => of_device(on)?,
+        None => of_leader(on, keys)?,
+    };
     if json {
         return print(&format!("{value}\n"));
     }
@@ -33,7 +35,7 @@ fn status(on: &str, json: bool, keys: &KeyArgs) -> Result<()> {
 }
 
 /// A reader of our pipe that has seen enough is no error.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
@@ -41,7 +43,7 @@ fn print(text: &str) -> Result<()> {
 }
 
 /// What is neither an endpoint nor a directory is a device.
-fn is_device(on: &str) -> bool {
+pub(super) fn is_device(on: &str) -> bool {
     if ["unix:", "tcp:"].iter().any(|scheme| on.starts_with(scheme)) {
         return false;
     }
@@ -117,7 +119,7 @@ fn show(out: &mut String, value: &Value) -> fmt::Result {
     show_blocks(out, value)
 }
 
-fn show_blocks(out: &mut String, value: &Value) -> fmt::Result {
+pub(super) fn show_blocks(out: &mut String, value: &Value) -> fmt::Result {
     writeln!(out, "fsid {}", text(&value["fsid"]))?;
     let slots = value["slots"].as_array().map(Vec::as_slice).unwrap_or_default();
     if slots.is_empty() {
@@ -150,62 +152,4 @@ fn show_blocks(out: &mut String, value: &Value) -> fmt::Result {
         }
     }
     Ok(())
-}
-
-fn change(args: &QuorumChange) -> Result<()> {
-    let set = slots::to_table(&args.set).exit(Exit::Usage)?;
-    if args.set.is_empty() && args.remove.is_empty() && !args.confirm_dead {
-        return Err(anyhow::anyhow!("nothing to change: give --set, --remove or --confirm-dead")).exit(Exit::Usage);
-    }
-    if let Some(both) = args.remove.iter().find(|n| args.set.iter().any(|s| s.slot == **n)) {
-        return Err(anyhow::anyhow!("slot {both} is both set and removed")).exit(Exit::Usage);
-    }
-    // Alone: a member that runs on this host is in the way. Those of other hosts are found by their blocks.
-    let target = device::open_alone(&args.device)?;
-    let value = device::with_queue(&target, async |queue| {
-        let sb = vellum_store::read_superblock(&queue).await.exit(Exit::Device)?;
-        let members = Membership::of(&sb);
-        let blocks = read_blocks(&queue, &members).await;
-        let open = open_leaderships(&blocks);
-        if !open.is_empty() && !args.confirm_dead {
-            let terms: Vec<String> =
-                open.iter().map(|e| format!("slot {} in term {}", e.term.slot(), e.term)).collect();
-            bail!(
-                "{} led and did not stop in order: it may run on another host. Start the members, so that it is fenced, and \
-                 stop them; or make sure that it is dead and give --confirm-dead",
-                terms.join(", ")
-            );
-        }
-        let unreadable = |state: &SlotState| match state {
-            SlotState::Unreadable(error) => Some(error.clone()),
-            _ => None,
-        };
-        if let Some(error) = blocks.iter().find_map(unreadable) {
-            bail!("{error}: whose block cannot be read counts as a leader, and this command does not judge it");
-        }
-        let mut table: Vec<String> = sb.slots.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect();
-        table.resize(vellum_format::superblock::MAX_SLOTS, String::new());
-        for (place, new) in table.iter_mut().zip(&set).filter(|(_, new)| !new.is_empty()) {
-            place.clone_from(new);
-        }
-        for slot in &args.remove {
-            if let Some(place) = table.get_mut(usize::from(*slot)) {
-                place.clear();
-            }
-        }
-        let doubles = |i: usize, address: &String| table.iter().skip(i + 1).any(|other| other == address);
-        if let Some((i, address)) = table.iter().enumerate().find(|(i, a)| !a.is_empty() && doubles(*i, a)) {
-            bail!("slot {i} would share its address {address} with another slot");
-        }
-        let change = SlotChange { slots: table, stop: args.confirm_dead };
-        vellum_store::change_slots(&queue, change).await.exit(Exit::Device)?;
-        let members = Membership::of(&vellum_store::read_superblock(&queue).await.exit(Exit::Device)?);
-        Ok(block_status(&members, &read_blocks(&queue, &members).await))
-    })?;
-    if args.json {
-        return print(&format!("{}\n", json!({ "changed": value })));
-    }
-    let mut out = String::new();
-    show_blocks(&mut out, &value)?;
-    print(&out)
 }

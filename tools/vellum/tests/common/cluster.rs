@@ -45,15 +45,27 @@ impl ClusterLab {
     pub fn on_hosts(slots: usize, size: &str) -> ClusterLab {
         let addresses = (0..slots).map(|slot| format!("{}:7400", Network::address(slot))).collect();
         let mut lab = ClusterLab::with(addresses, size, Some(Network::new(slots)));
-        let authority = lab.dir.path().join("authority");
+        lab.issue_keys(&(0..slots).map(Network::address).collect::<Vec<_>>());
+        lab
+    }
+
+    /// On loopback, with keys: who asks may be a node.
+    pub fn with_keys_on_loopback(slots: usize, size: &str) -> ClusterLab {
+        let mut lab = ClusterLab::new(slots, size);
+        lab.issue_keys(&vec!["127.0.0.1".to_owned(); slots]);
+        lab
+    }
+
+    /// Of an authority of its own: a node's for each slot, and a client's.
+    fn issue_keys(&mut self, hosts: &[String]) {
+        let authority = self.dir.path().join("authority");
         let at = authority.to_str().expect("UTF-8");
         vellum_ok(&["keys", "init", at]);
-        for slot in 0..slots {
-            vellum_ok(&["keys", "node", at, &format!("n{slot}"), "--address", &Network::address(slot)]);
+        for (slot, host) in hosts.iter().enumerate() {
+            vellum_ok(&["keys", "node", at, &format!("n{slot}"), "--address", host]);
         }
         vellum_ok(&["keys", "client", at, "gw"]);
-        lab.keys = Some(authority);
-        lab
+        self.keys = Some(authority);
     }
 
     fn with(addresses: Vec<String>, size: &str, network: Option<Network>) -> ClusterLab {
