@@ -61,7 +61,11 @@ impl DeviceError {
     /// True when this process has lost the device and another one may have it: it was given up, or taken away (a
     /// reservation conflict, which Linux calls EBADE).
     pub fn is_taken_away(&self) -> bool {
-        matches!(self, DeviceError::Closed | DeviceError::Io { errno: libc::EBADE, .. })
+        match self {
+            DeviceError::Closed | DeviceError::Io { errno: libc::EBADE, .. } => true,
+            DeviceError::Command { status, .. } => status.code() == Status::RESERVATION_CONFLICT.code(),
+            _ => false,
+        }
     }
 
     /// True when the device is lost for good, as opposed to an error of one operation.

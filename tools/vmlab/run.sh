@@ -5,9 +5,11 @@
 #   #: drive NAME SIZE             a raw image of that size, as -drive id=NAME
 #   #: baddrive NAME SIZE SECTOR   the same, with a sector of 512 bytes that cannot be read
 #   #: device ARGS                 a QEMU device
+#   #: cc NAME                     NAME.c beside this script, compiled as /job/NAME
 #   #: timeout SECONDS
 #   #: memory MIB
 set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
 lab=$(readlink -f "${1:?usage: run.sh LAB VELLUM JOB [OUT]}")
 vellum=$2
 job=$3
@@ -34,6 +36,7 @@ while read -r kind rest; do
         extra+=(-drive "if=none,id=$name,file=blkdebug:$out/$name.rules:$out/$name.img,format=raw,cache=writeback")
         ;;
     device) extra+=(-device "$rest") ;;
+    cc) cc -O2 -Wall -static -o "$out/$rest" "$here/$rest.c" || exit 250 ;;
     timeout) timeout=$rest ;;
     memory) memory=$rest ;;
     esac
