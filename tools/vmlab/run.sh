@@ -32,7 +32,7 @@ while read -r kind rest; do
     baddrive) # NAME SIZE SECTOR: reads of that sector fail, for ever
         read -r name size sector <<< "$rest"
         truncate -s "$size" "$out/$name.img"
-        printf '[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "%s"\n' "$sector" > "$out/$name.rules"
+        printf '[inject-error]\nevent = "none"\niotype = "read"\nerrno = "5"\nsector = "%s"\n' "$sector" > "$out/$name.rules"
         extra+=(-drive "if=none,id=$name,file=blkdebug:$out/$name.rules:$out/$name.img,format=raw,cache=writeback")
         ;;
     device) extra+=(-device "$rest") ;;

@@ -26,6 +26,7 @@ mod lend;
 mod member;
 mod native;
 mod options;
+mod reservation_fencer;
 mod script_fencer;
 mod status;
 
@@ -34,7 +35,8 @@ pub use fencer::{FenceError, FenceFuture, FenceOrder, FenceWith, Fencer};
 pub use gate::AgentHandle;
 pub use host_fencer::HostFencer;
 pub use member::{Member, MemberProgress, MemberStop};
-pub use native::MemberNode;
+pub use native::{MemberNode, own_process};
 pub use options::MemberOptions;
+pub use reservation_fencer::ReservationFencer;
 pub use script_fencer::ScriptFencer;
 pub use status::{block_status, quorum_status};
