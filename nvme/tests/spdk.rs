@@ -17,7 +17,9 @@ fn compile(dir: &Path, without: Option<&str>) -> Vec<OsString> {
     let library = dir.join(format!("libfake{}.so", without.unwrap_or_default()));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/spdk/fake.c");
     let mut cc = Command::new("cc");
-    cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]).arg(&library).arg(source);
+    cc.args(["-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-Wl,-Bsymbolic", "-o"])
+        .arg(&library)
+        .arg(source);
     cc.args(without.map(|name| format!("-D{name}={name}_of_old")));
     assert!(cc.status().expect("cc is needed (the package gcc)").success());
     vec![library.into()]
