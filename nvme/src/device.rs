@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use vellum_base::units::BLOCK_SIZE;
 use vellum_base::{DmaBuf, DmaSlice};
 
+use crate::reservation::Reservations;
 use crate::{DeviceError, Ticket};
 
 /// What a device is; fixed while it is open.
@@ -36,6 +37,11 @@ pub trait Device: Send + Sync {
     /// device; its process may be dead already. `None` where the backend cannot tell.
     fn slot_has_io(&self, _slot: u8) -> Result<Option<bool>, DeviceError> {
         Ok(None)
+    }
+
+    /// Who may write it, where several hosts share it. `None` where the device or the backend has no such thing.
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        None
     }
 }
 

@@ -17,7 +17,7 @@ pub enum DeviceError {
     NotADevice { path: String, detail: &'static str },
     #[error("device {spec:?} is not understood: {detail}")]
     BadSpec { spec: String, detail: &'static str },
-    #[error("device {spec:?}: the {backend} backend is not built yet")]
+    #[error("device {spec:?}: this binary was built without that backend (cargo build --features {backend})")]
     NotBuilt { spec: String, backend: &'static str },
     #[error("io_uring cannot be set up: {}", io::Error::from_raw_os_error(*errno))]
     Ring { errno: i32 },
@@ -31,6 +31,9 @@ pub enum DeviceError {
     /// The controller cannot be used.
     #[error("{device}: {reason}")]
     Controller { device: String, reason: Box<ControllerError> },
+    /// SPDK, or a controller through it, cannot be used.
+    #[error("{device}: {detail}")]
+    Spdk { device: String, detail: String },
     /// The device moved fewer bytes than asked for and would not continue.
     #[error("{op} of {len_bytes} bytes at {at_bytes} stopped after {done_bytes} bytes")]
     Short { op: &'static str, at_bytes: u64, len_bytes: u64, done_bytes: u64 },
@@ -61,7 +64,11 @@ impl DeviceError {
     /// True when this process has lost the device and another one may have it: it was given up, or taken away (a
     /// reservation conflict, which Linux calls EBADE).
     pub fn is_taken_away(&self) -> bool {
-        matches!(self, DeviceError::Closed | DeviceError::Io { errno: libc::EBADE, .. })
+        match self {
+            DeviceError::Closed | DeviceError::Io { errno: libc::EBADE, .. } => true,
+            DeviceError::Command { status, .. } => status.code() == Status::RESERVATION_CONFLICT.code(),
+            _ => false,
+        }
     }
 
     /// True when the device is lost for good, as opposed to an error of one operation.

@@ -5,7 +5,7 @@
 //! [`Queue::wake_fd`] as what may end its sleep.
 //!
 //! Backends: [`uring`] (regular files and block devices), [`driver`] (NVMe controllers, over [`vfio`], [`vfio_user`] and [`emu`], a
-//! model in this process), [`memory`] (tests, scratch), [`fault`] (a seeded model of a device that lies, stalls, tears and dies).
+//! model in this process), `spdk` (an installed SPDK, behind the feature of that name), [`memory`] (tests, scratch), [`fault`] (a seeded model of a device that lies, stalls, tears and dies).
 //! [`spec`] holds the words of NVM Express.
 //!
 //! Promises every backend keeps (tests in `tests/` and in the backends hold them to it):
@@ -25,6 +25,9 @@ mod image;
 pub mod memory;
 mod open;
 mod ops;
+mod reservation;
+#[cfg(feature = "spdk")]
+pub mod spdk;
 pub mod spec;
 pub mod testing;
 mod tracker;
@@ -38,5 +41,6 @@ pub use error::DeviceError;
 pub use image::Image;
 pub use open::{NvmeController, OpenMode, Opened, open, open_controller};
 pub use ops::{IoFuture, OpFuture, ReadFuture};
+pub use reservation::{HostId, Registrant, ReservationReport, Reservations};
 pub use tracker::{MAX_TRACKERS, Ticket};
 pub use valve::Valve;

@@ -3,7 +3,7 @@
 //! It completes an operation at the first `process_completions` after its submission, in order of submission; nobody may
 //! rely on that order. For a device that misbehaves see [`crate::fault`].
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -12,7 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use vellum_base::units::BLOCK_SIZE;
 
-use crate::tracker::{Trackers, wake_all};
+use crate::tracker::{Trackers, Tracking};
 use crate::{Device, DeviceError, Geometry, Image, IoDone, IoOp, Queue, Ticket};
 
 /// Small enough that the splitting helpers are exercised by every test that writes a segment.
@@ -99,6 +99,16 @@ impl MemoryQueue {
     }
 }
 
+impl Tracking<IoOp> for MemoryQueue {
+    fn trackers(&self) -> RefMut<'_, Trackers<IoOp>> {
+        RefMut::map(self.inner.borrow_mut(), |inner| &mut inner.trackers)
+    }
+
+    fn spare_wakers(&self) -> &RefCell<Vec<Waker>> {
+        &self.wakers
+    }
+}
+
 impl Queue for MemoryQueue {
     fn geometry(&self) -> &Geometry {
         &self.shared.geometry
@@ -117,14 +127,11 @@ impl Queue for MemoryQueue {
     }
 
     fn poll_done(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
-        let (poll, old_waker) = self.inner.borrow_mut().trackers.poll_done(ticket, cx);
-        drop(old_waker); // outside of the borrow
-        poll
+        self.poll_ticket(ticket, cx)
     }
 
     fn forget(&self, ticket: Ticket) {
-        let old_waker = self.inner.borrow_mut().trackers.forget(ticket);
-        drop(old_waker); // outside of the borrow
+        self.forget_ticket(ticket);
     }
 
     fn process_completions(&self) -> usize {
@@ -137,7 +144,7 @@ impl Queue for MemoryQueue {
             });
         }
         drop(inner);
-        wake_all(&self.wakers, |empty| self.inner.borrow_mut().trackers.take_wakers(empty));
+        self.wake_waiters();
         count
     }
 

@@ -32,6 +32,7 @@ pub struct OpenMode {
 /// - `memory:SIZE` (`64M`, `1GiB`): a new, empty one each time;
 /// - `nvme:0000:00:10.0[/NSID]`: a controller bound to vfio-pci; the namespace may be left out when there is one only;
 /// - `vfio-user:PATH[/NSID]`: a controller that another process serves on a unix socket;
+/// - `spdk:TRANSPORT` (`spdk:trtype:PCIe traddr:0000:00:10.0 ns:1`): through an installed SPDK, with the feature `spdk`;
 /// - `emu:SIZE`, `emu:null:SIZE`, `emu:file:PATH`: the NVMe driver over a modelled controller in this process, on new memory,
 ///   on nothing, on a file (which must be there, and is not locked): for tests and measurements.
 pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> {
@@ -40,7 +41,6 @@ pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> 
         let (controller, nsid) = opened?;
         return controller.device(nsid, mode.read_only);
     }
-    let not_built = |backend| Err(DeviceError::NotBuilt { spec: spec.to_owned(), backend });
     match spec.split_once(':') {
         Some(("uring" | "file", path)) => Ok(Arc::new(UringDevice::open(path, mode)?)),
         Some(("memory", size)) => {
@@ -48,7 +48,10 @@ pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> 
             let size_bytes = parse_size(size).filter(|bytes| *bytes >= 4096).ok_or_else(bad)?;
             Ok(Arc::new(MemoryDevice::new(size_bytes)))
         }
-        Some(("spdk", _)) => not_built("spdk"),
+        #[cfg(feature = "spdk")]
+        Some(("spdk", transport)) => Ok(Arc::new(crate::spdk::SpdkDevice::open(transport, &[], mode.read_only)?)),
+        #[cfg(not(feature = "spdk"))]
+        Some(("spdk", _)) => Err(DeviceError::NotBuilt { spec: spec.to_owned(), backend: "spdk" }),
         _ if spec.is_empty() => Err(DeviceError::BadSpec { spec: String::new(), detail: "it is empty" }),
         _ => Ok(Arc::new(UringDevice::open(spec, mode)?)),
     }

@@ -4,7 +4,7 @@
 //! carries the slot's generation, so a stale ticket is noticed. Wakers are run and dropped by the queue outside of its
 //! borrow, because either may drop a task whose futures come back to `forget`.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::task::{Context, Poll, Waker};
 
 use crate::{DeviceError, IoDone};
@@ -187,13 +187,34 @@ impl<T> Trackers<T> {
     }
 }
 
-/// Runs the wakers outside of the queue's borrow, keeping the list's memory for the next poll.
-pub(crate) fn wake_all(spare: &RefCell<Vec<Waker>>, take: impl FnOnce(Vec<Waker>) -> Vec<Waker>) {
-    let mut wakers = take(spare.take());
-    for waker in wakers.drain(..) {
-        waker.wake();
+/// What every queue over trackers answers alike: wakers are run and dropped when nothing is borrowed.
+pub(crate) trait Tracking<T> {
+    fn trackers(&self) -> RefMut<'_, Trackers<T>>;
+
+    /// A list kept for its capacity between polls.
+    fn spare_wakers(&self) -> &RefCell<Vec<Waker>>;
+
+    /// For [`crate::Queue::poll_done`].
+    fn poll_ticket(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
+        let (poll, old_waker) = self.trackers().poll_done(ticket, cx);
+        drop(old_waker);
+        poll
     }
-    spare.replace(wakers);
+
+    /// For [`crate::Queue::forget`].
+    fn forget_ticket(&self, ticket: Ticket) {
+        let old_waker = self.trackers().forget(ticket);
+        drop(old_waker);
+    }
+
+    /// After completions were reaped.
+    fn wake_waiters(&self) {
+        let mut wakers = self.trackers().take_wakers(self.spare_wakers().take());
+        for waker in wakers.drain(..) {
+            waker.wake();
+        }
+        self.spare_wakers().replace(wakers);
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
+use crate::reservation::Reservations;
 use crate::tracker::CLOSED;
 use crate::{Device, DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 
@@ -88,6 +89,10 @@ impl Device for Valve {
 
     fn slot_has_io(&self, slot: u8) -> Result<Option<bool>, DeviceError> {
         self.device.slot_has_io(slot)
+    }
+
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        self.device.reservations()
     }
 }
 

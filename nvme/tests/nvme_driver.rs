@@ -346,3 +346,58 @@ fn a_namespace_of_one_terabyte_is_discarded_in_ranges() {
     block_on(&queue, queue.discard(0, size_bytes)).unwrap();
     block_on(&queue, queue.read(size_bytes - 4096, DmaBuf::new(4096))).unwrap();
 }
+
+#[test]
+fn two_hosts_fight_for_a_namespace_and_a_reset_changes_nothing() {
+    use vellum_nvme::Reservations;
+    use vellum_nvme::spec::ReservationType::{ExclusiveAccess, WriteExclusiveRegistrantsOnly};
+    const KIND: vellum_nvme::spec::ReservationType = WriteExclusiveRegistrantsOnly;
+    let subsystem = subsystem(vec![namespace(512, false)], false);
+    let attach_one = || {
+        let model = model(&subsystem, ControllerConfig::default());
+        (model.clone(), NvmeDevice::open(attach(&model, options()).unwrap(), None, false).unwrap())
+    };
+    let ((model_a, a), (_, b)) = (attach_one(), attach_one());
+    let (queue_a, queue_b) = (queue(&a, 4), queue(&b, 4));
+    let write = |queue: &std::rc::Rc<dyn Queue>| block_on(queue, queue.write(0, block(1), false));
+    let is_conflict = |result: Result<(), DeviceError>| {
+        let err = result.unwrap_err();
+        assert!(err.is_taken_away() && err.to_string().contains("reservation conflict"), "{err}");
+    };
+    assert!(a.acquire(1, KIND).unwrap_err().to_string().contains("invalid field"), "before it has said who it is");
+    a.register([1; 16], 0xa).unwrap();
+    a.acquire(0xa, KIND).unwrap();
+    is_conflict(write(&queue_b));
+    is_conflict(block_on(&queue_b, queue_b.discard(0, 4096)));
+    block_on(&queue_b, queue_b.read(0, DmaBuf::new(4096))).expect("reads are free");
+    b.register([2; 16], 0xb).unwrap();
+    write(&queue_b).unwrap();
+    is_conflict(b.acquire(0xb, KIND));
+    // The controller forgets its host in a reset; the driver says it again before the queue is back.
+    model_a.add_fault(FaultRule::once(READ, Fault::Reset));
+    block_on(&queue_a, queue_a.read(0, DmaBuf::new(4096))).unwrap();
+    assert_eq!(a.controller().counters.resets.load(Relaxed), 1);
+    write(&queue_a).expect("the same host as before");
+    // A write that the controller had taken and not begun when its host was preempted does not land.
+    model_a.add_fault(FaultRule::once(WRITE, Fault::Late { turns: 3 }));
+    let late = queue_a.write(4096, block(9), false);
+    queue_a.process_completions();
+    b.preempt(0xb, 0xa, KIND).unwrap();
+    is_conflict(block_on(&queue_a, late));
+    let image = subsystem.namespace(1).unwrap().medium.image().unwrap().to_vec();
+    assert!(image[4096..8192].iter().all(|byte| *byte == 0), "nothing of it is on the medium");
+    is_conflict(b.preempt(0xb, 0xa, KIND));
+    is_conflict(a.unregister(0xa));
+    let report = b.report().unwrap();
+    assert_eq!(report.kind, Some(KIND));
+    assert_eq!(report.registrants.len(), 1);
+    assert!(report.registrants[0].holds && report.registrants[0].key == 0xb && report.registrants[0].host == [2; 16]);
+    // A new key takes the place of the old one; the reservation stays.
+    b.register([2; 16], 0xbb).unwrap();
+    is_conflict(b.acquire(0xb, KIND));
+    b.acquire(0xbb, KIND).expect("held already");
+    assert!(a.acquire(1, ExclusiveAccess).unwrap_err().is_taken_away());
+    b.unregister(0xbb).unwrap();
+    assert_eq!(b.report().unwrap().kind, None);
+    write(&queue_a).expect("nobody reserves it any more");
+}

@@ -5,9 +5,11 @@
 #   #: drive NAME SIZE             a raw image of that size, as -drive id=NAME
 #   #: baddrive NAME SIZE SECTOR   the same, with a sector of 512 bytes that cannot be read
 #   #: device ARGS                 a QEMU device
+#   #: cc NAME                     NAME.c beside this script, compiled as /job/NAME
 #   #: timeout SECONDS
 #   #: memory MIB
 set -uo pipefail
+here=$(dirname "$(readlink -f "$0")")
 lab=$(readlink -f "${1:?usage: run.sh LAB VELLUM JOB [OUT]}")
 vellum=$2
 job=$3
@@ -30,10 +32,11 @@ while read -r kind rest; do
     baddrive) # NAME SIZE SECTOR: reads of that sector fail, for ever
         read -r name size sector <<< "$rest"
         truncate -s "$size" "$out/$name.img"
-        printf '[inject-error]\nevent = "read_aio"\nerrno = "5"\nsector = "%s"\n' "$sector" > "$out/$name.rules"
+        printf '[inject-error]\nevent = "none"\niotype = "read"\nerrno = "5"\nsector = "%s"\n' "$sector" > "$out/$name.rules"
         extra+=(-drive "if=none,id=$name,file=blkdebug:$out/$name.rules:$out/$name.img,format=raw,cache=writeback")
         ;;
     device) extra+=(-device "$rest") ;;
+    cc) cc -O2 -Wall -static -o "$out/$rest" "$here/$rest.c" || exit 250 ;;
     timeout) timeout=$rest ;;
     memory) memory=$rest ;;
     esac

@@ -42,6 +42,9 @@ pub enum NodeError {
     /// The quorum does not have this node as a member, or not any more.
     #[error("{0}")]
     Member(String),
+    /// The device refuses this node: another member has taken over.
+    #[error("this node was fenced: {0}")]
+    Fenced(String),
     #[error("reactors: {0}")]
     Reactors(String),
     #[error("the node has stopped")]

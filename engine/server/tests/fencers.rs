@@ -11,7 +11,7 @@ use vellum_format::quorum::ProcessIdentity;
 use vellum_nvme::{Device, OpenMode};
 use vellum_proto::quorum::{FenceReason, FenceTarget};
 use vellum_rt::native::block_on;
-use vellum_server::cluster::{FenceError, FenceOrder, FenceWith, Fencer, HostFencer, ScriptFencer};
+use vellum_server::cluster::{FenceError, FenceOrder, FenceWith, Fencer, HostFencer, ReservationFencer, ScriptFencer};
 
 /// Set in the child process of a test, which then is the member to be fenced.
 const MEMBER_OF: &str = "VELLUM_TEST_MEMBER_OF";
@@ -161,4 +161,104 @@ fn several_fencers_are_asked_in_turn_and_none_is_no_success() {
     let other = tempfile::tempdir().unwrap();
     let yes: Arc<dyn Fencer> = Arc::new(script(other.path(), "exit 0"));
     block_on(FenceWith(vec![no(), yes]).fence(order(1, None))).unwrap();
+}
+
+/// Hosts with a controller each on one namespace.
+struct Hosts(Arc<vellum_nvme::emu::Subsystem>);
+
+impl Hosts {
+    fn new() -> Hosts {
+        use vellum_nvme::emu::{Medium, NamespaceConfig, Subsystem};
+        let medium = Medium::memory(vellum_nvme::Image::zeroed(1 << 20), false);
+        Hosts(Subsystem::new("SHARED", false, vec![NamespaceConfig { size_bytes: 1 << 20, lba_bytes: 4096, medium }]))
+    }
+
+    fn attach(&self, reservations: bool) -> Arc<dyn Device> {
+        use vellum_nvme::driver::{Controller, NvmeDevice, Options};
+        use vellum_nvme::emu::{ControllerConfig, EmuTransport, ProcessBus};
+        let config = ControllerConfig { reservations, ..ControllerConfig::default() };
+        let bus = ProcessBus::new(config.io_queues).unwrap();
+        let model = vellum_nvme::emu::Controller::new(bus, self.0.clone(), config);
+        let controller = Controller::open(EmuTransport::new(model), Options::default()).unwrap();
+        Arc::new(NvmeDevice::open(controller, None, false).unwrap())
+    }
+
+    fn member(&self, slot: u8, pid: u32) -> (Arc<dyn Device>, ReservationFencer) {
+        let device = self.attach(true);
+        let fencer = ReservationFencer::register(device.clone(), Slot(slot), &run(pid)).unwrap();
+        (device, fencer)
+    }
+}
+
+fn run(pid: u32) -> ProcessIdentity {
+    ProcessIdentity { pid, boot_id: [7; 16], start_ticks: 1 }
+}
+
+fn write(device: &Arc<dyn Device>) -> Result<(), vellum_nvme::DeviceError> {
+    let queue = device.open_queue(1).unwrap();
+    vellum_nvme::testing::block_on(&queue, queue.write(0, vellum_base::DmaBuf::zeroed(4096).freeze(), true))
+}
+
+fn fence(fencer: &ReservationFencer, order: FenceOrder) -> Result<(), FenceError> {
+    block_on(fencer.fence(order))
+}
+
+#[test]
+fn a_host_whose_key_is_preempted_writes_nothing_any_more() {
+    let hosts = Hosts::new();
+    let ((a, by_a), (b, by_b), (c, _by_c)) = (hosts.member(0, 10), hosts.member(1, 11), hosts.member(2, 12));
+    for device in [&a, &b, &c] {
+        write(device).expect("registrants write");
+    }
+    fence(&by_b, order(0, Some(run(10)))).unwrap();
+    let refused = write(&a).unwrap_err();
+    assert!(refused.is_taken_away() && refused.to_string().contains("reservation conflict"), "{refused}");
+    write(&b).unwrap();
+    write(&c).unwrap();
+    // Two leaders fence each other: one of them can.
+    let lost = fence(&by_a, order(1, Some(run(11)))).unwrap_err();
+    assert_eq!(lost, FenceError::Failed("this member was fenced itself".into()));
+    fence(&by_b, order(0, Some(run(10)))).expect("what is gone already is fenced");
+    // The block of slot 2 cannot be read: whoever runs there.
+    fence(&by_b, order(2, None)).unwrap();
+    assert!(write(&c).unwrap_err().is_taken_away());
+    // A reset does not give a host its rights back; a new run of the member does.
+    let (again, _) = hosts.member(0, 20);
+    write(&again).unwrap();
+    by_b.unregister().unwrap();
+    by_a.unregister().expect("who was fenced has nothing to give back");
+}
+
+#[test]
+fn a_run_that_is_not_meant_stays() {
+    let hosts = Hosts::new();
+    let ((a, _by_a), (_b, by_b)) = (hosts.member(0, 10), hosts.member(1, 11));
+    fence(&by_b, order(0, Some(run(9)))).expect("that run is no registrant, so it is refused");
+    write(&a).expect("this one goes on");
+}
+
+#[test]
+fn what_reservations_cannot_vouch_for_is_left_to_another_fencer() {
+    let hosts = Hosts::new();
+    let without = hosts.attach(false);
+    let error = ReservationFencer::register(without, Slot(3), &run(13)).unwrap_err().to_string();
+    assert!(error.contains("has no reservations"), "{error}");
+
+    let (device, fencer) = hosts.member(1, 11);
+    // Nobody holds it any more (an operator cleared it), and the target has no key: it may have written until now.
+    let reservations = device.reservations().unwrap();
+    reservations.clear(fencer.key()).unwrap();
+    reservations.register([9; 16], 99).expect_err("a controller speaks for one host");
+    assert!(fence(&fencer, order(0, Some(run(10)))).is_err(), "nor are we a registrant");
+    let (_device, fencer) = hosts.member(1, 11);
+    let reservations = _device.reservations().unwrap();
+    fence(&fencer, order(0, Some(run(10)))).expect("registering took the reservation: strangers are refused");
+    // Another kind of reservation is somebody else's.
+    reservations.clear(fencer.key()).unwrap();
+    let stranger = hosts.attach(true);
+    let theirs = stranger.reservations().unwrap();
+    theirs.register([9; 16], 99).unwrap();
+    theirs.acquire(99, vellum_nvme::spec::ReservationType::ExclusiveAccess).unwrap();
+    let error = fence(&fencer, order(0, Some(run(10)))).unwrap_err();
+    assert!(matches!(&error, FenceError::Failed(why) if why.contains("not by Vellum")), "{error}");
 }

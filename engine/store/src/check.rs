@@ -12,9 +12,10 @@ use std::sync::Arc;
 use vellum_base::{BlockRange, Bucket, Ino, Key, KeyRange, View, Zone, crc32c};
 use vellum_format::{BITMAP_BLOCKS, Bitmap, ChunkUse, Dirent, Extent, FileKind, IndexKind, Inode, ItemKind, Value};
 use vellum_nvme::{Device, Queue};
+use vellum_rt::{add_poller, watch_fd};
 
 use crate::error::StoreError;
-use crate::open::{RecoveryReport, open};
+use crate::open::{Opened, RecoveryReport, open};
 use crate::options::OpenOptions;
 use crate::space::RangeSet;
 use crate::store::{Everyone, Store};
@@ -70,7 +71,24 @@ pub async fn check(
     queue: &Rc<dyn Queue>,
     options: CheckOptions,
 ) -> Result<CheckReport, StoreError> {
-    let mut opened = open(device, queue, OpenOptions { read_only: true, ..OpenOptions::default() }).await?;
+    verify(open(device, queue, OpenOptions { read_only: true, ..OpenOptions::default() }).await?, options).await
+}
+
+/// The same with one queue at a time: a device may grant no more.
+pub async fn check_alone(device: &Arc<dyn Device>, options: CheckOptions) -> Result<CheckReport, StoreError> {
+    let open_options = OpenOptions { read_only: true, ..OpenOptions::default() };
+    let opened = {
+        let queue = device.open_queue(open_options.queue_depth)?;
+        let polled = queue.clone();
+        let poller = add_poller("device", move || polled.process_completions());
+        let watch = queue.wake_fd().map(watch_fd);
+        poller.keep_awake(watch.is_none());
+        open(device, &queue, open_options).await?
+    };
+    verify(opened, options).await
+}
+
+async fn verify(mut opened: Opened, options: CheckOptions) -> Result<CheckReport, StoreError> {
     let mut report = CheckReport { recovery: opened.report.clone(), ..CheckReport::default() };
     opened.report.repaired.iter().for_each(|place| report.add("a copy", place));
     let Some(seed) = opened.seeds.pop() else { return Err(StoreError::Closed) };

@@ -41,7 +41,7 @@ mod store;
 mod superblock;
 
 pub use change_slots::{SlotChange, change_slots};
-pub use check::{CheckOptions, CheckReport, Problem, check};
+pub use check::{CheckOptions, CheckReport, Problem, check, check_alone};
 pub use clients::RidState;
 pub use compactions::{Helped, Helpers, Prefer};
 pub use data::MAX_WRITE_BYTES;

@@ -8,8 +8,10 @@ use std::task::Poll;
 
 use super::admin::{AdminQueue, AdminTicket, page};
 use super::controller::ControllerInfo;
+use super::reservation::{SET_HOST, host_page};
 use super::rings::DoorbellBuffers;
 use super::{ControllerError, Transport};
+use crate::reservation::HostId;
 use crate::spec::{
     AsyncEvent, Capabilities, Cns, Completion, Configuration, ControllerStatus, Feature, IDENTIFY_BYTES, Register,
     Submission,
@@ -35,6 +37,7 @@ enum Step {
     Identify,
     Queues,
     Doorbells,
+    Host,
     Events,
 }
 
@@ -47,11 +50,12 @@ pub(super) struct BringUp {
     info: Option<ControllerInfo>,
     queues: u16,
     buffers: Option<Arc<DoorbellBuffers>>,
+    host: Option<HostId>,
 }
 
 impl BringUp {
-    /// `want_queues`: IO queue pairs to ask for.
-    pub fn new(want_queues: u16, admin_timeout_ms: u64) -> BringUp {
+    /// `want_queues`: IO queue pairs to ask for. `host`: who we are to reservations, which a reset makes it forget.
+    pub fn new(want_queues: u16, admin_timeout_ms: u64, host: Option<HostId>) -> BringUp {
         BringUp {
             step: Step::Disable,
             ticket: None,
@@ -61,6 +65,7 @@ impl BringUp {
             info: None,
             queues: 0,
             buffers: None,
+            host,
         }
     }
 
@@ -161,6 +166,7 @@ impl BringUp {
             Step::Identify => "identify controller",
             Step::Queues => "set features (number of queues)",
             Step::Doorbells => "doorbell buffer config",
+            Step::Host => SET_HOST,
             _ => "set features (asynchronous events)",
         }
     }
@@ -181,11 +187,19 @@ impl BringUp {
                 let command = Submission::doorbell_buffer_config(address(&buffers.shadow)?, address(&buffers.events)?);
                 admin.submit(command, None, transport)
             }
+            Step::Host => {
+                let page = host_page(self.host.unwrap_or_default())?;
+                admin.submit(Submission::set_host_identifier(), Some(page), transport)
+            }
             _ => {
                 let command = Submission::set_features(Feature::AsyncEventConfiguration, AsyncEvent::WANTED);
                 admin.submit(command, None, transport)
             }
         }
+    }
+
+    fn after_doorbells(&self) -> Step {
+        if self.host.is_some() { Step::Host } else { Step::Events }
     }
 
     fn answered(
@@ -209,15 +223,16 @@ impl BringUp {
                 if wants_buffers {
                     self.buffers = Some(Arc::new(DoorbellBuffers::new()?));
                 }
-                self.go(if wants_buffers { Step::Doorbells } else { Step::Events }, now_ms);
+                self.go(if wants_buffers { Step::Doorbells } else { self.after_doorbells() }, now_ms);
             }
             Step::Doorbells => {
                 if !succeeded {
                     tracing::warn!(status = %done.status(), "the controller refuses doorbell buffers that it offers");
                     self.buffers = None;
                 }
-                self.go(Step::Events, now_ms);
+                self.go(self.after_doorbells(), now_ms);
             }
+            Step::Host if succeeded => self.go(Step::Events, now_ms),
             Step::Events => {
                 // Optional in old controllers; without it there are only the events that are always on.
                 let info = self.info.take().ok_or(ControllerError::Nonsense { what: "no identity" })?;

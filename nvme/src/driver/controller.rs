@@ -20,6 +20,7 @@ use super::rings::DoorbellBuffers;
 use super::{ControllerError, Transport};
 use crate::DeviceError;
 use crate::health::Health;
+use crate::reservation::HostId;
 use crate::spec::{
     ALL_NAMESPACES, Capabilities, Cns, Completion, Configuration, ControllerStatus, ErrorEntry, IDENTIFY_BYTES,
     IdentifyController, LogPage, NamespaceList, PAGE_BYTES, Register, SmartLog, Submission, Version, text,
@@ -77,6 +78,7 @@ pub struct ControllerInfo {
     pub volatile_write_cache: bool,
     pub dsm: bool,
     pub write_zeroes: bool,
+    pub reservations: bool,
     pub sgl: bool,
     pub doorbell_buffers: bool,
     pub max_namespaces: u32,
@@ -107,6 +109,7 @@ impl ControllerInfo {
             volatile_write_cache: id.has_volatile_write_cache(),
             dsm: id.has_dsm(),
             write_zeroes: id.has_write_zeroes(),
+            reservations: id.has_reservations(),
             sgl: id.has_sgl(),
             doorbell_buffers: id.has_doorbell_buffers(),
             max_namespaces: id.nn.get(),
@@ -149,6 +152,8 @@ pub(super) struct Admin {
     /// Queue ids handed out: bit per id.
     taken: Vec<bool>,
     resets_in_a_row: u32,
+    /// What it was told that we are.
+    pub host: Option<HostId>,
 }
 
 /// On its own cache lines: every queue reads it at every poll, and nothing beside it may be written.
@@ -190,7 +195,7 @@ impl<T: Transport> Controller<T> {
             return Err(ControllerError::Unsupported { what: "its smallest memory page is larger than 4 KiB" });
         }
         let mut queue = AdminQueue::new(capabilities.doorbell_stride_shift())?;
-        let mut bring_up = BringUp::new(options.max_queues, options.admin_timeout_ms);
+        let mut bring_up = BringUp::new(options.max_queues, options.admin_timeout_ms, None);
         let learned = loop {
             match bring_up.poll(&transport, &mut queue, (options.clock)()) {
                 Poll::Ready(result) => break result?,
@@ -208,7 +213,8 @@ impl<T: Transport> Controller<T> {
             "controller is up"
         );
         let taken = vec![false; usize::from(granted)];
-        let admin = Admin { queue, learned: Some(learned), bring_up: None, events, taken, resets_in_a_row: 0 };
+        let admin =
+            Admin { queue, learned: Some(learned), bring_up: None, events, taken, resets_in_a_row: 0, host: None };
         Ok(Arc::new(Controller {
             life: Life(AtomicU32::new(LIVE)),
             name: transport.name(),
@@ -280,6 +286,16 @@ impl<T: Transport> Controller<T> {
         with_page: bool,
     ) -> Result<(Completion, Option<SharedPages>), ControllerError> {
         let data = if with_page { Some(page()?) } else { None };
+        self.execute_with(what, command, data)
+    }
+
+    /// The same with data of the caller's.
+    pub(super) fn execute_with(
+        &self,
+        what: &'static str,
+        command: Submission,
+        data: Option<SharedPages>,
+    ) -> Result<(Completion, Option<SharedPages>), ControllerError> {
         let ticket = {
             let mut admin = self.admin();
             admin.queue.submit(command, data, &self.transport)?
@@ -452,7 +468,8 @@ impl<T: Transport> Controller<T> {
             return;
         }
         let options = &self.options;
-        let fresh = || BringUp::new(options.max_queues, options.admin_timeout_ms);
+        let host = admin.host;
+        let fresh = || BringUp::new(options.max_queues, options.admin_timeout_ms, host);
         let bring_up = admin.bring_up.get_or_insert_with(fresh);
         let Poll::Ready(result) = bring_up.poll(&self.transport, &mut admin.queue, self.now_ms()) else { return };
         admin.bring_up = None;

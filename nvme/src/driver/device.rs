@@ -10,6 +10,7 @@ use vellum_base::dma::Arena;
 use super::namespace::NamespaceInfo;
 use super::queue::NvmeQueue;
 use super::{Controller, ControllerError, Transport};
+use crate::reservation::Reservations;
 use crate::{Device, DeviceError, Geometry, IoOp, Queue};
 
 /// What all queues of the device share.
@@ -37,11 +38,11 @@ impl<T: Transport> Shared<T> {
 
     /// Operations that need no command.
     #[inline]
-    pub fn is_nothing(&self, op: &IoOp, zeroes: bool) -> bool {
+    pub fn is_nothing(&self, op: &IoOp) -> bool {
         match op {
             // Without a volatile cache, what is complete is on the medium.
             IoOp::Flush => !self.geometry.volatile_write_cache,
-            IoOp::Discard { len_bytes, .. } => *len_bytes == 0 || (!zeroes && !self.can_deallocate),
+            IoOp::Discard { len_bytes, .. } => *len_bytes == 0 || !self.can_deallocate,
             IoOp::Read { buf, .. } => buf.is_empty(),
             IoOp::Write { data, .. } => data.is_empty(),
         }
@@ -114,5 +115,9 @@ impl<T: Transport> Device for NvmeDevice<T> {
 
     fn open_queue(&self, depth: u32) -> Result<Rc<dyn Queue>, DeviceError> {
         Ok(Rc::new(self.queue(depth)?))
+    }
+
+    fn reservations(&self) -> Option<&dyn Reservations> {
+        self.controller().info().reservations.then_some(self)
     }
 }

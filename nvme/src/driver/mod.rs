@@ -4,6 +4,7 @@
 //! - [`rings`]: one submission and one completion ring, shadow doorbells; `pages`: where a command's data is;
 //! - `admin`: the admin queue; `bring_up`: reset and initialisation as a state machine;
 //! - [`controller`]: what all queues share: state, recovery, events, namespaces;
+//! - `reservation`: which of several hosts may write;
 //! - [`queue`]: the queue pair of one reactor behind the [`crate::Queue`] trait; [`device`]: a namespace as a [`crate::Device`].
 //!
 //! Invariants, also towards a controller that lies:
@@ -22,6 +23,7 @@ mod events;
 mod namespace;
 mod pages;
 pub mod queue;
+mod reservation;
 mod rings;
 pub mod transport;
 

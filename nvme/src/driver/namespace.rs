@@ -13,6 +13,8 @@ pub struct NamespaceInfo {
     pub lba_shift: u32,
     /// May be attached to other controllers too.
     pub shared: bool,
+    /// Reservation types that it supports: bit n is type n.
+    pub reservation_types: u8,
     pub nguid: [u8; 16],
     pub eui64: [u8; 8],
     /// LBA sizes that it can be formatted with, by format index; 0 for what this driver cannot use.
@@ -71,6 +73,7 @@ impl NamespaceInfo {
             size_lbas,
             lba_shift,
             shared: id.is_shared(),
+            reservation_types: id.rescap & !1,
             nguid,
             eui64: id.eui64,
             formats: id.known_formats().iter().map(usable).collect(),

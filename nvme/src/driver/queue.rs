@@ -2,25 +2,30 @@
 //!
 //! A command id is an index into `slots` and a generation, so that an answer that comes twice, or for an earlier command
 //! of the slot, is noticed. Such an answer, as any nonsense, costs the controller a reset.
+//!
+//! Here: submission and completion. [`command`]: what an operation is to the controller; [`recovery`]: timeouts, resets, death.
 
-use std::cell::RefCell;
+mod command;
+mod recovery;
+
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 
-use vellum_base::DmaBuf;
 use vellum_base::dma::{Arena, arena};
 
-use super::admin::AdminTicket;
-use super::controller::{Controller, DEAD, LIVE, RESETTING, state_of};
+use self::command::{Command, build, fail, succeed};
+use self::recovery::Attach;
+use super::controller::{Controller, DEAD, state_of};
 use super::device::Shared;
 use super::pages::CommandPages;
 use super::rings::Rings;
 use super::{ControllerError, Transport};
 use crate::spec::{Completion, Status, Submission};
-use crate::tracker::{Trackers, wake_all};
+use crate::tracker::{Trackers, Tracking};
 use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 
 /// Most commands at the device, per queue. With [`INDEX_BITS`], command id 0xffff is never used (it means "none" in the
@@ -32,26 +37,10 @@ const GENERATION_MASK: u16 = u16::MAX >> INDEX_BITS;
 const _: () = assert!(MAX_DEPTH <= INDEX_MASK as u32);
 /// Times that a command is given to the device before its error is final.
 const MAX_ATTEMPTS: u8 = 4;
-/// The unit of time in which commands age.
-const TICK_MS: u64 = 10;
-/// A command older than this makes the queue look at CSTS, each time it has aged as much again.
-const LOOK_TICKS: u32 = 10;
 /// How long a queue that is dropped waits for its commands, in polls with a yield each.
 const MAX_DROP_POLLS: u32 = 200_000;
-/// Most LBAs of one Dataset Management range.
-const MAX_RANGE_LBAS: u64 = u32::MAX as u64;
 /// Most LBAs of one Write Zeroes (NLB has 16 bits).
 pub const MAX_ZERO_LBAS: u64 = 1 << 16;
-
-/// An operation on its way.
-struct Command {
-    op: IoOp,
-    /// The memory that the device uses instead of the operation's own.
-    bounce: Option<DmaBuf>,
-    attempts: u8,
-    /// A discard that must leave zeros.
-    zeroes: bool,
-}
 
 /// A command id.
 #[derive(Clone, Copy, Default)]
@@ -62,13 +51,6 @@ struct Slot {
     generation: u16,
     running: bool,
     aborting: bool,
-}
-
-/// How a queue comes back after a reset.
-enum Attach {
-    No,
-    CompletionQueue(AdminTicket, u32),
-    SubmissionQueue(AdminTicket, u32),
 }
 
 struct Inner {
@@ -162,17 +144,27 @@ impl<T: Transport> NvmeQueue<T> {
 
     /// Write Zeroes of at most [`MAX_ZERO_LBAS`]; answered as a discard is.
     pub fn write_zeroes(&self, at_bytes: u64, len_bytes: u64) -> Ticket {
-        self.take(IoOp::Discard { at_bytes, len_bytes }, true)
+        let (nsid, shift) = (self.shared.namespace.nsid, self.shared.namespace.lba_shift);
+        let entry = Submission::write_zeroes(nsid, at_bytes >> shift, (len_bytes >> shift) as u32, false);
+        self.take(IoOp::Discard { at_bytes, len_bytes }, Some(Box::new(entry)))
     }
 
     /// The same, to its end. Not for a reactor's tasks.
     pub fn write_zeroes_and_wait(&self, at_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        let ticket = self.write_zeroes(at_bytes, len_bytes);
+        self.wait(self.write_zeroes(at_bytes, len_bytes)).0
+    }
+
+    /// Sends `entry`, whose data is what `op` reads or writes. Not for a reactor's tasks.
+    pub(super) fn execute_and_wait(&self, entry: Submission, op: IoOp) -> IoDone {
+        self.wait(self.take(op, Some(Box::new(entry))))
+    }
+
+    fn wait(&self, ticket: Ticket) -> IoDone {
         let mut cx = Context::from_waker(Waker::noop());
         loop {
             self.process_completions();
-            if let Poll::Ready((result, _)) = self.poll_done(ticket, &mut cx) {
-                return result;
+            if let Poll::Ready(done) = self.poll_done(ticket, &mut cx) {
+                return done;
             }
             std::thread::yield_now();
         }
@@ -199,14 +191,14 @@ impl<T: Transport> NvmeQueue<T> {
     }
 
     #[inline]
-    fn take(&self, op: IoOp, zeroes: bool) -> Ticket {
+    fn take(&self, op: IoOp, instead: Option<Box<Submission>>) -> Ticket {
         let shared = &*self.shared;
         let inner = &mut *self.inner.borrow_mut();
         let checked = shared.controller.health.check().and_then(|()| op.check(&shared.geometry, shared.read_only));
-        if checked.is_err() || shared.is_nothing(&op, zeroes) {
+        if checked.is_err() || (instead.is_none() && shared.is_nothing(&op)) {
             return inner.trackers.start_done(op.into_done(checked));
         }
-        let (ticket, accepted) = inner.trackers.start(Command { op, bounce: None, attempts: 0, zeroes });
+        let (ticket, accepted) = inner.trackers.start(Command::new(op, instead));
         if accepted {
             if inner.waiting.is_empty() && !inner.free.is_empty() {
                 inner.place(ticket.slot, shared);
@@ -307,7 +299,10 @@ impl Inner {
         // A flush that failed is not tried again: nobody knows what it has lost. One that we aborted did not fail.
         let was_aborted = aborting && status.code() == Status::ABORT_REQUESTED.code();
         let is_flush = matches!(command.op, IoOp::Flush);
-        let again = command.attempts < MAX_ATTEMPTS && !status.do_not_retry() && (!is_flush || was_aborted);
+        // Another host has the namespace: no attempt will change that.
+        let conflict = status.code() == Status::RESERVATION_CONFLICT.code();
+        let worth_it = !status.do_not_retry() && !conflict && (!is_flush || was_aborted);
+        let again = command.attempts < MAX_ATTEMPTS && worth_it;
         if again {
             shared.controller.counters.retried.fetch_add(1, Ordering::Relaxed);
             self.waiting.push_back(tracker);
@@ -325,259 +320,16 @@ impl Inner {
     fn at_device(&self) -> bool {
         self.free.len() < self.slots.len()
     }
-
-    /// Looks at the clock now and then: commands that take too long, events.
-    fn tick<T: Transport>(&mut self, shared: &Shared<T>) {
-        let controller = &*shared.controller;
-        self.polls_to_tick = controller.options.polls_per_tick;
-        let now_ms = (controller.options.clock)();
-        if now_ms.saturating_sub(self.last_tick_ms) < TICK_MS {
-            return;
-        }
-        self.last_tick_ms = now_ms;
-        self.tick = self.tick.wrapping_add(1);
-        if self.at_device() {
-            self.age(controller);
-        }
-        controller.tend(std::mem::take(&mut self.progress));
-    }
-
-    fn age<T: Transport>(&mut self, controller: &Controller<T>) {
-        let (tick, qid) = (self.tick, self.rings.qid);
-        let abort_ticks = (controller.options.io_timeout_ms / TICK_MS).clamp(2, 1 << 30) as u32;
-        let mut oldest = 0;
-        for (index, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.running) {
-            let age = tick.wrapping_sub(slot.tick);
-            oldest = oldest.max(age);
-            if age >= abort_ticks && !slot.aborting {
-                slot.aborting = true;
-                let cid = index as u16 | slot.generation << INDEX_BITS;
-                controller.counters.aborts.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(device = controller.name(), qid, cid, "a command takes too long and is aborted");
-                // Without a free admin slot the reset below is what is left.
-                if let Ok(ticket) = controller.submit_admin(Submission::abort(qid, cid)) {
-                    controller.admin().queue.abandon(ticket);
-                }
-            }
-        }
-        if oldest >= LOOK_TICKS && tick.wrapping_sub(self.looked_at_tick) >= LOOK_TICKS {
-            self.looked_at_tick = tick;
-            if let Err(reason) = controller.look() {
-                return controller.begin_reset(self.life, &reason);
-            }
-        }
-        if oldest >= abort_ticks + abort_ticks / 2 {
-            let waited_ms = u64::from(oldest) * TICK_MS;
-            controller.begin_reset(self.life, &ControllerError::Timeout { what: "a command", waited_ms });
-        }
-    }
-
-    /// The controller is in another life than this queue. True when the owner should poll again.
-    fn out_of_service<T: Transport>(&mut self, shared: &Shared<T>) -> bool {
-        let life = shared.controller.life();
-        match state_of(life) {
-            DEAD => {
-                self.fail_all(shared);
-                self.life = life;
-                return false;
-            }
-            RESETTING => shared.controller.recover(),
-            _ => {
-                debug_assert_eq!(state_of(life), LIVE);
-                if let Err(reason) = self.reattach(life, shared) {
-                    self.attach = Attach::No;
-                    shared.controller.begin_reset(life, &reason);
-                }
-            }
-        }
-        // An idle queue need not keep its reactor awake for this; it goes on at its next operation.
-        self.at_device() || !self.waiting.is_empty()
-    }
-
-    fn reattach<T: Transport>(&mut self, life: u32, shared: &Shared<T>) -> Result<(), ControllerError> {
-        let controller = &*shared.controller;
-        let now_ms = (controller.options.clock)();
-        let (ticket, for_life) = match self.attach {
-            Attach::No => {
-                self.requeue(shared);
-                self.rings.restart(controller.buffers());
-                let (_, completions) = self.rings.addresses(controller.transport())?;
-                let create = Submission::create_completion_queue(self.rings.qid, self.rings.entries, completions);
-                self.attach = Attach::CompletionQueue(controller.submit_admin(create)?, life);
-                self.attach_deadline_ms = now_ms + controller.options.admin_timeout_ms;
-                return Ok(());
-            }
-            Attach::CompletionQueue(ticket, for_life) | Attach::SubmissionQueue(ticket, for_life) => (ticket, for_life),
-        };
-        if for_life != life {
-            self.attach = Attach::No; // reset again meanwhile
-            return Ok(());
-        }
-        let what = "create IO queue after a reset";
-        match controller.poll_admin(ticket)? {
-            None if now_ms > self.attach_deadline_ms => {
-                return Err(ControllerError::Timeout { what, waited_ms: controller.options.admin_timeout_ms });
-            }
-            None => {}
-            Some(done) if !done.status().is_success() => {
-                return Err(ControllerError::Command { what, status: done.status() });
-            }
-            Some(_) if matches!(self.attach, Attach::CompletionQueue(..)) => {
-                let (submissions, _) = self.rings.addresses(controller.transport())?;
-                let create = Submission::create_submission_queue(self.rings.qid, self.rings.entries, submissions);
-                self.attach = Attach::SubmissionQueue(controller.submit_admin(create)?, life);
-            }
-            Some(_) => {
-                self.attach = Attach::No;
-                self.life = life;
-            }
-        }
-        Ok(())
-    }
-
-    /// The controller was reset, so it has none of our commands any more: each is given again, or failed.
-    fn requeue<T: Transport>(&mut self, shared: &Shared<T>) {
-        let mut running: Vec<_> = self.slots.iter().filter(|slot| slot.running).map(|slot| slot.tracker).collect();
-        self.release_slots();
-        running.retain(|tracker| {
-            let Some(command) = self.trackers.op(*tracker) else { return false };
-            if command.attempts < MAX_ATTEMPTS {
-                return true;
-            }
-            let err = match command.op {
-                IoOp::Flush => shared.controller.give_up(format!("flush of {}: no answer", shared.geometry.name)),
-                _ => command.op.error(libc::ETIMEDOUT),
-            };
-            self.trackers.finish(*tracker, |command| fail(command, err, shared));
-            false
-        });
-        shared.controller.counters.retried.fetch_add(running.len() as u64, Ordering::Relaxed);
-        for tracker in running.into_iter().rev() {
-            self.waiting.push_front(tracker);
-        }
-    }
-
-    fn release_slots(&mut self) {
-        self.free.clear();
-        for (index, slot) in self.slots.iter_mut().enumerate().rev() {
-            slot.generation = (slot.generation + u16::from(slot.running)) & GENERATION_MASK;
-            slot.running = false;
-            self.free.push(index as u16);
-        }
-    }
-
-    /// The controller is dead. What it may still write is kept from everybody.
-    fn fail_all<T: Transport>(&mut self, shared: &Shared<T>) {
-        let controller = &*shared.controller;
-        let quiet = controller.is_quiet();
-        let err = controller.health.check().err().unwrap_or_else(|| controller.device_error(ControllerError::Gone));
-        let lent: Vec<u32> = self.slots.iter().filter(|slot| slot.running).map(|slot| slot.tracker).collect();
-        if !quiet {
-            controller.keep(self.rings.memory());
-            self.pages.memory().for_each(|pages| controller.keep(pages));
-        }
-        for tracker in lent {
-            self.trackers.finish(tracker, |command| {
-                if quiet {
-                    fail(command, err.clone(), shared)
-                } else {
-                    controller.keep((command.op, command.bounce));
-                    (Err(err.clone()), None)
-                }
-            });
-        }
-        self.release_slots();
-        self.waiting.clear();
-        let rest: Vec<u32> = self.trackers.running().collect();
-        for tracker in rest {
-            self.trackers.finish(tracker, |command| fail(command, err.clone(), shared));
-        }
-    }
 }
 
-/// The entry for `command`, with its data where command id `index` has its page.
-#[inline]
-fn build<T: Transport>(
-    command: &mut Command,
-    index: usize,
-    pages: &CommandPages,
-    arena: &Arena,
-    shared: &Shared<T>,
-) -> Result<Submission, DeviceError> {
-    let (nsid, shift) = (shared.namespace.nsid, shared.namespace.lba_shift);
-    let zeroes = command.zeroes;
-    match &mut command.op {
-        IoOp::Read { at_bytes, buf } => {
-            let len = buf.len();
-            let address = match shared.address_of(arena, buf) {
-                Some(address) => address,
-                None => shared.bounce(arena, command.bounce.insert(DmaBuf::new(len)))?,
-            };
-            let entry = Submission::read(nsid, *at_bytes >> shift, (len >> shift) as u32);
-            Ok(pages.point(entry, index, address, len, shared.sgl))
-        }
-        IoOp::Write { at_bytes, data, fua } => {
-            let len = data.len();
-            let address = match shared.address_of(arena, data) {
-                Some(address) => address,
-                None => {
-                    let bounce = command.bounce.insert(DmaBuf::new(len));
-                    bounce.copy_from_slice(data);
-                    shared.bounce(arena, bounce)?
-                }
-            };
-            let fua = *fua && shared.geometry.volatile_write_cache;
-            let entry = Submission::write(nsid, *at_bytes >> shift, (len >> shift) as u32, fua);
-            Ok(pages.point(entry, index, address, len, shared.sgl))
-        }
-        IoOp::Flush => {
-            if command.attempts == 1 {
-                shared.controller.flushing.fetch_add(1, Ordering::AcqRel);
-                shared.controller.unflushed.store(false, Ordering::Release);
-            }
-            Ok(Submission::flush(nsid))
-        }
-        IoOp::Discard { at_bytes, len_bytes } => {
-            let (lba, lbas) = (*at_bytes >> shift, *len_bytes >> shift);
-            if zeroes {
-                return Ok(Submission::write_zeroes(nsid, lba, lbas as u32, false));
-            }
-            let ranges = (0..lbas)
-                .step_by(MAX_RANGE_LBAS as usize)
-                .map(|done| (lba + done, (lbas - done).min(MAX_RANGE_LBAS) as u32));
-            let (address, count) = pages.put_ranges(index, ranges);
-            Ok(Submission::deallocate(nsid, count).with_prp(address, 0))
-        }
+impl<T: Transport> Tracking<Command> for NvmeQueue<T> {
+    fn trackers(&self) -> RefMut<'_, Trackers<Command>> {
+        RefMut::map(self.inner.borrow_mut(), |inner| &mut inner.trackers)
     }
-}
 
-#[inline]
-fn succeed<T: Transport>(mut command: Command, shared: &Shared<T>) -> IoDone {
-    match &mut command.op {
-        IoOp::Read { buf, .. } => {
-            if let Some(bounce) = &command.bounce {
-                buf.copy_from_slice(bounce);
-            }
-        }
-        IoOp::Write { fua: false, .. } => {
-            let unflushed = &shared.controller.unflushed;
-            if shared.geometry.volatile_write_cache && !unflushed.load(Ordering::Relaxed) {
-                unflushed.store(true, Ordering::Release);
-            }
-        }
-        IoOp::Flush => {
-            shared.controller.flushing.fetch_sub(1, Ordering::AcqRel);
-        }
-        _ => {}
+    fn spare_wakers(&self) -> &RefCell<Vec<Waker>> {
+        &self.wakers
     }
-    command.op.into_done(Ok(()))
-}
-
-fn fail<T: Transport>(command: Command, err: DeviceError, shared: &Shared<T>) -> IoDone {
-    if matches!(command.op, IoOp::Flush) && command.attempts > 0 {
-        shared.controller.flushing.fetch_sub(1, Ordering::AcqRel);
-    }
-    command.op.into_done(Err(err))
 }
 
 impl<T: Transport> Queue for NvmeQueue<T> {
@@ -586,18 +338,15 @@ impl<T: Transport> Queue for NvmeQueue<T> {
     }
 
     fn submit(&self, op: IoOp) -> Ticket {
-        self.take(op, false)
+        self.take(op, None)
     }
 
     fn poll_done(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
-        let (poll, old_waker) = self.inner.borrow_mut().trackers.poll_done(ticket, cx);
-        drop(old_waker); // outside of the borrow
-        poll
+        self.poll_ticket(ticket, cx)
     }
 
     fn forget(&self, ticket: Ticket) {
-        let old_waker = self.inner.borrow_mut().trackers.forget(ticket);
-        drop(old_waker); // outside of the borrow
+        self.forget_ticket(ticket);
     }
 
     fn process_completions(&self) -> usize {
@@ -629,7 +378,7 @@ impl<T: Transport> Queue for NvmeQueue<T> {
             events = usize::from(inner.out_of_service(shared));
         }
         drop(borrowed);
-        wake_all(&self.wakers, |empty| self.inner.borrow_mut().trackers.take_wakers(empty));
+        self.wake_waiters();
         events
     }
 

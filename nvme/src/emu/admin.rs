@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::controller::{MAX_ERRORS, MAX_EVENT_REQUESTS};
-use super::data::give;
+use super::data::{give, take};
 use super::queue::{CompletionQueue, Outcome, SubmissionQueue};
 use super::subsystem::Namespace;
 use super::{Bus, Controller};
@@ -18,6 +18,9 @@ use crate::spec::{
 const KELVIN: u16 = 300;
 /// LBA formats by index, as log2 of their bytes.
 const FORMATS: [u8; 2] = [9, 12];
+
+/// RESCAP: all types, nothing persistent.
+const RESERVATION_TYPES: u8 = 0x7e;
 
 type Answer = Result<u32, Status>;
 
@@ -124,7 +127,9 @@ impl<B: Bus> Controller<B> {
         id.nn = self.subsystem().highest_nsid().into();
         let dsm = if config.dsm { IdentifyController::ONCS_DSM } else { 0 };
         let zeroes = if config.write_zeroes { IdentifyController::ONCS_WRITE_ZEROES } else { 0 };
-        id.oncs = (dsm | zeroes).into();
+        let reservations = if config.reservations { IdentifyController::ONCS_RESERVATIONS } else { 0 };
+        id.oncs = (dsm | zeroes | reservations).into();
+        id.ctratt = if config.reservations { IdentifyController::CTRATT_LONG_HOST_ID.into() } else { 0.into() };
         id.vwc = u8::from(self.subsystem().volatile_write_cache);
         id.sgls = u32::from(config.sgl).into();
         let nqn = format!("nqn.2014-08.org.nvmexpress:vellum:{}", self.subsystem().serial);
@@ -139,6 +144,7 @@ impl<B: Bus> Controller<B> {
         id.nlbaf = FORMATS.len() as u8 - 1;
         id.flbas = FORMATS.iter().position(|shift| u32::from(*shift) == ns.lba_shift()).unwrap_or(0) as u8;
         id.nmic = 1;
+        id.rescap = if self.config().reservations { RESERVATION_TYPES } else { 0 };
         id.dlfeat = 1; // deallocated blocks read as zeros
         id.nguid = ns.nguid;
         for (format, shift) in id.formats.iter_mut().zip(FORMATS) {
@@ -296,8 +302,27 @@ impl<B: Bus> Controller<B> {
                 self.admin_state().write_cache_enabled = command.cdw11.get() & 1 != 0;
                 Ok(0)
             }
+            Feature::HostIdentifier => self.set_host(command),
             Feature::TemperatureThreshold | Feature::AsyncEventConfiguration => Ok(0),
         }
+    }
+
+    /// Once in the life of a controller (5.27.1.25).
+    fn set_host(&self, command: &Submission) -> Answer {
+        if !self.config().reservations {
+            return Err(Status::INVALID_FIELD);
+        }
+        if command.cdw11.get() & 1 == 0 {
+            return Err(Status::HOST_ID_INCONSISTENT);
+        }
+        let mut host = [0; 16];
+        take(self.bus(), command, &mut host)?;
+        let mut admin = self.admin_state();
+        if admin.host != [0; 16] && admin.host != host {
+            return Err(Status::COMMAND_SEQUENCE_ERROR);
+        }
+        admin.host = host;
+        Ok(0)
     }
 
     fn queue_counts(&self) -> Answer {
@@ -311,6 +336,10 @@ impl<B: Bus> Controller<B> {
             Feature::VolatileWriteCache => Ok(u32::from(self.admin_state().write_cache_enabled)),
             Feature::TemperatureThreshold => Ok(343),
             Feature::AsyncEventConfiguration => Ok(AsyncEvent::WANTED),
+            Feature::HostIdentifier => {
+                let host = self.admin_state().host;
+                give(self.bus(), command, &host).map(|()| 0)
+            }
         }
     }
 
@@ -330,6 +359,7 @@ impl<B: Bus> Controller<B> {
         let chosen = |ns: &&Namespace| nsid == ALL_NAMESPACES || ns.nsid == nsid;
         let mut any = false;
         for ns in self.subsystem().attached().filter(chosen) {
+            self.check_reservation(ns, true)?;
             ns.medium.zero(0, ns.size_bytes).map_err(|_| Status::INTERNAL_ERROR)?;
             ns.set_lba_shift(u32::from(shift));
             any = true;

@@ -32,6 +32,7 @@ pub struct ControllerConfig {
     pub sgl: bool,
     pub dsm: bool,
     pub write_zeroes: bool,
+    pub reservations: bool,
     /// Reads of CSTS until RDY follows CC.EN.
     pub ready_after_reads: u32,
     pub seed: u64,
@@ -48,6 +49,7 @@ impl Default for ControllerConfig {
             sgl: false,
             dsm: true,
             write_zeroes: true,
+            reservations: true,
             ready_after_reads: 0,
             seed: 1,
             faults: Vec::new(),
@@ -76,6 +78,8 @@ pub(super) struct AdminState {
     pub changed_namespaces: bool,
     pub write_cache_enabled: bool,
     pub aborts: u64,
+    /// Host Identifier; zeros: none was set since the last reset.
+    pub host: [u8; 16],
 }
 
 pub struct Controller<B: Bus> {
@@ -274,6 +278,7 @@ impl<B: Bus> Controller<B> {
         self.set_shadow(0, 0);
         let mut admin = self.admin_state();
         admin.event_requests.clear();
+        admin.host = Default::default();
         drop(admin);
         self.registers().ready_in = 0;
         let _ = self.csts.fetch_update(Ordering::AcqRel, Ordering::Acquire, |csts| (csts != GONE_32).then_some(0));

@@ -29,10 +29,16 @@ impl<B: Bus> Controller<B> {
     fn try_io(&self, command: &Submission, counters: &mut IoCounters) -> Result<(), Status> {
         let opcode = IoOpcode::from_byte(command.opcode).ok_or(Status::INVALID_OPCODE.with_do_not_retry())?;
         if opcode == IoOpcode::Flush && command.nsid.get() == crate::spec::ALL_NAMESPACES {
-            return self.subsystem().attached().try_for_each(|ns| ns.medium.flush()).map_err(|_| Status::WRITE_FAULT);
+            return self.subsystem().attached().try_for_each(|ns| {
+                self.check_reservation(ns, true)?;
+                ns.medium.flush().map_err(|_| Status::WRITE_FAULT)
+            });
         }
         let invalid = Status::INVALID_NAMESPACE.with_do_not_retry();
         let ns = self.subsystem().namespace(command.nsid.get()).ok_or(invalid)?;
+        if !opcode.is_reservation() {
+            self.check_reservation(ns, opcode != IoOpcode::Read)?;
+        }
         match opcode {
             IoOpcode::Flush => ns.medium.flush().map_err(|_| Status::WRITE_FAULT),
             IoOpcode::Read => {
@@ -52,6 +58,10 @@ impl<B: Bus> Controller<B> {
                 ns.medium.zero(at, len).map_err(|_| Status::WRITE_FAULT)
             }
             IoOpcode::DatasetManagement => self.dataset_management(ns, command),
+            IoOpcode::ReservationRegister
+            | IoOpcode::ReservationReport
+            | IoOpcode::ReservationAcquire
+            | IoOpcode::ReservationRelease => self.reservation(ns, opcode, command),
         }
         .inspect_err(|status| counters.media_errors += u64::from(status.code() >> 8 == 2))
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::Medium;
+use super::reservation::Reservations;
 
 /// Namespace ids go from 1 to this.
 pub const MAX_NAMESPACES: usize = 64;
@@ -23,6 +24,7 @@ pub struct Namespace {
     detached: AtomicBool,
     pub medium: Medium,
     pub nguid: [u8; 16],
+    pub(super) reservations: Reservations,
 }
 
 impl Namespace {
@@ -66,6 +68,7 @@ impl Subsystem {
                     detached: AtomicBool::new(false),
                     medium: config.medium,
                     nguid,
+                    reservations: Reservations::default(),
                 }
             })
             .collect();

@@ -3,7 +3,7 @@
 //! An operation's faults and delay are drawn at its submission; its effect is at its completion. What a dropped queue had
 //! in flight may yet land: see [`super::FaultDevice::process_died`].
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -18,7 +18,7 @@ use super::cache::{Event, Payload, SECTOR_BYTES};
 use super::rules::{Fault, faults};
 use super::sharing::{Fact, ProcessId};
 use super::{Shared, State};
-use crate::tracker::{Trackers, wake_all};
+use crate::tracker::{Trackers, Tracking};
 use crate::{Geometry, IoDone, IoOp, Queue, Ticket};
 
 /// What a process hears that was fenced: the reservation is another's (EBADE).
@@ -169,6 +169,16 @@ fn flip_some_bit(buf: &mut [u8], prng: &mut Prng) {
     buf[at] ^= 1 << prng.below(8);
 }
 
+impl Tracking<Running> for FaultQueue {
+    fn trackers(&self) -> RefMut<'_, Trackers<Running>> {
+        self.trackers.borrow_mut()
+    }
+
+    fn spare_wakers(&self) -> &RefCell<Vec<Waker>> {
+        &self.wakers
+    }
+}
+
 impl Queue for FaultQueue {
     fn geometry(&self) -> &Geometry {
         &self.shared.geometry
@@ -205,14 +215,11 @@ impl Queue for FaultQueue {
     }
 
     fn poll_done(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
-        let (poll, old_waker) = self.trackers.borrow_mut().poll_done(ticket, cx);
-        drop(old_waker); // outside of the borrow
-        poll
+        self.poll_ticket(ticket, cx)
     }
 
     fn forget(&self, ticket: Ticket) {
-        let old_waker = self.trackers.borrow_mut().forget(ticket);
-        drop(old_waker); // outside of the borrow
+        self.forget_ticket(ticket);
     }
 
     fn process_completions(&self) -> usize {
@@ -221,7 +228,7 @@ impl Queue for FaultQueue {
         for slot in due {
             self.trackers.borrow_mut().finish(slot, |running| self.complete(running));
         }
-        wake_all(&self.wakers, |empty| self.trackers.borrow_mut().take_wakers(empty));
+        self.wake_waiters();
         // The hook's wake announces what is in flight; without one, only polling does.
         let unannounced = self.shared.hook.is_none() && self.in_flight() > 0;
         count.max(usize::from(unannounced))

@@ -3,7 +3,7 @@
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Cns, Feature, LogPage, PAGE_BYTES};
+use super::{AcquireAction, Cns, Feature, LogPage, PAGE_BYTES, RegisterAction, ReleaseAction, ReservationType};
 
 /// Admin commands (5, figure 138).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,7 +23,7 @@ pub enum AdminOpcode {
     FormatNvm = 0x80,
 }
 
-/// Commands of the NVM command set (NVM 3, figure 20).
+/// Commands of the NVM command set (NVM 3, figure 20) and those of all IO command sets (7).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum IoOpcode {
@@ -32,6 +32,10 @@ pub enum IoOpcode {
     Read = 0x02,
     WriteZeroes = 0x08,
     DatasetManagement = 0x09,
+    ReservationRegister = 0x0d,
+    ReservationReport = 0x0e,
+    ReservationAcquire = 0x11,
+    ReservationRelease = 0x15,
 }
 
 macro_rules! from_byte {
@@ -46,7 +50,15 @@ macro_rules! from_byte {
 }
 from_byte!(AdminOpcode: DeleteSubmissionQueue, CreateSubmissionQueue, GetLogPage, DeleteCompletionQueue,
     CreateCompletionQueue, Identify, Abort, SetFeatures, GetFeatures, AsyncEventRequest, DoorbellBufferConfig, FormatNvm);
-from_byte!(IoOpcode: Flush, Write, Read, WriteZeroes, DatasetManagement);
+from_byte!(IoOpcode: Flush, Write, Read, WriteZeroes, DatasetManagement, ReservationRegister, ReservationReport,
+    ReservationAcquire, ReservationRelease);
+
+impl IoOpcode {
+    pub fn is_reservation(self) -> bool {
+        use IoOpcode::*;
+        matches!(self, ReservationRegister | ReservationReport | ReservationAcquire | ReservationRelease)
+    }
+}
 
 /// PSDT 01b: the data pointer is an SGL descriptor (4.1, figure 86).
 pub const PSDT_SGL: u8 = 1 << 6;
@@ -177,6 +189,11 @@ impl Submission {
         }
     }
 
+    /// Set Features, Host Identifier (5.27.1.25) of 128 bits; the data is the identifier.
+    pub fn set_host_identifier() -> Submission {
+        Submission::set_features(Feature::HostIdentifier, 1)
+    }
+
     /// Get Features (5.15), the current value.
     pub fn get_features(feature: Feature) -> Submission {
         Submission { cdw10: (feature as u32).into(), ..Submission::admin(AdminOpcode::GetFeatures) }
@@ -236,6 +253,31 @@ impl Submission {
         command.cdw10 = (ranges - 1).into();
         command.cdw11 = (1 << 2).into();
         command
+    }
+
+    /// Reservation Register (7.6); the data is [`super::ReservationKeys`]. `ignore`: whatever the own key is now.
+    pub fn reservation_register(nsid: u32, action: RegisterAction, ignore: bool) -> Submission {
+        let cdw10 = action as u32 | u32::from(ignore) << 3;
+        Submission { cdw10: cdw10.into(), ..Submission::io(IoOpcode::ReservationRegister, nsid) }
+    }
+
+    /// Reservation Acquire (7.5); the data is [`super::ReservationKeys`].
+    pub fn reservation_acquire(nsid: u32, action: AcquireAction, kind: ReservationType) -> Submission {
+        let cdw10 = action as u32 | (kind as u32) << 8;
+        Submission { cdw10: cdw10.into(), ..Submission::io(IoOpcode::ReservationAcquire, nsid) }
+    }
+
+    /// Reservation Release (7.7); the data is the first half of [`super::ReservationKeys`].
+    pub fn reservation_release(nsid: u32, action: ReleaseAction, kind: ReservationType) -> Submission {
+        let cdw10 = action as u32 | (kind as u32) << 8;
+        Submission { cdw10: cdw10.into(), ..Submission::io(IoOpcode::ReservationRelease, nsid) }
+    }
+
+    /// Reservation Report (7.8) of `len_bytes`, in the extended form.
+    pub fn reservation_report(nsid: u32, len_bytes: usize) -> Submission {
+        let dwords = (len_bytes / 4).saturating_sub(1) as u32;
+        let entry = Submission::io(IoOpcode::ReservationReport, nsid);
+        Submission { cdw10: dwords.into(), cdw11: 1.into(), ..entry }
     }
 
     fn at(mut self, lba: u64, lbas: u32) -> Submission {
@@ -301,6 +343,15 @@ mod tests {
         assert_eq!(log.cdw10.get(), 0x007f_0002);
         let queue = Submission::create_submission_queue(3, 64, 0x1000);
         assert_eq!((queue.cdw10.get(), queue.cdw11.get(), queue.dptr.prp1.get()), (0x003f_0003, 0x0003_0001, 0x1000));
+        let preempt = Submission::reservation_acquire(
+            7,
+            AcquireAction::PreemptAndAbort,
+            ReservationType::WriteExclusiveRegistrantsOnly,
+        );
+        assert_eq!((preempt.opcode, preempt.cdw10.get()), (0x11, 0x302));
+        assert_eq!(Submission::reservation_register(7, RegisterAction::Unregister, true).cdw10.get(), 9);
+        let report = Submission::reservation_report(7, 4096);
+        assert_eq!((report.opcode, report.cdw10.get(), report.cdw11.get()), (0x0e, 1023, 1));
         assert_eq!(Submission::from_words(queue.to_words()), queue);
     }
 

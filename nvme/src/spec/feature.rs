@@ -12,6 +12,8 @@ pub enum Feature {
     NumberOfQueues = 0x07,
     /// Asynchronous Event Configuration (5.27.1.8).
     AsyncEventConfiguration = 0x0b,
+    /// Host Identifier (5.27.1.25): bit 0 says that it has 128 bits; it is the command's data. Gone after a reset.
+    HostIdentifier = 0x81,
 }
 
 impl Feature {
@@ -21,6 +23,7 @@ impl Feature {
             Feature::VolatileWriteCache,
             Feature::NumberOfQueues,
             Feature::AsyncEventConfiguration,
+            Feature::HostIdentifier,
         ]
         .into_iter()
         .find(|feature| *feature as u32 == id)

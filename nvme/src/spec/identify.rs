@@ -50,6 +50,7 @@ pub struct IdentifyController {
     pub rtd3e: U32,
     /// 95:92, OAES: bit 8 namespace attribute notices.
     pub oaes: U32,
+    /// 99:96, CTRATT: bit 0 host identifiers of 128 bits.
     pub ctratt: U32,
     pub reserved_100: [u8; 156],
     /// 257:256, OACS: bit 1 format, bit 8 doorbell buffers.
@@ -76,7 +77,7 @@ pub struct IdentifyController {
     pub maxcmd: U16,
     /// 519:516, NN: the highest namespace id.
     pub nn: U32,
-    /// 521:520, ONCS: bit 2 dataset management, bit 3 write zeroes.
+    /// 521:520, ONCS: bit 2 dataset management, bit 3 write zeroes, bit 5 reservations.
     pub oncs: U16,
     pub fuses: U16,
     pub fna: u8,
@@ -108,6 +109,8 @@ impl IdentifyController {
     pub const OACS_DOORBELL_BUFFERS: u16 = 1 << 8;
     pub const ONCS_DSM: u16 = 1 << 2;
     pub const ONCS_WRITE_ZEROES: u16 = 1 << 3;
+    pub const ONCS_RESERVATIONS: u16 = 1 << 5;
+    pub const CTRATT_LONG_HOST_ID: u32 = 1;
     pub const VWC_PRESENT: u8 = 1;
     pub const OAES_NAMESPACES: u32 = 1 << 8;
 
@@ -121,6 +124,11 @@ impl IdentifyController {
 
     pub fn has_write_zeroes(&self) -> bool {
         self.oncs.get() & Self::ONCS_WRITE_ZEROES != 0
+    }
+
+    /// Reservations, with the long host identifiers and the extended status that go with them (7.8).
+    pub fn has_reservations(&self) -> bool {
+        self.oncs.get() & Self::ONCS_RESERVATIONS != 0 && self.ctratt.get() & Self::CTRATT_LONG_HOST_ID != 0
     }
 
     pub fn has_volatile_write_cache(&self) -> bool {
@@ -165,6 +173,7 @@ pub struct IdentifyNamespace {
     pub dps: u8,
     /// 30, NMIC: bit 0 the namespace may be attached to more than one controller.
     pub nmic: u8,
+    /// 31, RESCAP: bit n the reservation type n, bit 0 persistence over power loss.
     pub rescap: u8,
     pub fpi: u8,
     pub dlfeat: u8,

@@ -11,6 +11,7 @@ mod feature;
 mod identify;
 mod log;
 mod register;
+mod reservation;
 mod status;
 
 pub use command::{
@@ -26,6 +27,9 @@ pub use log::{ErrorEntry, FirmwareLog, LogPage, SmartLog};
 pub use register::{
     AdminQueueAttributes, Capabilities, Configuration, ControllerStatus, GONE_32, PAGE_BYTES, Register, Version,
     doorbell_offset,
+};
+pub use reservation::{
+    AcquireAction, RegisterAction, RegistrantStatus, ReleaseAction, ReservationKeys, ReservationStatus, ReservationType,
 };
 pub use status::{Status, StatusCodeType};
 

@@ -58,6 +58,7 @@ statuses! {
     INVALID_SGL_LENGTH = 0x00f, "data SGL length invalid";
     INVALID_SGL_TYPE = 0x011, "SGL descriptor type invalid";
     INVALID_PRP_OFFSET = 0x013, "PRP offset invalid";
+    HOST_ID_INCONSISTENT = 0x018, "host identifier inconsistent format";
     SANITIZE_IN_PROGRESS = 0x01d, "sanitize in progress";
     NAMESPACE_WRITE_PROTECTED = 0x020, "namespace is write protected";
     COMMAND_INTERRUPTED = 0x021, "command interrupted";

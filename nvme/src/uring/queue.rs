@@ -1,6 +1,6 @@
 //! A queue over one ring (and a polled one where the device has polling): what to do with each answer of the kernel.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use super::Shared;
 use super::ring::{DiscardBy, Ring, Transfer};
-use crate::tracker::{Trackers, wake_all};
+use crate::tracker::{Trackers, Tracking};
 use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 
 /// Most operations at the kernel at once, per queue.
@@ -182,6 +182,16 @@ fn flushes(op: &IoOp, shared: &Shared) -> bool {
     }
 }
 
+impl Tracking<Option<Transfer>> for UringQueue {
+    fn trackers(&self) -> RefMut<'_, Trackers<Option<Transfer>>> {
+        RefMut::map(self.inner.borrow_mut(), |inner| &mut inner.trackers)
+    }
+
+    fn spare_wakers(&self) -> &RefCell<Vec<Waker>> {
+        &self.wakers
+    }
+}
+
 impl Queue for UringQueue {
     fn geometry(&self) -> &Geometry {
         &self.shared.file.geometry
@@ -203,14 +213,11 @@ impl Queue for UringQueue {
     }
 
     fn poll_done(&self, ticket: Ticket, cx: &mut Context<'_>) -> Poll<IoDone> {
-        let (poll, old_waker) = self.inner.borrow_mut().trackers.poll_done(ticket, cx);
-        drop(old_waker); // outside of the borrow
-        poll
+        self.poll_ticket(ticket, cx)
     }
 
     fn forget(&self, ticket: Ticket) {
-        let old_waker = self.inner.borrow_mut().trackers.forget(ticket);
-        drop(old_waker); // outside of the borrow
+        self.forget_ticket(ticket);
     }
 
     fn process_completions(&self) -> usize {
@@ -234,7 +241,7 @@ impl Queue for UringQueue {
             inner.main.has_unsubmitted() || inner.polled.as_ref().is_some_and(|ring| ring.at_kernel() > 0);
         let events = events.max(usize::from(unannounced));
         drop(borrowed);
-        wake_all(&self.wakers, |empty| self.inner.borrow_mut().trackers.take_wakers(empty));
+        self.wake_waiters();
         events
     }
 

@@ -121,9 +121,10 @@ pub struct Serve {
     /// Be the member of the device's cluster in this slot: vote, and serve whenever this member leads.
     #[arg(long, value_name = "N", value_parser = slots::parse_number)]
     pub slot: Option<u8>,
-    /// How earlier leaders are fenced: host (kills processes of this host) or script:PATH. May be given several times:
-    /// they are asked in turn until one succeeds.
-    #[arg(long, requires = "slot", default_value = "host", value_name = "host|script:PATH")]
+    /// How earlier leaders are fenced: host (kills processes of this host), reservation (the NVMe device refuses what they
+    /// write; for all members or for none) or script:PATH. May be given several times: they are asked in turn until one
+    /// succeeds.
+    #[arg(long, requires = "slot", default_value = "host", value_name = "host|reservation|script:PATH")]
     pub fence: Vec<String>,
     /// A leader that is silent for so many milliseconds is succeeded (500 to 60000).
     #[arg(long, requires = "slot", default_value_t = 2000, value_name = "MS", value_parser = clap::value_parser!(u64).range(500..=60_000))]
@@ -486,6 +487,14 @@ pub enum Nvme {
     Smart(NvmeOn),
     /// Show the error log, newest first.
     Log(NvmeOn),
+    /// Show which hosts may write a shared namespace: who is registered, who holds a reservation.
+    Reservations {
+        #[command(flatten)]
+        on: NvmeOn,
+        /// End the reservation and unregister every host. Members of a cluster that use it are fenced by this.
+        #[arg(long)]
+        clear: bool,
+    },
     /// Measure a device: any DEVICE, not only NVMe.
     Perf(NvmePerf),
     /// Serve the modelled controller on a unix socket, for `vfio-user:` and other such clients. Until killed.

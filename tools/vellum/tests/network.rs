@@ -213,7 +213,7 @@ fn a_cluster_beyond_loopback_has_keys_or_does_not_start() {
     assert_eq!(fs::read(at.join("before")).unwrap(), vec![5; 1 << 20]);
     let endpoints = lab.endpoints();
     let status = |command: &mut Command| command.args(["status", &endpoints, "--json"]).output().unwrap();
-    let told = status(&mut lab.client());
+    let told = status(&mut lab.command_of("clients/gw"));
     assert!(String::from_utf8_lossy(&told.stdout).contains("client/gw"));
     let told = status(&mut lab.command());
     assert_eq!(told.status.code(), Some(ENDPOINT));

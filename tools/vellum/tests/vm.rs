@@ -1,5 +1,7 @@
 //! The NVMe driver on controllers that are not our model: QEMU's, behind an IOMMU, in a virtual machine (tools/vmlab).
-//! Identify, perf, mkfs, a FUSE mount, a workload that is verified, SIGKILL in mid-IO, recovery, check. Skipped, loudly, where there is no QEMU or no package index; not in CI, which installs both.
+//! Identify, perf, mkfs, a FUSE mount, a workload that is verified, SIGKILL in mid-IO, recovery, check; LBAs of 4 KiB, two
+//! namespaces, one queue, a bad sector, two controllers on one namespace. Skipped, loudly, where there is no QEMU or no
+//! package index; not in CI, which installs both.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -31,6 +33,11 @@ fn run(job: &str) {
     let text = [out.stdout, out.stderr].concat();
     let text = String::from_utf8_lossy(&text);
     assert!(out.status.success() && text.contains("PASS"), "{}: {text}", out.status);
+}
+
+#[test]
+fn controllers_that_differ_serve_all_the_same() {
+    run("variants");
 }
 
 #[test]

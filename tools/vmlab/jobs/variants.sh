@@ -1,5 +1,5 @@
 # One controller for each thing that differs: LBAs of 4 KiB, two namespaces, one queue, a bad sector, two controllers on
-# one namespace. (Shadow doorbells: this model has them, and the driver uses them wherever they are.)
+# one namespace. Shadow doorbells are in all of them: the model has them, and the driver uses them wherever they are.
 #: timeout 900
 #: drive d1 256M
 #: device nvme,id=nvme1,serial=LBA4K,drive=d1,logical_block_size=4096,physical_block_size=4096,addr=11
@@ -38,7 +38,9 @@ dd if=/dev/urandom of=/tmp/blob bs=1M count=8 2>/dev/null
 
 echo "== LBAs of 4 KiB"
 dev=$(at 11)
-$VELLUM nvme identify $dev | grep 'LBAs of 4096 bytes'
+$VELLUM nvme identify $dev | tee /tmp/identify
+grep 'LBAs of 4096 bytes' /tmp/identify
+grep 'doorbell buffers' /tmp/identify
 $VELLUM mkfs $dev
 mount_on $dev
 dd if=/tmp/blob of=/mnt/blob bs=1M conv=fsync 2>/dev/null
@@ -89,7 +91,9 @@ done
 echo "$good files read, $bad have the bad sector"
 [ $bad = 1 ]
 [ $good -gt 10 ]
-rm /mnt/f0
+# The filesystem lives on: what is given back is used again.
+rm /mnt/f0 /mnt/f1 /mnt/f2 /mnt/f3 /mnt/f4 /mnt/f5
+sync -f /mnt
 cp /tmp/blob /mnt/after
 cmp /tmp/blob /mnt/after
 unmount

@@ -31,7 +31,8 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// Runs jobs of tools/vmlab in a virtual machine with NVMe controllers: all of them, or the named ones.
+    /// Runs jobs of tools/vmlab in a virtual machine with NVMe controllers: all tests of it, or the named jobs. `perf`
+    /// measures (in a release build) and is not among all.
     Vm { jobs: Vec<String> },
     /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
     Bench {
@@ -68,10 +69,7 @@ fn run(task: Task) -> Result<()> {
             all.extend(targets.iter().map(String::as_str));
             cargo(&all)
         }
-        Task::Vm { jobs } => {
-            cargo(&["build", "--quiet", "-p", "vellum"])?;
-            vm(&jobs)
-        }
+        Task::Vm { jobs } => vm(&jobs),
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
             all.extend(args.iter().map(String::as_str));
@@ -91,6 +89,10 @@ fn ci() -> Result<()> {
         println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
+    // The feature has an optional dependency and a test binary of its own; no SPDK is needed.
+    let spdk = ["-p", "vellum-nvme", "--features", "spdk", "--locked"];
+    cargo(&[&["clippy"][..], &spdk, &["--all-targets", "--", "-D", "warnings"]].concat())?;
+    cargo(&[&["nextest", "run"][..], &spdk, &["--test", "spdk"]].concat())?;
     cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
 }
 
@@ -100,8 +102,12 @@ fn vm(jobs: &[String]) -> Result<()> {
     checked(setup)?;
     let all = ["basic", "variants"].map(String::from);
     for job in if jobs.is_empty() { &all[..] } else { jobs } {
+        let measures = job == "perf";
+        let build = ["build", "--quiet", "-p", "vellum", "--release"];
+        cargo(if measures { &build } else { &build[..4] })?;
+        let binary = if measures { "target/release/vellum" } else { "target/debug/vellum" };
         let mut run = Command::new("tools/vmlab/run.sh");
-        run.args(["target/vmlab", "target/debug/vellum"]).arg(format!("tools/vmlab/jobs/{job}.sh"));
+        run.args(["target/vmlab", binary]).arg(format!("tools/vmlab/jobs/{job}.sh"));
         run.arg(format!("target/vmlab/{job}"));
         checked(run)?;
     }

@@ -244,6 +244,7 @@ impl Agent {
             let began = now();
             match write_block(&agent.queue, &agent.members(), &block).await {
                 Ok(()) => agent.input(|quorum, at| quorum.handle_written(at, seq, began.elapsed())),
+                Err(error) if error.is_taken_away() => agent.fenced(&error),
                 Err(error) => {
                     tracing::warn!(slot = %block.slot, %error, "writing our block");
                     agent.input(|quorum, at| quorum.handle_write_failed(at, seq, &error.to_string()));
@@ -251,6 +252,15 @@ impl Agent {
             }
         })
         .detach();
+    }
+
+    /// The device is another's: the engine's operations stop first, then this member ends. A new one may register anew.
+    fn fenced(self: &Rc<Self>, error: &vellum_nvme::DeviceError) {
+        tracing::error!(slot = %self.member.options.slot, %error, "this node was fenced: the member ends");
+        self.engine.kill();
+        self.refuse_confirmations("this node was fenced");
+        self.end.borrow_mut().get_or_insert(Err(NodeError::Fenced(error.to_string())));
+        self.changed.notify_one();
     }
 
     fn fence(self: &Rc<Self>, term: Term, targets: Vec<FenceTarget>) {

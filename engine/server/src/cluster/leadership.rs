@@ -112,7 +112,7 @@ impl Engine {
     }
 
     /// Stops every device operation first, then everything else.
-    fn kill(&self) {
+    pub fn kill(&self) {
         let state = std::mem::replace(&mut *self.state.borrow_mut(), State::Idle);
         let state = match state {
             State::Runs(running) | State::Ends(running) => {

@@ -29,6 +29,7 @@ mod lend;
 mod member;
 mod native;
 mod options;
+mod reservation_fencer;
 mod script_fencer;
 mod status;
 
@@ -39,7 +40,8 @@ pub use figures::StatusAsks;
 pub use gate::AgentHandle;
 pub use host_fencer::HostFencer;
 pub use member::{Member, MemberProgress, MemberStop};
-pub use native::MemberNode;
+pub use native::{MemberNode, own_process};
 pub use options::MemberOptions;
+pub use reservation_fencer::ReservationFencer;
 pub use script_fencer::ScriptFencer;
 pub use status::{block_status, quorum_status};

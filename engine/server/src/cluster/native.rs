@@ -22,7 +22,8 @@ pub struct MemberNode {
     handle: AgentHandle,
 }
 
-fn own_process() -> ProcessIdentity {
+/// Who this process is, as members write it into their blocks.
+pub fn own_process() -> ProcessIdentity {
     let pid = std::process::id();
     match (process::boot_id(), process::start_of(pid)) {
         (Some(boot_id), Some(start_ticks)) => ProcessIdentity { pid, boot_id, start_ticks },

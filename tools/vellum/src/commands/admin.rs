@@ -69,12 +69,11 @@ fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
 
 pub fn check(args: &Check) -> Result<()> {
     let target = device::open_still(&args.device)?;
-    let report = device::with_queue(&target, async |queue| {
-        let options = CheckOptions { data: args.data };
-        vellum_store::check(&target, &queue, options).await.map_err(|error| {
-            let code = if is_damage(&error) { Exit::NotClean } else { Exit::Device };
-            Coded { code, error: error.into() }.into()
-        })
+    let options = CheckOptions { data: args.data };
+    let checked = vellum_rt::native::block_on(vellum_store::check_alone(&target, options));
+    let report = checked.map_err(|error| {
+        let code = if is_damage(&error) { Exit::NotClean } else { Exit::Device };
+        Coded { code, error: error.into() }
     })?;
     if args.json {
         let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();

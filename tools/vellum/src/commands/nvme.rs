@@ -24,6 +24,7 @@ pub fn run(command: &Nvme) -> Result<()> {
         Nvme::Identify(on) => identify(on),
         Nvme::Smart(on) => smart(on),
         Nvme::Log(on) => log(on),
+        Nvme::Reservations { on, clear } => reservations(on, *clear),
         Nvme::Perf(args) => perf(args),
         Nvme::Emulate(args) => emulate(args),
         Nvme::Format { device, lba, destroy_all_data } => format(device, *lba, *destroy_all_data),
@@ -183,7 +184,7 @@ fn identify(on: &NvmeOn) -> Result<()> {
         "subsystem": info.subsystem, "nvme_version": info.version, "controller_id": info.controller_id,
         "max_transfer_bytes": info.max_transfer_bytes, "io_queues": controller.granted_queues(),
         "volatile_write_cache": info.volatile_write_cache, "dataset_management": info.dsm,
-        "write_zeroes": info.write_zeroes, "sgl": info.sgl, "doorbell_buffers": info.doorbell_buffers,
+        "write_zeroes": info.write_zeroes, "reservations": info.reservations, "sgl": info.sgl, "doorbell_buffers": info.doorbell_buffers,
         "namespaces": described,
     });
     print(on.json, &value, || {
@@ -199,6 +200,7 @@ fn identify(on: &NvmeOn) -> Result<()> {
         let has = [
             (info.dsm, "dataset management"),
             (info.write_zeroes, "write zeroes"),
+            (info.reservations, "reservations"),
             (info.sgl, "SGL"),
             (info.doorbell_buffers, "doorbell buffers"),
         ];
@@ -287,6 +289,50 @@ fn log(on: &NvmeOn) -> Result<()> {
             )
         };
         rows.iter().map(line).collect()
+    });
+    Ok(())
+}
+
+/// Whom [`reservations`] registers to clear, for a moment.
+const CLEARING_HOST: [u8; 16] = *b"vellum nvme tool";
+const CLEARING_KEY: u64 = 1;
+
+fn reservations(on: &NvmeOn, clear: bool) -> Result<()> {
+    let (controller, nsid) = open(&on.device)?;
+    let device = controller.device(nsid, false).exit(Exit::Device)?;
+    let reservations = device
+        .reservations()
+        .with_context(|| format!("{} has no reservations (ONCS bit 5)", on.device))
+        .exit(Exit::Device)?;
+    if clear {
+        reservations.register(CLEARING_HOST, CLEARING_KEY).exit(Exit::Device)?;
+        reservations.clear(CLEARING_KEY).exit(Exit::Device)?;
+    }
+    let report = reservations.report().exit(Exit::Device)?;
+    let rows: Vec<Value> = report
+        .registrants
+        .iter()
+        .map(|one| {
+            json!({
+                "host": hex(&one.host), "key": format!("{:#018x}", one.key), "holds": one.holds,
+                "controller": one.controller,
+            })
+        })
+        .collect();
+    let kind = report.kind.map(|kind| kind.to_string());
+    let value = json!({
+        "reservation": kind, "generation": report.generation, "persists": report.persists, "registrants": rows,
+    });
+    print(on.json, &value, || {
+        let mut out = match &kind {
+            Some(kind) => format!("reserved: {kind}\n"),
+            None => "not reserved: everybody may write\n".to_owned(),
+        };
+        for one in &report.registrants {
+            let holds = if one.holds { "  holds it" } else { "" };
+            out += &format!("host {}  key {:#018x}  controller {}{holds}\n", hex(&one.host), one.key, one.controller);
+        }
+        out
     });
     Ok(())
 }

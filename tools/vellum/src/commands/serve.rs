@@ -12,7 +12,10 @@ use vellum_base::Slot;
 use vellum_nvme::{Device, OpenMode};
 use vellum_proto::QuorumTimers;
 use vellum_rt::net::Endpoint;
-use vellum_server::cluster::{FenceWith, Fencer, HostFencer, MemberNode, MemberOptions, MemberProgress, ScriptFencer};
+use vellum_server::cluster::{
+    FenceWith, Fencer, HostFencer, MemberNode, MemberOptions, MemberProgress, ReservationFencer, ScriptFencer,
+    own_process,
+};
 use vellum_server::{NodeError, NodeOptions};
 
 use crate::cli::Serve;
@@ -78,27 +81,35 @@ fn remove_sockets(endpoints: &[Endpoint]) {
 /// A `--fence`, understood.
 enum Fence {
     Host,
+    Reservation,
     Script(PathBuf),
 }
 
 fn parse_fence(text: &str) -> Result<Fence> {
     match text.split_once(':') {
         None if text == "host" => Ok(Fence::Host),
+        None if text == "reservation" => Ok(Fence::Reservation),
         Some(("script", path)) if Path::new(path).is_file() => Ok(Fence::Script(path.into())),
         Some(("script", path)) => Err(anyhow::anyhow!("--fence: there is no script {path:?}")),
-        _ => Err(anyhow::anyhow!("--fence {text}: use host or script:PATH")),
+        _ => Err(anyhow::anyhow!("--fence {text}: use host, reservation or script:PATH")),
     }
     .exit(Exit::Usage)
 }
 
-fn fencer(fences: Vec<Fence>, device: &Arc<dyn Device>, slot: Slot) -> Arc<dyn Fencer> {
-    let fencers = fences.into_iter().map(|fence| -> Arc<dyn Fencer> {
-        match fence {
+fn fencer(
+    fences: Vec<Fence>,
+    device: &Arc<dyn Device>,
+    slot: Slot,
+    reservation: Option<&ReservationFencer>,
+) -> FenceWith {
+    let fencers = fences.into_iter().filter_map(|fence| -> Option<Arc<dyn Fencer>> {
+        Some(match fence {
             Fence::Host => Arc::new(HostFencer::new(device.clone(), slot)),
+            Fence::Reservation => Arc::new(reservation?.clone()),
             Fence::Script(path) => Arc::new(ScriptFencer::new(path)),
-        }
+        })
     });
-    Arc::new(FenceWith(fencers.collect()))
+    FenceWith(fencers.collect())
 }
 
 fn code_of(error: &NodeError) -> Exit {
@@ -117,12 +128,16 @@ fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals)
     let device = vellum_nvme::open(&args.device, mode).with_context(|| format!("slot {slot}")).exit(Exit::Device)?;
     let mut options = MemberOptions::new(slot, args.node_options(listen.clone())?);
     options.timers = QuorumTimers::with_heartbeat_timeout(Duration::from_millis(args.heartbeat_timeout));
-    options.fencer = fencer(fences, &device, slot);
     let failed = |error: NodeError| {
         let code = code_of(&error);
         let error = anyhow::Error::new(error).context(format!("cannot serve {} in slot {slot}", args.device));
         anyhow::Error::from(Coded { code, error })
     };
+    let reservation = match fences.iter().any(|fence| matches!(fence, Fence::Reservation)) {
+        true => Some(ReservationFencer::register(device.clone(), slot, &own_process()).map_err(failed)?),
+        false => None,
+    };
+    options.fencer = Arc::new(fencer(fences, &device, slot, reservation.as_ref()));
     let node = MemberNode::start(device, options).map_err(failed)?;
     let mut leaving: Option<Instant> = None;
     let ended = loop {
@@ -152,7 +167,11 @@ fn member(args: &Serve, slot: Slot, listen: Vec<Endpoint>, mut signals: Signals)
     };
     remove_sockets(&listen);
     match ended {
-        Ok(()) => node.join().map_err(failed),
+        Ok(()) => {
+            node.join().map_err(failed)?;
+            let left = reservation.map_or(Ok(()), |reservation| reservation.unregister());
+            left.context("its key is registered still").exit(Exit::Device)
+        }
         // Its reactors may wait for a device that never answers: the process's end ends them.
         Err(error) => Err(failed(error)),
     }

@@ -97,10 +97,10 @@ impl ClusterLab {
         self.network.as_ref().map_or_else(|| Command::new(VELLUM), |network| command_in(network.hub(), VELLUM))
     }
 
-    /// The same with a client's keys.
-    pub fn client(&self) -> Command {
+    /// The same with the keys of that bundle.
+    pub fn command_of(&self, bundle: &str) -> Command {
         let mut command = self.command();
-        self.give_keys(&mut command, "clients/gw");
+        self.give_keys(&mut command, bundle);
         command
     }
 
@@ -224,7 +224,7 @@ impl ClusterLab {
 
     pub fn mount(&mut self, name: &str) -> PathBuf {
         let at = self.dir.path().join(name);
-        let mut command = self.client();
+        let mut command = self.command_of("clients/gw");
         command.args(["-v", "mount", &self.endpoints()]).stderr(self.log(&format!("{name}.log")));
         self.mounts.start(&mut command, &at);
         at
