@@ -5,15 +5,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::Ino;
-use vellum_vfs::Vfs;
+use vellum_vfs::{Vfs, is_acl};
 
 use super::convert::attr;
 use super::locks::LockOwners;
 use super::stale::Stale;
+use crate::abi::init;
 use crate::init::SessionInfo;
 use crate::known::Known;
 use crate::notify::Notifier;
-use crate::types::{Entry, Opened};
+use crate::types::{Entry, Errno, Opened};
 
 /// Inode numbers are never reused, so one generation does for all.
 const GENERATION: u64 = 1;
@@ -113,6 +114,13 @@ impl Gateway {
         let direct_io = append || offline;
         let keep_cache = !direct_io && self.attr_ttl() > Duration::ZERO;
         Opened { fh, direct_io, keep_cache, ..Opened::default() }
+    }
+
+    /// Of the system's attributes, which mean something, only ACLs are known, and those only when the kernel honours them.
+    pub(super) fn served(&self, name: &[u8]) -> Result<(), Errno> {
+        let honoured = self.session.borrow().as_ref().is_some_and(|(info, _)| info.has(init::POSIX_ACL));
+        let refused = name.starts_with(b"system.") && !(is_acl(name) && honoured);
+        if refused { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
     }
 
     pub(super) fn ino(node: u64) -> Ino {

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its own part of it
 
 pub mod cluster;
+pub mod files;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -153,6 +154,10 @@ impl Lab {
         at
     }
 
+    pub fn mount_pid(&self, at: &Path) -> u32 {
+        self.mounts.iter().find(|(dir, _)| dir == at).expect("a mount").1.id()
+    }
+
     /// SIGKILL to a gateway; its dead mount is detached.
     pub fn kill_mount(&mut self, at: &Path) {
         let index = self.mounts.iter().position(|(dir, _)| dir == at).expect("a mount");
@@ -160,6 +165,13 @@ impl Lab {
         child.kill().expect("SIGKILL");
         child.wait().expect("it ends");
         let _ = rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH);
+    }
+
+    /// A gateway whose mount somebody else took away must end by itself.
+    pub fn wait_mount(&mut self, at: &Path) {
+        let index = self.mounts.iter().position(|(dir, _)| dir == at).expect("a mount");
+        let (_, mut child) = self.mounts.swap_remove(index);
+        wait_for(&mut child, Duration::from_secs(30)).expect("the gateway ends without its mount");
     }
 
     /// Unmounts in the ordinary way; the gateway must end by itself with success.
