@@ -12,9 +12,7 @@ use common::*;
 use vellum_base::Ino;
 use vellum_base::prng::Prng;
 use vellum_client::testing::{FakeEngine, FakeOptions};
-use vellum_vfs::{
-    Allocate, Attr, FileHandle, OpenFlags, RenameMode, Seek, SetAttr, Vfs, VfsError, VfsOptions, XattrMode,
-};
+use vellum_vfs::{Attr, FileHandle, OpenFlags, RenameMode, SetAttr, Vfs, VfsError, VfsOptions, XattrMode};
 
 type Res<T> = Result<T, VfsError>;
 

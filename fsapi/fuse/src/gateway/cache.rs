@@ -19,6 +19,9 @@ use crate::types::{Entry, Errno, Opened};
 /// Inode numbers are never reused, so one generation does for all.
 const GENERATION: u64 = 1;
 
+/// Of extended attributes.
+const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"vellum."];
+
 /// How long the kernel may trust an answer given now: the rest of the lease, when whoever gives locks away calls
 /// [`Gateway::let_go`] first; zero without that.
 pub type LeaseLeft = Rc<dyn Fn() -> Duration>;
@@ -116,11 +119,18 @@ impl Gateway {
         Opened { fh, direct_io, keep_cache, ..Opened::default() }
     }
 
-    /// Of the system's attributes, which mean something, only ACLs are known, and those only when the kernel honours them.
+    /// Names without a known namespace are refused, as by local filesystems. Of the system's attributes, which mean
+    /// something, only ACLs are known, and those only when the kernel honours them.
     pub(super) fn served(&self, name: &[u8]) -> Result<(), Errno> {
-        let honoured = self.session.borrow().as_ref().is_some_and(|(info, _)| info.has(init::POSIX_ACL));
-        let refused = name.starts_with(b"system.") && !(is_acl(name) && honoured);
-        if refused { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
+        if name.starts_with(b"system.") {
+            let honoured = self.session.borrow().as_ref().is_some_and(|(info, _)| info.has(init::POSIX_ACL));
+            return if is_acl(name) && honoured { Ok(()) } else { Err(Errno::EOPNOTSUPP) };
+        }
+        let own_part = NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace));
+        match own_part.ok_or(Errno::EOPNOTSUPP)? {
+            [] => Err(Errno::EINVAL),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn ino(node: u64) -> Ino {

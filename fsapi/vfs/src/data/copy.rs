@@ -29,6 +29,9 @@ impl Vfs {
         if !source.flags.read || !target.flags.write || target.flags.append {
             return Err(VfsError::BADF);
         }
+        // As the source ends now: what a copy within one file appends is no source of it.
+        let size = self.getattr(source.ino).await?.size;
+        let len = len.min(size.saturating_sub(from_at));
         if source.ino == target.ino && from_at < to_at.saturating_add(len) && to_at < from_at.saturating_add(len) {
             return Err(VfsError::INVAL);
         }

@@ -37,12 +37,13 @@ impl Run {
         let copied = vfs.copy_range((a, from_at), (b, to_at), len, false).await;
         vfs.release(a).await.unwrap();
         vfs.release(b).await.unwrap();
+        let part = source.get(from_at as usize..).unwrap_or_default();
+        let part = &part[..part.len().min(len as usize)];
+        let len = part.len() as u64;
         if from == to && from_at < to_at + len && to_at < from_at + len {
             assert_eq!(copied, Err(VfsError::INVAL));
             return;
         }
-        let part = source.get(from_at as usize..).unwrap_or_default();
-        let part = &part[..part.len().min(len as usize)];
         assert_eq!(copied, Ok(part.len() as u64));
         self.write_model(to, to_at as usize, part);
         assert!(content(vfs, to).await == *self.model.file(to), "{len} bytes from {from_at} to {to_at}");
