@@ -75,7 +75,11 @@ pub fn begin<F: Filesystem>(
         Opcode::Statx => {
             let a: abi::StatxIn = args.take()?;
             let fh = (a.getattr_flags & abi::GETATTR_FH != 0).then_some(a.fh);
-            answer!(fs.getattr(&ctx, ino, fh).await.map(|(attr, ttl)| Reply::statx(&attr, ttl)))
+            answer!(
+                let (attr, ttl) = fs.getattr(&ctx, ino, fh).await?;
+                // It is only asked for the birth time; without one the kernel must not ask each time.
+                if attr.crtime.is_some() { Ok(Reply::statx(&attr, ttl)) } else { Err(Errno::ENOSYS) }
+            )
         }
         Opcode::Setattr => {
             let set = set_attr(&args.take()?);

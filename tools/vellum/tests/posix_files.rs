@@ -530,3 +530,43 @@ fn a_forced_unmount_leaves_room_for_the_next_mount() {
     lab.stop_server();
     lab.check();
 }
+
+/// Nothing is synced: what write(2) took on a full device is there all the same, and what it could not take it refused.
+#[test]
+fn a_full_device_refuses_the_write_and_loses_none_that_it_took() {
+    const CHUNK: usize = 100_000;
+    let taken = std::cell::Cell::new(0);
+    let same = |m: &Path| {
+        let found = fs::read(m.join("f")).unwrap();
+        assert!(found.len() >= taken.get() * CHUNK, "{} of {} chunks are left", found.len() / CHUNK, taken.get());
+        for (i, chunk) in found.chunks(CHUNK).take(taken.get()).enumerate() {
+            assert!(chunk == random(i as u64, CHUNK), "chunk {i} of {}", taken.get());
+        }
+    };
+    on_mount(
+        "ENOSPC",
+        "64M",
+        |m| {
+            let mut f = rw(&m.join("f"));
+            let error = loop {
+                match f.write_all(&random(taken.get() as u64, CHUNK)) {
+                    Ok(()) => taken.set(taken.get() + 1),
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()), "{error} after {} chunks", taken.get());
+            assert!(taken.get() > 50, "full after {} chunks", taken.get());
+            drop(f);
+            same(m);
+            assert!(rustix::fs::statvfs(m).unwrap().f_bavail < 1000, "it is full");
+            fs::remove_file(m.join("f")).unwrap();
+            wait_until("there is room again", Duration::from_secs(20), || {
+                File::open(m).unwrap().sync_all().unwrap();
+                rustix::fs::statvfs(m).unwrap().f_bavail as usize * 4096 > taken.get() * CHUNK * 3 / 4
+            });
+            fs::write(m.join("f"), random(0, CHUNK)).unwrap();
+            taken.set(1);
+        },
+        same,
+    );
+}
