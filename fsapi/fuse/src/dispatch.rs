@@ -72,6 +72,15 @@ pub fn begin<F: Filesystem>(
             let fh = (a.getattr_flags & abi::GETATTR_FH != 0).then_some(a.fh);
             answer!(fs.getattr(&ctx, ino, fh).await.map(|(attr, ttl)| Reply::attr(&attr, ttl)))
         }
+        Opcode::Statx => {
+            let a: abi::StatxIn = args.take()?;
+            let fh = (a.getattr_flags & abi::GETATTR_FH != 0).then_some(a.fh);
+            answer!(
+                let (attr, ttl) = fs.getattr(&ctx, ino, fh).await?;
+                // It is only asked for the birth time; without one the kernel must not ask each time.
+                if attr.crtime.is_some() { Ok(Reply::statx(&attr, ttl)) } else { Err(Errno::ENOSYS) }
+            )
+        }
         Opcode::Setattr => {
             let set = set_attr(&args.take()?);
             answer!(fs.setattr(&ctx, ino, &set).await.map(|(attr, ttl)| Reply::attr(&attr, ttl)))
@@ -126,6 +135,14 @@ pub fn begin<F: Filesystem>(
             let request = open_request(a.flags, a.open_flags);
             answer!(
                 let (entry, opened) = fs.create(&ctx, ino, &name, a.mode, a.umask, &request).await?;
+                Ok(Reply::created(&entry, &opened))
+            )
+        }
+        Opcode::Tmpfile => {
+            let a: abi::CreateIn = args.take()?; // the name behind it is no name
+            let request = open_request(a.flags, a.open_flags);
+            answer!(
+                let (entry, opened) = fs.tmpfile(&ctx, ino, a.mode, a.umask, &request).await?;
                 Ok(Reply::created(&entry, &opened))
             )
         }
@@ -231,8 +248,8 @@ pub fn begin<F: Filesystem>(
             answer!(done(fs.setlk(&ctx, ino, &request).await))
         }
         Opcode::Ioctl => Err(Errno::ENOTTY),
-        // Not built; ENOSYS makes the kernel do without: POLL says ready, STATX becomes GETATTR, TMPFILE EOPNOTSUPP.
-        Opcode::Bmap | Opcode::Poll | Opcode::Tmpfile | Opcode::Statx | Opcode::NotifyReply => Err(Errno::ENOSYS),
+        // Not built; ENOSYS makes the kernel do without: POLL says ready.
+        Opcode::Bmap | Opcode::Poll | Opcode::NotifyReply => Err(Errno::ENOSYS),
         Opcode::Write | Opcode::Init | Opcode::Interrupt | Opcode::Forget | Opcode::BatchForget | Opcode::Destroy => {
             Err(Errno::EINVAL)
         }

@@ -82,6 +82,10 @@ pub trait Filesystem: 'static {
     ) -> Result<Created> {
         Err(Errno::EROFS)
     }
+    /// O_TMPFILE: a file without a name. ENOSYS makes the kernel answer EOPNOTSUPP.
+    async fn tmpfile(&self, _c: &Context, _dir: u64, _mode: u32, _umask: u32, _f: &OpenRequest) -> Result<Created> {
+        Err(Errno::ENOSYS)
+    }
     /// Fewer bytes than asked for mean the end of the file.
     async fn read(&self, ctx: &Context, ino: u64, request: &ReadRequest) -> Result<Payload>;
     /// Answers the number of bytes taken.

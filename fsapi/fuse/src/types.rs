@@ -73,6 +73,8 @@ pub struct Attr {
     pub atime: Time,
     pub mtime: Time,
     pub ctime: Time,
+    /// When it was made, if the filesystem knows.
+    pub crtime: Option<Time>,
     pub mode: u32,
     pub nlink: u32,
     pub uid: u32,

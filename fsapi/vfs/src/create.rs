@@ -2,11 +2,12 @@
 
 use bytes::Bytes;
 use vellum_base::{Ino, Key};
-use vellum_client::Txn;
+use vellum_client::{LockGuard, Txn};
 use vellum_format::item::PART_BYTES;
 use vellum_format::{Dirent, FileKind, Inode, ItemKind, Timestamp};
 
 use crate::access::Held;
+use crate::acl::Inherited;
 use crate::attr::{MAX_NLINK, S_ISGID, S_IXGRP, touch_directory};
 use crate::error::{Result, VfsError};
 use crate::ino_locks::Mode;
@@ -110,25 +111,13 @@ impl Vfs {
         if is_dir && dir.nlink >= MAX_NLINK {
             return Err(VfsError::MLINK);
         }
-        let now = Vfs::now();
-        let (gid, mode) = inherit(&dir, caller, new.mode, is_dir);
-        let inode = Inode {
-            size: new.target.len() as u64,
-            mode: mode & !(caller.umask & 0o777),
-            nlink: if is_dir { 2 } else { 1 },
-            uid: caller.uid,
-            gid,
-            rdev: if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) { new.rdev } else { 0 },
-            atime: now,
-            mtime: now,
-            ctime: now,
-            crtime: now,
-            project: dir.project,
-            ..Inode::default()
-        };
+        let (mut inode, acls) = self.new_inode(&held.guard, (parent, &dir), caller, new.mode).await?;
+        inode.size = new.target.len() as u64;
+        inode.rdev = if matches!(kind, FileKind::CharDevice | FileKind::BlockDevice) { new.rdev } else { 0 };
         dir.nlink += u32::from(is_dir);
         let mut txn = self.client.begin(&held.guard);
-        add_name(&mut txn, parent, &mut dir, ino, kind, name, now);
+        add_name(&mut txn, parent, &mut dir, ino, kind, name, inode.crtime);
+        acls.put(&mut txn, ino, &mut inode);
         for (part, bytes) in new.target.chunks(PART_BYTES).enumerate() {
             txn.put(symlink_key(ino, part as u8), Bytes::copy_from_slice(bytes));
         }
@@ -136,6 +125,33 @@ impl Vfs {
         txn.put(Inode::key(parent), dir.encode());
         txn.commit()?;
         Ok(Made::New(Box::new((held, ino, inode))))
+    }
+
+    /// What is made in `dir` as `mode` says, with one name (a directory with two), and the ACLs that it inherits.
+    pub(crate) async fn new_inode(
+        &self,
+        guard: &LockGuard,
+        (dir_ino, dir): (Ino, &Inode),
+        caller: Caller,
+        mode: u32,
+    ) -> Result<(Inode, Inherited)> {
+        let now = Vfs::now();
+        let is_dir = FileKind::from_mode(mode) == Some(FileKind::Directory);
+        let (mode, acls) = self.inherit_acl(guard, (dir_ino, dir), mode, caller.umask).await?;
+        let (gid, mode) = inherit(dir, caller, mode, is_dir);
+        let inode = Inode {
+            mode,
+            nlink: if is_dir { 2 } else { 1 },
+            uid: caller.uid,
+            gid,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            crtime: now,
+            project: dir.project,
+            ..Inode::default()
+        };
+        Ok((inode, acls))
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct File {
     pub opens: Cell<u32>,
     /// It has lost its last name: it dies with the last handle.
     pub unlinked: Cell<bool>,
+    /// It was made without a name, and may get one.
+    pub linkable: Cell<bool>,
     pub buffer: RefCell<Buffer>,
     /// Opened when flights land, are committed, or may start again.
     pub changed: Gate,
@@ -30,6 +32,7 @@ impl File {
             ino,
             opens: Cell::default(),
             unlinked: Cell::default(),
+            linkable: Cell::default(),
             buffer: RefCell::default(),
             changed: Gate::default(),
             error_seq: Cell::default(),

@@ -14,6 +14,7 @@
 //! Not here: permission checks (the kernel does them, or the NFS gateway), the kernel's caches, data waiters.
 
 mod access;
+mod acl;
 mod attr;
 mod create;
 mod data;
@@ -32,14 +33,17 @@ mod rename;
 mod setattr;
 mod statfs;
 mod symlink;
+mod tmpfile;
 mod types;
 mod unlink;
 mod vfs;
 mod xattr;
 
+pub use acl::is_acl;
 pub use error::{Result, VfsError};
 pub use types::{
-    AtimePolicy, Attr, Caller, DirEntry, FileHandle, FsStat, OpenFlags, RenameMode, SetAttr, SetTime, VfsOptions,
+    Allocate, AtimePolicy, Attr, Caller, DirEntry, FileHandle, FsStat, OpenFlags, RenameMode, Seek, SetAttr, SetTime,
+    VfsOptions,
 };
 pub use vellum_client::{FILE_LOCK_MAX, FileLock, FileLockMode, FileLockSpace};
 pub use vfs::{ReleaseListener, Vfs};

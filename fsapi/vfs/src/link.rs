@@ -8,10 +8,12 @@ use crate::create::add_name;
 use crate::error::{Result, VfsError};
 use crate::ino_locks::Mode;
 use crate::lookup::check_new_name;
+use crate::orphan::orphan_key;
 use crate::types::Attr;
 use crate::vfs::Vfs;
 
 impl Vfs {
+    /// One more name for a file; the first one for a file of [`Vfs::tmpfile`] that is open here.
     pub async fn link(&self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
         check_new_name(name)?;
         if ino == parent {
@@ -27,7 +29,8 @@ impl Vfs {
         if inode.is_dir() {
             return Err(VfsError::PERM);
         }
-        if inode.nlink == 0 {
+        let nameless = self.files.get(ino).filter(|file| inode.nlink == 0 && file.linkable.get());
+        if inode.nlink == 0 && nameless.is_none() {
             return Err(VfsError::NOENT);
         }
         if inode.nlink >= MAX_NLINK {
@@ -41,7 +44,14 @@ impl Vfs {
         add_name(&mut txn, parent, &mut dir, ino, kind, name, now);
         txn.put(Inode::key(ino), inode.encode());
         txn.put(Inode::key(parent), dir.encode());
+        if nameless.is_some() {
+            txn.delete(orphan_key(ino));
+        }
         txn.commit()?;
+        if let Some(file) = nameless {
+            file.unlinked.set(false);
+            file.linkable.set(false);
+        }
         Ok(self.attr_of(ino, inode))
     }
 }

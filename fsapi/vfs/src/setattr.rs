@@ -3,10 +3,12 @@
 use vellum_base::Ino;
 use vellum_format::{FileKind, Inode, Timestamp};
 
+use crate::acl::ACCESS;
 use crate::attr::without_privileges;
 use crate::error::{Result, VfsError, restarted};
 use crate::types::{Attr, SetAttr, SetTime};
 use crate::vfs::Vfs;
+use crate::xattr::put_xattr;
 
 /// Permission bits of a mode.
 const PERMISSIONS: u32 = 0o7777;
@@ -37,14 +39,21 @@ impl Vfs {
         } else {
             Vec::new()
         };
+        let acl = match set.mode {
+            Some(mode) => self.acl_after_chmod(&held.guard, ino, &inode, mode).await?,
+            None => None,
+        };
         let times = set.atime.is_some() || set.mtime.is_some();
-        if set.size.is_none() || times || !capability.is_empty() {
+        if set.size.is_none() || times || !capability.is_empty() || acl.is_some() {
             apply(&mut inode, set, now);
             let mtime = set.mtime.map(|t| resolve(t, now));
             inode.mtime = mtime.unwrap_or(inode.mtime);
             inode.ctime = now;
             let mut txn = self.client.begin(&held.guard);
             capability.into_iter().for_each(|key| txn.delete(key));
+            if let Some((old, acl)) = acl {
+                put_xattr(&mut txn, ino, &mut inode, &old, ACCESS, &acl.encode());
+            }
             txn.put(Inode::key(ino), inode.encode());
             txn.commit()?;
             if let (Some(file), Some(mtime)) = (self.files.get(ino), mtime) {

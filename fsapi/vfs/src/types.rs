@@ -119,6 +119,25 @@ impl OpenFlags {
     }
 }
 
+/// What fallocate(2) does to a range.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Allocate {
+    /// Looks whether there is room for it now. Content is never overwritten in place, so that no block can be set aside
+    /// for it; without `keep_size` the file grows up to the range's end.
+    Room { keep_size: bool },
+    /// Whole blocks are freed, parts of blocks become zeros; the size stays.
+    PunchHole,
+    /// As a hole, and without `keep_size` the file grows up to the range's end.
+    Zero { keep_size: bool },
+}
+
+/// What lseek(2) looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Seek {
+    Data,
+    Hole,
+}
+
 /// How a rename treats an existing target.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum RenameMode {

@@ -10,6 +10,7 @@ use vellum_format::{FileKind, Inode, Timestamp};
 use vellum_wire::{LockMode, LockName};
 
 use crate::create::FIRST_POS;
+use crate::data::room::Room;
 use crate::data::writeback::Writeback;
 use crate::error::Result;
 use crate::file::Files;
@@ -27,6 +28,7 @@ pub struct Vfs {
     pub(crate) files: Files,
     pub(crate) handles: Handles,
     pub(crate) writeback: Writeback,
+    pub(crate) room: Room,
     pub(crate) orphans: Orphans,
     pub(crate) stopped: Cell<bool>,
     on_release: RefCell<Option<ReleaseListener>>,
@@ -45,6 +47,7 @@ impl Vfs {
             files: Files::default(),
             handles: Handles::default(),
             writeback: Writeback::default(),
+            room: Room::default(),
             orphans: Orphans::default(),
             stopped: Cell::new(false),
             on_release: RefCell::default(),

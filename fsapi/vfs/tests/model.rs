@@ -1,6 +1,8 @@
 //! Random operations on two gateways against a plain model, with crashes in between; and many tasks at once.
 
 mod common;
+#[path = "model/holes.rs"]
+mod holes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -206,7 +208,11 @@ fn options(rng: &mut Prng) -> VfsOptions {
 impl Run {
     fn new(seed: u64) -> Run {
         let mut rng = Prng::new(seed);
-        let fake = FakeOptions { max_run_blocks: [1, 3, 256][rng.below(3) as usize], ..FakeOptions::default() };
+        let fake = FakeOptions {
+            max_run_blocks: [1, 3, 256][rng.below(3) as usize],
+            available_blocks: [512, 1 << 19][rng.below(2) as usize],
+            ..FakeOptions::default()
+        };
         let engine = FakeEngine::new(fake);
         let vfs = (0..2).map(|_| vfs_with(&engine, options(&mut rng))).collect();
         Run { engine, vfs, model: Model::new(), rng, held: None }
@@ -252,7 +258,7 @@ impl Run {
         let closer = self.held.map_or(any, |(at, ..)| at);
         let open = self.held.map(|(_, _, ino)| ino);
         let (vfs, removing) = (self.vfs[any].clone(), self.vfs[closer].clone());
-        match self.rng.below(24) {
+        match self.rng.below(29) {
             0..=2 => {
                 let (dir, name, data) = (self.some_dir(), self.name(), self.data());
                 let flags = OpenFlags { exclusive: true, ..rw() };
@@ -370,6 +376,10 @@ impl Run {
             }
             21 => vellum_rt::sleep(Duration::from_millis(self.rng.below(500))).await,
             22 => self.hold(any).await,
+            23..=24 => self.make_hole(&vfs).await,
+            25 => self.copy(&vfs).await,
+            26 => self.look_for_holes(&vfs).await,
+            27 => self.link_nameless(&vfs).await,
             _ => {
                 let ino = self.some(|n| !matches!(n.kind, Kind::Link(_))).unwrap();
                 let mode = self.rng.below(0o1000) as u32;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Rid, Term};
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
-use vellum_wire::{Greeted, LockGrant, Request, Response};
+use vellum_wire::{Greeted, LockGrant, Request, Response, StatFs};
 
 use crate::port::{CallFuture, LocalBoxFuture, Port, Reply, Upcalls};
 use crate::{Client, ClientError, ClientOptions, env};
@@ -32,6 +32,8 @@ pub struct FakeOptions {
     pub max_run_blocks: u32,
     /// The same for data that is sent again to a new leader.
     pub max_resent_run_blocks: u32,
+    /// What `StatFs` answers.
+    pub available_blocks: u64,
 }
 
 impl Default for FakeOptions {
@@ -41,6 +43,7 @@ impl Default for FakeOptions {
             epoch_delay: Duration::from_millis(5),
             max_run_blocks: 256,
             max_resent_run_blocks: 256,
+            available_blocks: 1 << 19,
         }
     }
 }
@@ -218,6 +221,11 @@ impl FakePort {
             return (Response::Farewelled, None);
         }
         let options = &self.engine.options;
+        if request == Request::StatFs {
+            let available_blocks = options.available_blocks;
+            let stat = StatFs { total_blocks: 1 << 20, free_blocks: 1 << 19, available_blocks, inodes: 0 };
+            return (Response::StatFs(stat), None);
+        }
         let max_run = if self.recovering.get() { options.max_resent_run_blocks } else { options.max_run_blocks };
         self.engine.state.borrow_mut().handle(self.rid, request, payload, max_run)
     }

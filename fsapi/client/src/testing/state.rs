@@ -7,7 +7,7 @@ use vellum_base::{
     BLOCK_SIZE, Batch, BatchNo, BlockRange, DmaBuf, DmaSlice, Epoch, Ino, ItemOp, Key, KeyRange, Rid, Term, View,
 };
 use vellum_format::{Inode, ItemKind};
-use vellum_wire::{ErrorCode, Request, Response, StatFs};
+use vellum_wire::{ErrorCode, Request, Response};
 
 use super::files::FakeFiles;
 use super::locks::FakeLock;
@@ -118,9 +118,6 @@ impl State {
                 // Spread over the buckets, as the engine does.
                 let group = ((self.next_group % 256) << 46) | self.next_group;
                 Response::Group { group }
-            }
-            Request::StatFs => {
-                Response::StatFs(StatFs { total_blocks: 1 << 20, free_blocks: 1 << 19, ..StatFs::default() })
             }
             Request::Walk { index, from_seq, from_ino, to_seq, max } => {
                 self.walk(index, (from_seq, from_ino), to_seq, max as usize)

@@ -26,6 +26,14 @@ reply! {
         attr: AttrWire,
     }
     AttrOut { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: AttrWire, }
+    SxTime { secs: i64, nanos: u32, reserved: i32, }
+    /// `mask`: the STATX_* bits of what is valid.
+    StatxWire {
+        mask: u32, blksize: u32, attributes: u64, nlink: u32, uid: u32, gid: u32, mode: u16, spare: u16, ino: u64,
+        size: u64, blocks: u64, attributes_mask: u64, atime: SxTime, btime: SxTime, ctime: SxTime, mtime: SxTime,
+        rdev_major: u32, rdev_minor: u32, dev_major: u32, dev_minor: u32, spare2: [u64; 14],
+    }
+    StatxOut { attr_valid: u64, attr_valid_nsec: u32, flags: u32, spare: [u64; 2], stat: StatxWire, }
     OpenOut { fh: u64, open_flags: u32, padding: u32, }
     WriteOut { size: u32, padding: u32, }
     /// `spare` pads to the size that the kernel expects.
@@ -53,7 +61,7 @@ reply! {
 }
 
 sizes! {
-    OutHeader = 16, AttrWire = 88, EntryOut = 128, AttrOut = 104, OpenOut = 16, WriteOut = 8, StatfsOut = 80,
+    OutHeader = 16, AttrWire = 88, EntryOut = 128, AttrOut = 104, SxTime = 16, StatxWire = 256, StatxOut = 288, OpenOut = 16, WriteOut = 8, StatfsOut = 80,
     GetxattrOut = 8, LkOut = 24, LseekOut = 8, CopyFileRangeOut = 8, InitOut = 64, Dirent = 24,
     NotifyInvalInodeOut = 24, NotifyInvalEntryOut = 16, NotifyDeleteOut = 24,
 }

@@ -55,6 +55,7 @@ request! {
     LseekIn { fh: u64, offset: u64, whence: u32, padding: u32, }
     CopyFileRangeIn { fh_in: u64, off_in: u64, nodeid_out: u64, fh_out: u64, off_out: u64, len: u64, flags: u64, }
     SyncfsIn { padding: u64, }
+    StatxIn { getattr_flags: u32, reserved: u32, fh: u64, sx_flags: u32, sx_mask: u32, }
 }
 
 sizes! {
@@ -62,5 +63,5 @@ sizes! {
     SetattrIn = 88, MknodIn = 16, MkdirIn = 8, RenameIn = 8, Rename2In = 16, LinkIn = 8, OpenIn = 8, CreateIn = 16,
     ReleaseIn = 24, FlushIn = 24, ReadIn = 40, WriteIn = 40, FsyncIn = 16, SetxattrIn = 16, SetxattrCompatIn = 8,
     GetxattrIn = 8, LkIn = 48, FileLock = 24, AccessIn = 8, InterruptIn = 8, FallocateIn = 32, LseekIn = 24,
-    CopyFileRangeIn = 56, SyncfsIn = 8,
+    CopyFileRangeIn = 56, SyncfsIn = 8, StatxIn = 24,
 }

@@ -5,18 +5,22 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::Ino;
-use vellum_vfs::Vfs;
+use vellum_vfs::{Vfs, is_acl};
 
 use super::convert::attr;
 use super::locks::LockOwners;
 use super::stale::Stale;
+use crate::abi::init;
 use crate::init::SessionInfo;
 use crate::known::Known;
 use crate::notify::Notifier;
-use crate::types::{Entry, Opened};
+use crate::types::{Entry, Errno, Opened};
 
 /// Inode numbers are never reused, so one generation does for all.
 const GENERATION: u64 = 1;
+
+/// Of extended attributes.
+const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"vellum."];
 
 /// How long the kernel may trust an answer given now: the rest of the lease, when whoever gives locks away calls
 /// [`Gateway::let_go`] first; zero without that.
@@ -113,6 +117,20 @@ impl Gateway {
         let direct_io = append || offline;
         let keep_cache = !direct_io && self.attr_ttl() > Duration::ZERO;
         Opened { fh, direct_io, keep_cache, ..Opened::default() }
+    }
+
+    /// Names without a known namespace are refused, as by local filesystems. Of the system's attributes, which mean
+    /// something, only ACLs are known, and those only when the kernel honours them.
+    pub(super) fn served(&self, name: &[u8]) -> Result<(), Errno> {
+        if name.starts_with(b"system.") {
+            let honoured = self.session.borrow().as_ref().is_some_and(|(info, _)| info.has(init::POSIX_ACL));
+            return if is_acl(name) && honoured { Ok(()) } else { Err(Errno::EOPNOTSUPP) };
+        }
+        let own_part = NAMESPACES.iter().find_map(|namespace| name.strip_prefix(*namespace));
+        match own_part.ok_or(Errno::EOPNOTSUPP)? {
+            [] => Err(Errno::EINVAL),
+            _ => Ok(()),
+        }
     }
 
     pub(super) fn ino(node: u64) -> Ino {

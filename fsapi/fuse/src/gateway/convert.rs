@@ -13,9 +13,9 @@ impl From<vfs::VfsError> for Errno {
     }
 }
 
-pub fn caller(ctx: &Context) -> vfs::Caller {
-    // The kernel has applied the umask (no DONT_MASK).
-    vfs::Caller { uid: ctx.uid, gid: ctx.gid, pid: ctx.pid, umask: 0 }
+/// `umask`: of the caller. It is ours to apply (DONT_MASK), as a default ACL takes its place.
+pub fn caller(ctx: &Context, umask: u32) -> vfs::Caller {
+    vfs::Caller { uid: ctx.uid, gid: ctx.gid, pid: ctx.pid, umask }
 }
 
 fn time(t: Timestamp) -> Time {
@@ -30,6 +30,7 @@ pub fn attr(a: &vfs::Attr) -> Attr {
         atime: time(a.atime),
         mtime: time(a.mtime),
         ctime: time(a.ctime),
+        crtime: Some(time(a.crtime)),
         mode: a.mode,
         nlink: a.nlink,
         uid: a.uid,
@@ -74,6 +75,25 @@ pub fn rename_mode(flags: u32) -> Result<vfs::RenameMode, Errno> {
         libc::RENAME_NOREPLACE => Ok(vfs::RenameMode::NoReplace),
         libc::RENAME_EXCHANGE => Ok(vfs::RenameMode::Exchange),
         _ => Err(Errno::EINVAL), // RENAME_WHITEOUT, or both at once
+    }
+}
+
+/// `mode` of fallocate(2).
+pub fn allocate(mode: u32) -> Result<vfs::Allocate, Errno> {
+    let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE as u32 != 0;
+    match (mode & !(libc::FALLOC_FL_KEEP_SIZE as u32)) as i32 {
+        0 => Ok(vfs::Allocate::Room { keep_size }),
+        libc::FALLOC_FL_PUNCH_HOLE if keep_size => Ok(vfs::Allocate::PunchHole),
+        libc::FALLOC_FL_ZERO_RANGE => Ok(vfs::Allocate::Zero { keep_size }),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+pub fn seek(whence: u32) -> Result<vfs::Seek, Errno> {
+    match whence as i32 {
+        libc::SEEK_DATA => Ok(vfs::Seek::Data),
+        libc::SEEK_HOLE => Ok(vfs::Seek::Hole),
+        _ => Err(Errno::EINVAL),
     }
 }
 

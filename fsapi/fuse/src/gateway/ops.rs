@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use vellum_vfs::{FileHandle, FileLockMode, FileLockSpace, OpenFlags, VfsError, XattrMode};
+use vellum_vfs::{FileHandle, FileLockMode, FileLockSpace, OpenFlags, VfsError, XattrMode, is_acl};
 
 use super::ENDPOINT_XATTR;
 use super::cache::Gateway;
-use super::convert::{attr, caller, rename_mode, set_attr, statfs};
+use super::convert::{allocate, attr, caller, rename_mode, seek, set_attr, statfs};
 use super::locks;
 use crate::context::Context;
 use crate::dirents::Dirents;
@@ -15,8 +15,8 @@ use crate::init::{SessionInfo, Wants};
 use crate::name::Name;
 use crate::notify::Notifier;
 use crate::types::{
-    Attr, Entry, Errno, FileLockRange, LockRequest, OpenRequest, Opened, Payload, ReadRequest, ReleaseRequest, SetAttr,
-    Statfs, WriteRequest,
+    Attr, CopyRequest, Entry, Errno, FileLockRange, LockRequest, OpenRequest, Opened, Payload, ReadRequest,
+    ReleaseRequest, SetAttr, Statfs, WriteRequest,
 };
 
 /// An average name, to guess how many entries a listing has room for.
@@ -24,7 +24,7 @@ const NAME_LEN_GUESS: usize = 16;
 
 impl Filesystem for Gateway {
     fn wants(&self) -> Wants {
-        Wants { posix_locks: true, flock_locks: true, ..Wants::default() }
+        Wants { posix_locks: true, flock_locks: true, posix_acl: true, dont_mask: true, ..Wants::default() }
     }
 
     fn started(&self, session: &SessionInfo, notifier: &Notifier) {
@@ -62,17 +62,17 @@ impl Filesystem for Gateway {
     }
 
     async fn symlink(&self, ctx: &Context, parent: u64, name: &Name, target: &[u8]) -> Result<Entry> {
-        let made = self.vfs.symlink(caller(ctx), Gateway::ino(parent), name, target).await?;
+        let made = self.vfs.symlink(caller(ctx, 0), Gateway::ino(parent), name, target).await?;
         Ok(self.entry(&made))
     }
 
-    async fn mknod(&self, ctx: &Context, dir: u64, name: &Name, mode: u32, rdev: u32, _umask: u32) -> Result<Entry> {
-        let made = self.vfs.mknod(caller(ctx), Gateway::ino(dir), name, mode, rdev).await?;
+    async fn mknod(&self, ctx: &Context, dir: u64, name: &Name, mode: u32, rdev: u32, umask: u32) -> Result<Entry> {
+        let made = self.vfs.mknod(caller(ctx, umask), Gateway::ino(dir), name, mode, rdev).await?;
         Ok(self.entry(&made))
     }
 
-    async fn mkdir(&self, ctx: &Context, parent: u64, name: &Name, mode: u32, _umask: u32) -> Result<Entry> {
-        let made = self.vfs.mkdir(caller(ctx), Gateway::ino(parent), name, mode).await?;
+    async fn mkdir(&self, ctx: &Context, parent: u64, name: &Name, mode: u32, umask: u32) -> Result<Entry> {
+        let made = self.vfs.mkdir(caller(ctx, umask), Gateway::ino(parent), name, mode).await?;
         Ok(self.entry(&made))
     }
 
@@ -106,12 +106,18 @@ impl Filesystem for Gateway {
         parent: u64,
         name: &Name,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         request: &OpenRequest,
     ) -> Result<Created> {
         let flags = open_flags(request);
-        let (made, handle) = self.vfs.create(caller(ctx), Gateway::ino(parent), name, mode, flags).await?;
+        let (made, handle) = self.vfs.create(caller(ctx, umask), Gateway::ino(parent), name, mode, flags).await?;
         Ok((self.entry(&made), self.opened(handle.0, flags.append, made.offline_blocks > 0)))
+    }
+
+    async fn tmpfile(&self, ctx: &Context, dir: u64, mode: u32, umask: u32, request: &OpenRequest) -> Result<Created> {
+        let flags = open_flags(request);
+        let (made, handle) = self.vfs.tmpfile(caller(ctx, umask), Gateway::ino(dir), mode, flags).await?;
+        Ok((self.entry(&made), self.opened(handle.0, flags.append, false)))
     }
 
     async fn read(&self, _ctx: &Context, _ino: u64, request: &ReadRequest) -> Result<Payload> {
@@ -202,13 +208,26 @@ impl Filesystem for Gateway {
         Ok(self.vfs.syncfs().await?)
     }
 
-    async fn fallocate(&self, _c: &Context, _ino: u64, _fh: u64, _off: u64, _len: u64, _mode: u32) -> Result<()> {
-        // Not ENOSYS: some modes may come, and the kernel would not ask again.
-        Err(Errno::EOPNOTSUPP)
+    /// The kernel does not say whether the caller may keep setuid and setgid: root may.
+    async fn fallocate(&self, ctx: &Context, _ino: u64, fh: u64, offset: u64, len: u64, mode: u32) -> Result<()> {
+        let what = allocate(mode)?;
+        Ok(self.vfs.fallocate(FileHandle(fh), what, offset, len, ctx.uid != 0).await?)
+    }
+
+    async fn lseek(&self, _ctx: &Context, _ino: u64, fh: u64, offset: u64, whence: u32) -> Result<u64> {
+        Ok(self.vfs.seek(FileHandle(fh), offset, seek(whence)?).await?)
+    }
+
+    async fn copy_file_range(&self, ctx: &Context, _ino: u64, r: &CopyRequest) -> Result<u64> {
+        if r.flags != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let (from, to) = ((FileHandle(r.fh_in), r.offset_in), (FileHandle(r.fh_out), r.offset_out));
+        Ok(self.vfs.copy_range(from, to, r.len, ctx.uid != 0).await?)
     }
 
     async fn getxattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<Payload> {
-        not_acl(name)?;
+        self.served(name)?;
         if let (ENDPOINT_XATTR, Some(endpoint)) = (&name[..], &self.endpoint) {
             return Ok(Payload::Bytes(endpoint.clone().into_bytes()));
         }
@@ -220,8 +239,11 @@ impl Filesystem for Gateway {
         Ok(Payload::Bytes(names.iter().flat_map(|name| [&name[..], b"\0"].concat()).collect()))
     }
 
-    async fn setxattr(&self, _c: &Context, ino: u64, name: &Name, value: &[u8], flags: u32, _k: bool) -> Result<()> {
-        not_acl(name)?;
+    async fn setxattr(&self, _c: &Context, ino: u64, name: &Name, value: &[u8], flags: u32, kill: bool) -> Result<()> {
+        self.served(name)?;
+        if is_acl(name) {
+            return Ok(self.stale.note(self.vfs.set_acl(Gateway::ino(ino), name, Some(value), kill).await)?);
+        }
         let mode = match flags as i32 {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
@@ -232,14 +254,9 @@ impl Filesystem for Gateway {
     }
 
     async fn removexattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<()> {
-        not_acl(name)?;
+        self.served(name)?;
         Ok(self.stale.note(self.vfs.removexattr(Gateway::ino(ino), name).await)?)
     }
-}
-
-/// An ACL that nobody honours must not be stored as if it were.
-fn not_acl(name: &[u8]) -> Result<()> {
-    if name.starts_with(b"system.") { Err(Errno::EOPNOTSUPP) } else { Ok(()) }
 }
 
 /// Truncation comes as a SETATTR of its own (no atomic O_TRUNC), with its privileges to kill.

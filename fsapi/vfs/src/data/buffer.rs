@@ -98,6 +98,14 @@ impl Buffer {
         self.get(block).is_some()
     }
 
+    /// The first run in memory that has blocks at or after `block`: its first block and the block after its last.
+    pub fn next_run(&self, block: u64) -> Option<(u64, u64)> {
+        let flying = self.flying.iter().flat_map(|f| &f.pieces);
+        let flying = flying.map(|(first, slice)| (*first, first + (slice.len() / BLOCK_SIZE) as u64));
+        let runs = flying.filter(|(_, end)| *end > block).chain(self.dirty.next_run(block));
+        runs.min_by_key(|(first, _)| (*first).max(block))
+    }
+
     /// Gives the newest image of every block in memory within `first..end` to `f`, oldest layers first.
     pub fn for_each_in(&self, first: u64, end: u64, mut f: impl FnMut(u64, &[u8])) {
         for (start, slice) in self.flying.iter().flat_map(|f| &f.pieces) {

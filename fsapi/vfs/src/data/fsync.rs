@@ -35,7 +35,7 @@ impl Vfs {
     }
 
     /// What the files have in memory now is committed on return; what failed is noted in them.
-    async fn clean(&self, files: &[Rc<File>]) {
+    pub(crate) async fn clean(&self, files: &[Rc<File>]) {
         self.write_back(files, None).await;
         for file in files {
             // A truncation may have held it back.

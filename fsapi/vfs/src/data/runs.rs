@@ -141,6 +141,32 @@ impl Runs {
         self.len_blocks -= 1;
     }
 
+    /// Forgets the blocks `first..end`.
+    pub fn remove_range(&mut self, first: u64, end: u64) {
+        let from = self.run_at(first).map_or(first, |(start, _)| start);
+        let touched: Vec<u64> = self.by_first.range(from..end.max(from)).map(|(start, _)| *start).collect();
+        for start in touched {
+            let Some(mut buf) = self.by_first.remove(&start) else { continue };
+            let run_end = start + blocks_of(&buf);
+            self.len_blocks -= (run_end.min(end) - start.max(first)) as usize;
+            if end < run_end {
+                let at = (end - start) as usize * BLOCK_SIZE;
+                self.by_first.insert(end, DmaBuf::copy_from(&buf[at..], false));
+            }
+            if start < first {
+                buf.set_len((first - start) as usize * BLOCK_SIZE);
+                self.by_first.insert(start, buf);
+            }
+        }
+    }
+
+    /// The first run that has blocks at or after `block`: its first block and the block after its last.
+    pub fn next_run(&self, block: u64) -> Option<(u64, u64)> {
+        let here = self.run_at(block);
+        let (first, buf) = here.or_else(|| self.by_first.range(block..).next().map(|(first, buf)| (*first, buf)))?;
+        Some((first, first + blocks_of(buf)))
+    }
+
     /// Takes up to `max_blocks` from the front, frozen.
     pub fn take_front(&mut self, max_blocks: usize) -> Vec<(u64, DmaSlice)> {
         let mut taken = Vec::new();
@@ -203,7 +229,11 @@ mod tests {
             let (mut runs, mut model) = (Runs::default(), BTreeMap::<u64, u8>::new());
             for step in 0..300 {
                 let (block, n, byte) = (rng.below(64), 1 + rng.below(8), rng.next_u64() as u8);
-                match rng.below(12) {
+                match rng.below(13) {
+                    4 => {
+                        runs.remove_range(block, block + 3 * n);
+                        model.retain(|b, _| !(block..block + 3 * n).contains(b));
+                    }
                     0 => {
                         runs.truncate(block);
                         model.split_off(&block);
@@ -237,6 +267,8 @@ mod tests {
                 let mut seen = BTreeMap::new();
                 runs.for_each_in(3, 60, |b, data| seen.extend([(b, data[17])]));
                 assert_eq!(seen, model.range(3..60).map(|(k, v)| (*k, *v)).collect());
+                let next = runs.next_run(block).map(|(first, _)| first.max(block));
+                assert_eq!(next, model.range(block..).next().map(|(b, _)| *b), "seed {seed} step {step}");
                 for b in 0..80 {
                     assert_eq!(runs.get(b).map(|d| d[0]), model.get(&b).copied());
                     assert_eq!(runs.get_mut(b).map(|d| d[4095]), model.get(&b).copied());

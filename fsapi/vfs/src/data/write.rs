@@ -27,7 +27,8 @@ struct Bases {
 
 impl Vfs {
     /// Writes all of `data`; where, is ignored on an append handle. `kill_privileges`: the writer may not keep setuid
-    /// and setgid bits of the file. Returns when the data is in memory (a `sync` handle: when it is durable).
+    /// and setgid bits of the file. Returns when the data is in memory; a `sync` handle: when it is durable; on a device that
+    /// is almost full: when the engine has it, so that ENOSPC is this write's.
     pub async fn write(&self, handle: FileHandle, offset: u64, data: &[u8], kill_privileges: bool) -> Result<usize> {
         let handle = self.handles.get(handle)?;
         if !handle.flags.write {
@@ -38,9 +39,13 @@ impl Vfs {
         }
         self.wait_for_room().await?;
         self.client.reserve(8).await?;
+        let tight = self.room_is_tight(data.len()).await?;
         self.write_to_buffer(&handle, offset, data, kill_privileges).await?;
         if handle.flags.sync {
             self.fsync_file(&handle.file).await?;
+            handle.file.error_since(&handle.seen_error)?;
+        } else if tight {
+            self.clean(std::slice::from_ref(&handle.file)).await;
             handle.file.error_since(&handle.seen_error)?;
         }
         Ok(data.len())

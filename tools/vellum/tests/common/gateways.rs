@@ -26,6 +26,10 @@ impl Gateways {
         self.0.iter().map(|(dir, _)| dir.clone()).collect()
     }
 
+    pub fn pid(&self, at: &Path) -> u32 {
+        self.0.iter().find(|(dir, _)| dir == at).expect("a mount").1.id()
+    }
+
     fn take(&mut self, at: &Path) -> (PathBuf, Child) {
         let index = self.0.iter().position(|(dir, _)| dir == at).expect("a mount");
         self.0.swap_remove(index)
@@ -37,6 +41,12 @@ impl Gateways {
         child.kill().expect("SIGKILL");
         child.wait().expect("it ends");
         let _ = rustix::mount::unmount(&dir, UnmountFlags::DETACH);
+    }
+
+    /// One whose mount somebody else took away must end by itself.
+    pub fn wait(&mut self, at: &Path) {
+        let (_, mut child) = self.take(at);
+        wait_for(&mut child, Duration::from_secs(30)).expect("the gateway ends without its mount");
     }
 
     /// Unmounts in the ordinary way; the gateway must end by itself with success.

@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test binary uses its own part of it
 
 pub mod cluster;
+pub mod files;
 pub mod gateways;
 pub mod load;
 pub mod network;
@@ -151,9 +152,18 @@ impl Lab {
         at
     }
 
+    pub fn mount_pid(&self, at: &Path) -> u32 {
+        self.mounts.pid(at)
+    }
+
     /// SIGKILL to a gateway; its dead mount is detached.
     pub fn kill_mount(&mut self, at: &Path) {
         self.mounts.kill(at);
+    }
+
+    /// A gateway whose mount somebody else took away must end by itself.
+    pub fn wait_mount(&mut self, at: &Path) {
+        self.mounts.wait(at);
     }
 
     /// Unmounts in the ordinary way; the gateway must end by itself with success.

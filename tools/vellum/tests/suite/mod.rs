@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each test binary uses its own part of it")]
 
 pub mod appends;
+pub mod content;
 pub mod directories;
 pub mod locks;
 pub mod maps;
@@ -44,6 +45,8 @@ pub const ALL: &[(&str, Check)] = &[
     ("a replaced name is never missing", renames::a_replaced_name_is_never_missing),
     ("one of many renames wins", renames::one_of_many_renames_wins),
     ("directories never form a circle", renames::directories_never_form_a_circle),
+    ("holes and copies are seen", content::holes_and_copies_are_seen),
+    ("access control lists are seen", content::access_control_lists_are_seen),
     ("mapped files follow", maps::mapped_files_follow),
     ("locks exclude", locks::locks_exclude),
     ("ranges are told apart", locks::ranges_are_told_apart),
