@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::Ino;
-use vellum_vfs::{Vfs, is_acl};
+use vellum_vfs::{OpenFlags, Vfs, is_acl};
 
 use super::convert::attr;
 use super::locks::LockOwners;
@@ -112,9 +112,12 @@ impl Gateway {
         (entry_ttl > Duration::ZERO).then(|| Entry { entry_ttl, ..Entry::default() })
     }
 
-    /// How the kernel treats an open file: appends go to us as they are, and so do reads of what may be offline.
-    pub(super) fn opened(&self, fh: u64, append: bool, offline: bool) -> Opened {
-        let direct_io = append || offline;
+    /// How the kernel treats an open file: appends come to us as they are, and so do reads of what may be offline. Who can
+    /// only write fills no page cache either: each write is a request all the same, and the kernel spares the copy, and the
+    /// question for `security.capability` that it asks before the first cached write of an inode.
+    pub(super) fn opened(&self, fh: u64, flags: OpenFlags, offline: bool) -> Opened {
+        let write_only = flags.write && !flags.read;
+        let direct_io = flags.append || write_only || offline;
         let keep_cache = !direct_io && self.attr_ttl() > Duration::ZERO;
         Opened { fh, direct_io, keep_cache, ..Opened::default() }
     }
