@@ -50,7 +50,6 @@ fn sum(status: &Value, what: &str) -> u64 {
 }
 
 #[test]
-#[ignore = "compiles, and was never run: run it by hand before relying on it"]
 fn c3_a_follower_that_is_killed_in_the_middle_of_a_compaction_leaks_nothing() {
     if !can_mount("a killed worker") {
         return;
