@@ -90,11 +90,11 @@ impl Quorum {
             {
                 self.leaving = true;
             }
-            Role::Leader(leadership) if leadership.phase == Phase::Leading => {
-                if self.may_let_go(now, self.config.slot) {
-                    self.leaving = true;
-                    self.give_up(now, StopReason::Resigned);
-                }
+            Role::Leader(leadership)
+                if leadership.phase == Phase::Leading && self.may_let_go(now, self.config.slot) =>
+            {
+                self.leaving = true;
+                self.give_up(now, StopReason::Resigned);
             }
             _ => {}
         }

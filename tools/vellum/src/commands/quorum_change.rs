@@ -48,8 +48,9 @@ pub fn change(args: &QuorumChange) -> Result<()> {
         Ok(open_leaderships(&read_blocks(&queue, &Membership::of(&sb)).await))
     })?;
     // Who led last and has not stopped may lead now, on another host.
+    let edits = args.set.len() + args.remove.len();
     if !open.is_empty()
-        && !(args.set.is_empty() && args.remove.is_empty())
+        && edits > 0
         && let Some(members) = members()
         && let Some(answered) = unless_silent(of_leader(args, &members))
     {
