@@ -225,8 +225,8 @@ impl Drop for QueuePair {
         if unsafe { (self.controller.api.spdk_nvme_ctrlr_free_io_qpair)(self.at.as_ptr()) } != 0 {
             // Its commands may be answered yet: what they write to stays for ever.
             tracing::error!("SPDK could not free a queue pair: its memory is kept");
-            std::mem::forget(std::mem::take(&mut self.memory));
-            std::mem::forget(std::mem::take(&mut self.outcomes));
+            Vec::leak(std::mem::take(&mut self.memory));
+            Box::leak(std::mem::take(&mut self.outcomes));
         }
     }
 }

@@ -72,8 +72,8 @@ impl Member {
 
     fn leads(&self) -> bool {
         let out = read_to_string(&self.out).unwrap();
-        let lines = out.lines().filter(|line| line.contains(": leads,") || line.contains(": follows,"));
-        lines.last().is_some_and(|line| line.contains(": leads,"))
+        let mut lines = out.lines().filter(|line| line.contains(": leads,") || line.contains(": follows,"));
+        lines.next_back().is_some_and(|line| line.contains(": leads,"))
     }
 
     fn signal(&self, signal: Signal) {
