@@ -51,14 +51,8 @@ pub enum Moment {
 }
 
 impl Moment {
-    const ALL: [Moment; 6] = [
-        Moment::Manifest,
-        Moment::Frees,
-        Moment::GivesGroup,
-        Moment::Compacted,
-        Moment::Reclaims,
-        Moment::Durable,
-    ];
+    const ALL: [Moment; 6] =
+        [Moment::Manifest, Moment::Frees, Moment::GivesGroup, Moment::Compacted, Moment::Reclaims, Moment::Durable];
 }
 
 impl fmt::Display for Moment {

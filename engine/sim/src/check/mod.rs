@@ -26,8 +26,8 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-use vellum_base::{BlockRange, Rid};
 use vellum_base::probe;
+use vellum_base::{BlockRange, Rid};
 use vellum_rt::sim::WorldClock;
 
 use crate::fault::Moment;
@@ -116,9 +116,8 @@ impl Moments {
             return moment == Moment::Reclaims && matches!(fact, vellum_server::Fact::Reclaims { .. });
         }
         let Some(vellum_nvme::fault::Fact::Writes { at_bytes, .. }) = fact.downcast_ref() else { return false };
-        let is_there = |area: &BlockRange| {
-            (area.start.bytes()..area.end().map_or(u64::MAX, |end| end.bytes())).contains(at_bytes)
-        };
+        let is_there =
+            |area: &BlockRange| (area.start.bytes()..area.end().map_or(u64::MAX, |end| end.bytes())).contains(at_bytes);
         moment == Moment::Manifest && self.manifest.iter().any(is_there)
     }
 
