@@ -14,7 +14,7 @@ use vellum_base::prng::Prng;
 use vellum_rt::sim::SimConfig;
 use vellum_store::OpenOptions;
 
-use crate::fault::{Fault, Timed};
+use crate::fault::{Fault, LEADER, Machine, Timed};
 
 /// What a client's machine does for the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -120,11 +120,12 @@ impl Plan {
 
     /// What makes some runs unusual. Drawn apart from the rest.
     fn season(&mut self, prng: &mut Prng) {
-        match prng.below(6) {
+        match prng.below(8) {
             0 => self.churn(prng),
             1 => self.strike(prng),
             2 if self.nodes == 1 => self.lie(prng),
-            3 => self.clients.extend(vec![Work::FileLocks; 2 + prng.below(2) as usize]),
+            3 => self.lock_files(prng),
+            4 => self.doze(prng),
             _ => {}
         }
         // Nothing drawn at a moment that never came is left in the second phase.
@@ -138,6 +139,27 @@ impl Plan {
         (self.groups, self.max_files) = (1, 4);
         self.slow_device = prng.one_in(2);
         self.store.log_bytes = 1 << 20;
+    }
+
+    /// Locks of files outlive their leaders.
+    fn lock_files(&mut self, prng: &mut Prng) {
+        self.clients.truncate(1);
+        self.clients.extend(vec![Work::FileLocks; 2 + prng.below(2) as usize]);
+        for n in 0..4 {
+            let at = Duration::from_millis(500 + 900 * n + prng.below(300));
+            let node = if self.nodes == 1 { 0 } else { LEADER };
+            self.faults.push(Timed { at, fault: Fault::NodeDies { node, down: Duration::from_millis(prng.below(100)) } });
+        }
+    }
+
+    /// Clients are stopped for about as long as they are waited for.
+    fn doze(&mut self, prng: &mut Prng) {
+        for n in 0..6 {
+            let at = Duration::from_millis(400 + 600 * n + prng.below(300));
+            let machine = Machine::Client(prng.below(self.clients.len() as u64) as usize);
+            let time = Duration::from_millis(600 + prng.below(600));
+            self.faults.push(Timed { at, fault: Fault::Pause { machine, time } });
+        }
     }
 
     /// The power fails where it hurts.

@@ -76,7 +76,8 @@ impl Locker {
                 let lock = some_lock(space, owner, prng);
                 self.take(ino, lock, prng).await?;
             }
-            sleep(Duration::from_micros(prng.below(8000))).await;
+            let holds = if prng.one_in(6) { 300_000 } else { 8000 };
+            sleep(Duration::from_micros(prng.below(holds))).await;
             // What the application does not believe to have any more may be anybody's at once.
             self.shared.checks.borrow_mut().file_locks.gives_up(self.rid, ino, owner);
             self.vfs.drop_file_locks(ino, FileLockSpace::Posix, owner).await?;
