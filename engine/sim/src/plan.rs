@@ -148,7 +148,8 @@ impl Plan {
         for n in 0..4 {
             let at = Duration::from_millis(500 + 900 * n + prng.below(300));
             let node = if self.nodes == 1 { 0 } else { LEADER };
-            self.faults.push(Timed { at, fault: Fault::NodeDies { node, down: Duration::from_millis(prng.below(100)) } });
+            self.faults
+                .push(Timed { at, fault: Fault::NodeDies { node, down: Duration::from_millis(prng.below(100)) } });
         }
     }
 
