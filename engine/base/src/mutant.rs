@@ -39,12 +39,10 @@ mutants! {
     DropResendDedup,
     /// The epoch does not remember the client's last batch.
     ForgetLastBatch,
-    /// Recovery believes a log part whose checksum is not the seal's.
+    /// Recovery takes a log part that does not verify for an empty one.
     BelieveBadPart,
-    /// Recovery takes a seal that does not follow the one before.
-    BelieveStrayedSeal,
-    /// Logs are overwritten before the manifest has made their new floor durable.
-    TrimBeforeManifest,
+    /// Logs are trimmed although only memtables hold what is in them.
+    TrimUnflushed,
     /// The manifest names a segment that may still be in the device's cache.
     NameUnflushedSegment,
     /// A memtable is frozen in the middle of an epoch.
@@ -68,8 +66,10 @@ mutants! {
     GrantOverInvalidation,
     /// Write sequences begin anew in each term.
     SequenceFromZero,
-    /// Giving a lock back wakes nobody who waits for it.
+    /// A holder that goes down to READ wakes nobody who waits for that.
     LostWakeup,
+    /// A file lock is granted although another one is in its way.
+    GrantFileLockInConflict,
     /// A client's locks go before its last batches are durable.
     ReleaseBeforeSettled,
     /// A reclaimed client's locks go before its record is durably gone.
@@ -103,6 +103,8 @@ mutants! {
     SplitBatch,
     /// Data is not sent again to a new leader.
     ForgetData,
+    /// A new leader is not told of file locks.
+    ForgetFileLocks,
     // ---- quorum
     /// A vote leaves before it is durable.
     VoteBeforeDurable,

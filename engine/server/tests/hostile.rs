@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(15);
 
 /// Scenario 21, N4: sockets that say nothing cost nothing and fence nobody; one address gets so many and no more.
 #[test]
-fn sockets_without_a_greeting_are_few_and_short() {
+fn n4_scenario_21_sockets_without_a_greeting_are_few_and_short() {
     let lab = Lab::new(Limits::default());
     lab.assert_victim_works();
     let mut silent: Vec<Raw> = (0..MAX_SILENT_PER_SOURCE + 40).map(|_| Raw::connect(lab.tcp)).collect();
@@ -87,7 +87,7 @@ fn a_greeting_counts_once_on_a_socket() {
 
 /// Scenario 22: nothing is believed before it is bounded, nothing malformed is processed.
 #[test]
-fn malformed_frames_cost_their_socket() {
+fn scenario_22_malformed_frames_cost_their_socket() {
     let lab = Lab::new(Limits::default());
     let mut prng = Prng::new(22);
     for n in 0..60u64 {
@@ -220,7 +220,7 @@ fn one_identity_does_not_take_every_place() {
 
 /// What a batch may not: another's items, and any without a lock. (Scenario E14.)
 #[test]
-fn a_batch_without_its_lock_changes_nothing() {
+fn e14_a_batch_without_its_lock_changes_nothing() {
     let lab = Lab::new(Limits::default());
     let ino = Ino((9 << 56) | (1 << 10) | 5);
     let value = Inode { mode: 0o100600, nlink: 1, size: 666, ..Inode::default() }.encode();

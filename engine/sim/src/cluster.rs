@@ -55,6 +55,8 @@ pub struct SlotsArea {
 pub struct Cluster {
     pub device: FaultDevice,
     pub slots: SlotsArea,
+    /// Where the manifest is.
+    pub manifest: Vec<BlockRange>,
     /// What members want fenced.
     pub orders: Orders,
     nodes: Vec<Node>,
@@ -130,13 +132,14 @@ impl Cluster {
             read_superblock(&queue).await
         });
         let superblock = made.expect("mkfs ends").expect("mkfs succeeds");
+        let manifest = superblock.manifest.as_flattened().to_vec();
         let slots = SlotsArea { fsid: superblock.fsid, blocks: superblock.slots_area };
         world.kill_node(machines[0]);
         let node =
             |machine| Node { machine, process: ProcessId::default(), stop: None, said: Arc::default(), runs: false };
         let nodes = machines.into_iter().map(node).collect();
         let orders = Orders::default();
-        Cluster { device, slots, orders, nodes, options, timers, devices: 1, processes: 0, seed }
+        Cluster { device, slots, manifest, orders, nodes, options, timers, devices: 1, processes: 0, seed }
     }
 
     pub fn len(&self) -> usize {

@@ -33,11 +33,58 @@ fn name(node: usize) -> String {
     }
 }
 
+/// What the nodes do at a moment that a fault waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Moment {
+    /// Something is written to the manifest.
+    Manifest,
+    /// A batch has freed blocks.
+    Frees,
+    /// A group of inodes is given out.
+    GivesGroup,
+    /// A compaction has ended.
+    Compacted,
+    /// A client is given up.
+    Reclaims,
+    /// An epoch is called durable.
+    Durable,
+}
+
+impl Moment {
+    const ALL: [Moment; 6] =
+        [Moment::Manifest, Moment::Frees, Moment::GivesGroup, Moment::Compacted, Moment::Reclaims, Moment::Durable];
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Moment::Manifest => "the manifest is written",
+            Moment::Frees => "blocks are freed",
+            Moment::GivesGroup => "a group of inodes is given out",
+            Moment::Compacted => "a compaction has ended",
+            Moment::Reclaims => "a client is given up",
+            Moment::Durable => "an epoch is durable",
+        })
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// All nodes and the device lose their power, and come back after `down`.
     PowerLoss {
         down: Duration,
+    },
+    /// The power fails so long after the first such moment, if it comes within [`Fault::PATIENCE`].
+    PowerLossAt {
+        moment: Moment,
+        later: Duration,
+        down: Duration,
+    },
+    /// So many of the next reads of a node's process lie: one bit is another one, or what they give is old.
+    LyingReads {
+        node: usize,
+        operations: u64,
+        old: bool,
     },
     /// kill -9 of a node's process; another one is started after `down`.
     NodeDies {
@@ -123,6 +170,16 @@ fn ms(prng: &mut Prng, from: u64, to: u64) -> Duration {
 }
 
 impl Fault {
+    /// How long a moment is waited for.
+    pub const PATIENCE: Duration = Duration::from_millis(600);
+
+    /// One of those that come at a moment.
+    pub fn draw_at_moment(prng: &mut Prng) -> Fault {
+        let moment = Moment::ALL[prng.below(Moment::ALL.len() as u64) as usize];
+        let later = Duration::from_micros([0, 200, 2000, 20_000][prng.below(4) as usize]);
+        Fault::PowerLossAt { moment, later: later.mul_f64(prng.below(100) as f64 / 100.0), down: ms(prng, 0, 50) }
+    }
+
     pub fn draw(prng: &mut Prng, nodes: usize, clients: usize) -> Fault {
         let node = if nodes > 1 && prng.one_in(3) { LEADER } else { prng.below(nodes as u64) as usize };
         let client = prng.below(clients as u64) as usize;
@@ -173,6 +230,7 @@ impl Fault {
             | Fault::Isolated { node, .. }
             | Fault::NodeStall { node, .. }
             | Fault::NodeReadsFail { node, .. }
+            | Fault::LyingReads { node, .. }
             | Fault::Pause { machine: Machine::Node(node), .. }
             | Fault::Stop { node, .. } => *node = resolve(*node),
             Fault::Cut { from, to, .. } => {
@@ -202,7 +260,8 @@ impl Fault {
             | Fault::NodeStall { time, .. }
             | Fault::NodeReadsFail { time, .. }
             | Fault::Storm { time } => *time,
-            Fault::ClientDies { .. } | Fault::SuperblockRots => Duration::ZERO,
+            Fault::PowerLossAt { later, down, .. } => Fault::PATIENCE + *later + *down,
+            Fault::ClientDies { .. } | Fault::SuperblockRots | Fault::LyingReads { .. } => Duration::ZERO,
         }
     }
 }
@@ -211,6 +270,13 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::PowerLoss { down } => write!(f, "the power fails, for {down:?}"),
+            Fault::PowerLossAt { moment, later, down } => {
+                write!(f, "the power is to fail {later:?} after {moment}, for {down:?}")
+            }
+            Fault::LyingReads { node, operations, old } => {
+                let how = if *old { "give what is old" } else { "have a bit flipped" };
+                write!(f, "the next {operations} reads of {} {how}", name(*node))
+            }
             Fault::NodeDies { node, down } => write!(f, "{} is killed, and started again after {down:?}", name(*node)),
             Fault::NodeOff { node, down } => write!(f, "the machine of {} is off for {down:?}", name(*node)),
             Fault::Pause { machine, time } => write!(f, "{machine} is stopped for {time:?}"),

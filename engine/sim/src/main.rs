@@ -4,7 +4,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::{Parser, ValueEnum};
-use vellum_base::Mutant;
+use vellum_base::{Mutant, mutant};
 use vellum_sim::{Edits, Outcome, Plan, Profile, mutants, run, shrink};
 
 #[derive(Parser)]
@@ -174,9 +174,17 @@ fn one_mutant(cli: &Cli, name: &str) -> bool {
         Kind::Cluster => Profile::Cluster,
     };
     let seeds: Vec<u64> = cli.seed.map_or_else(|| (cli.from..).take(cli.bound).collect(), |seed| vec![seed]);
+    if let Some(seed) = cli.seed {
+        // One run with the bug, as a story.
+        mutant::replace(Some(bug));
+        let outcome = run(Plan::draw(seed, profile));
+        mutant::replace(None);
+        println!("{outcome}");
+        tell(&outcome, cli.steps);
+    }
     match mutants::hunt(bug, profile, seeds.into_iter(), cli.bound) {
         Some(found) => {
-            let what: String = found.what.chars().take(160).collect();
+            let what: String = found.what.replace('\n', " ").chars().take(160).collect();
             println!("| {name} | {} | {} | {} | {} | {what}", bug.what(), found.by, found.runs, found.seed);
             true
         }

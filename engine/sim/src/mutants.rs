@@ -24,19 +24,22 @@ pub fn profile_of(bug: Mutant) -> Profile {
     if bug >= Mutant::VoteBeforeDurable { Profile::Cluster } else { Profile::Single }
 }
 
-/// Runs seeds from 1 on until one fails; `None` when none of `bound` does.
+/// Runs seeds until one fails that does not fail without the bug; `None` when none of `bound` does.
 pub fn hunt(bug: Mutant, profile: Profile, seeds: impl Iterator<Item = u64>, bound: usize) -> Option<Found> {
     for (n, seed) in seeds.take(bound).enumerate() {
-        if let Some((by, what)) = run_with(bug, Plan::draw(seed, profile)) {
-            return Some(Found { seed, runs: n + 1, by, what });
+        if let Some((by, what)) = run_with(Some(bug), Plan::draw(seed, profile)) {
+            match run_with(None, Plan::draw(seed, profile)) {
+                None => return Some(Found { seed, runs: n + 1, by, what }),
+                Some((by, what)) => eprintln!("seed {seed} fails without a bug: [{by}] {what}"),
+            }
         }
     }
     None
 }
 
 /// One run with the bug; what it violates first.
-pub fn run_with(bug: Mutant, plan: Plan) -> Option<(String, String)> {
-    mutant::replace(Some(bug));
+pub fn run_with(bug: Option<Mutant>, plan: Plan) -> Option<(String, String)> {
+    mutant::replace(bug);
     let outcome = catch_unwind(AssertUnwindSafe(|| run(plan)));
     mutant::replace(None);
     match outcome {

@@ -14,7 +14,7 @@ use vellum_base::prng::Prng;
 use vellum_rt::sim::SimConfig;
 use vellum_store::OpenOptions;
 
-use crate::fault::{Fault, Timed};
+use crate::fault::{Fault, LEADER, Machine, Timed};
 
 /// What a client's machine does for the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +25,8 @@ pub enum Work {
     Gateway,
     /// Few names and small files, for the check of linearizability ([`crate::work::names`]).
     Names,
+    /// Locks of files, flock and fcntl ([`crate::work::file_locks`]).
+    FileLocks,
     /// Breaks the rules ([`crate::work::hostile`]).
     Hostile,
 }
@@ -40,6 +42,10 @@ pub struct Plan {
     /// Lock groups of the shared items, and how often a client pauses (one round in so many).
     pub groups: u64,
     pub pause_one_in: u64,
+    /// Most files that clients of items have at a time.
+    pub max_files: usize,
+    /// The device takes long for everything, all the time.
+    pub slow_device: bool,
     pub faults: Vec<Timed>,
     pub calm_at: Duration,
     pub fencing: Fencing,
@@ -83,7 +89,7 @@ impl Plan {
             faults.push(Timed { at, fault: Fault::draw(&mut prng, nodes, clients.len()) });
         }
         let last_end = faults.iter().map(Timed::end).max().unwrap_or(at);
-        Plan {
+        let mut plan = Plan {
             seed,
             nodes,
             network: network(&mut prng),
@@ -97,6 +103,8 @@ impl Plan {
             clients,
             groups: 1 + prng.below(6),
             pause_one_in: 1 + prng.below(50),
+            max_files: 200,
+            slow_device: false,
             faults,
             calm_at: last_end + Duration::from_millis(prng.below(1000)),
             fencing: Fencing {
@@ -105,6 +113,74 @@ impl Plan {
                 cuts_off: prng.one_in(2),
             },
             ends_cleanly: prng.one_in(2),
+        };
+        plan.season(&mut Prng::new(seed ^ 0xf1a7));
+        plan
+    }
+
+    /// What makes some runs unusual. Drawn apart from the rest.
+    fn season(&mut self, prng: &mut Prng) {
+        match prng.below(8) {
+            0 => self.churn(prng),
+            1 => self.strike(prng),
+            2 if self.nodes == 1 => self.lie(prng),
+            3 => self.lock_files(prng),
+            4 => self.doze(prng),
+            _ => {}
+        }
+        // Nothing drawn at a moment that never came is left in the second phase.
+        let last_end = self.faults.iter().map(Timed::end).max().unwrap_or_default();
+        self.calm_at = self.calm_at.max(last_end);
+    }
+
+    /// Few files that are written again and again, on a slow device: what is freed is wanted at once.
+    fn churn(&mut self, prng: &mut Prng) {
+        self.clients = vec![Work::Items; 2 + prng.below(3) as usize];
+        (self.groups, self.max_files) = (1, 4);
+        self.slow_device = prng.one_in(2);
+        self.store.log_bytes = 1 << 20;
+    }
+
+    /// Locks of files outlive their leaders.
+    fn lock_files(&mut self, prng: &mut Prng) {
+        self.clients.truncate(1);
+        self.clients.extend(vec![Work::FileLocks; 2 + prng.below(2) as usize]);
+        for n in 0..4 {
+            let at = Duration::from_millis(500 + 900 * n + prng.below(300));
+            let node = if self.nodes == 1 { 0 } else { LEADER };
+            self.faults
+                .push(Timed { at, fault: Fault::NodeDies { node, down: Duration::from_millis(prng.below(100)) } });
+        }
+    }
+
+    /// Clients are stopped for about as long as they are waited for.
+    fn doze(&mut self, prng: &mut Prng) {
+        for n in 0..6 {
+            let at = Duration::from_millis(400 + 600 * n + prng.below(300));
+            let machine = Machine::Client(prng.below(self.clients.len() as u64) as usize);
+            let time = Duration::from_millis(600 + prng.below(600));
+            self.faults.push(Timed { at, fault: Fault::Pause { machine, time } });
+        }
+    }
+
+    /// The power fails where it hurts.
+    fn strike(&mut self, prng: &mut Prng) {
+        self.faults.retain(|timed| !matches!(timed.fault, Fault::FlushFails { .. }));
+        self.slow_device = prng.one_in(2);
+        let mut at = Duration::from_millis(300);
+        for _ in 0..3 + prng.below(5) {
+            self.faults.push(Timed { at, fault: Fault::draw_at_moment(prng) });
+            at += Fault::PATIENCE + Duration::from_millis(100 + prng.below(300));
+        }
+    }
+
+    /// The device lies to the node now and then.
+    fn lie(&mut self, prng: &mut Prng) {
+        self.store.cache_bytes = 64 << 10;
+        for _ in 0..1 + prng.below(4) {
+            let at = Duration::from_millis(800 + prng.below(4000));
+            let fault = Fault::LyingReads { node: 0, operations: 1 + prng.below(12), old: prng.one_in(3) };
+            self.faults.push(Timed { at, fault });
         }
     }
 

@@ -17,19 +17,24 @@ use vellum_server::cluster::FenceError;
 
 use crate::check::inspect::inspect;
 use crate::check::linear::Verdict;
+use crate::check::rot;
 use crate::check::{self, Checks, Violation};
 use crate::cluster::{Cluster, address, faster};
-use crate::fault::{FOLLOWER, Fault, LEADER, Machine};
+use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Moment};
 use crate::fencer::Order;
 use crate::plan::{Plan, Work};
 use crate::work::agent::Agent;
 use crate::work::gateway::{self, Own};
-use crate::work::{Shared, hostile, items, names};
+use crate::work::{Shared, file_locks, hostile, items, names};
 
 const DEVICE_BYTES: u64 = 96 << 20;
 /// Virtual time within which all work ends once the faults have.
 const LIVENESS: Duration = Duration::from_secs(25);
 
+/// A node that was started is not lied to for so long.
+const RECOVERS: Duration = Duration::from_millis(500);
+/// Of so many images that a crash leaves, one is looked at once more with a lie in it.
+const ROT_ONE_IN: u64 = 3;
 /// How often nodes are told to stop.
 const STOP_AGAIN: Duration = Duration::from_millis(100);
 
@@ -78,6 +83,9 @@ enum Due {
     Fence(Order),
     /// A node that was fenced is started again.
     Restart(usize),
+    /// The power fails at a moment that has come, for so long.
+    Strike(Duration),
+    PowerBack,
 }
 
 /// A fenced node is started again after at most so many milliseconds; one that was only cut off may go on for so long.
@@ -99,6 +107,10 @@ struct Run {
     told: Vec<String>,
     agenda: BTreeMap<(Duration, u64), Due>,
     next_due: u64,
+    /// A fault waits for a moment: (its number, how long after it, how long the power is off).
+    awaits: Option<(usize, Duration, Duration)>,
+    /// When each node was started last.
+    up_since: BTreeMap<usize, Duration>,
     /// Faults that have begun, with the nodes that they are about.
     resolved: BTreeMap<usize, Fault>,
     started: Duration,
@@ -114,11 +126,15 @@ pub fn run(plan: Plan) -> Outcome {
     let timers = Timers::DEFAULT.faster(10);
     let options = NodeOptions { timers, store: plan.store.clone(), ..NodeOptions::default() };
     let cluster = Cluster::new(&mut world, plan.nodes, DEVICE_BYTES, options, faster(10));
+    checks.borrow_mut().moments.manifest = cluster.manifest.clone();
+    if plan.slow_device {
+        cluster.set_delays(slow());
+    }
     if plan.nodes > 1 {
         checks.borrow_mut().quorum.watch(cluster.slots);
     }
     let started = since_start(&world);
-    let shared = Shared::new(checks.clone(), address(plan.nodes), timers, plan.groups, plan.pause_one_in);
+    let shared = Shared::new(checks.clone(), address(plan.nodes), timers, &plan);
     let failed = checks.borrow().failed();
     let mut run = Run {
         prng: Prng::new(seed ^ 0xfa17),
@@ -133,6 +149,8 @@ pub fn run(plan: Plan) -> Outcome {
         told: Vec::new(),
         agenda: BTreeMap::new(),
         next_due: 0,
+        awaits: None,
+        up_since: BTreeMap::new(),
         resolved: BTreeMap::new(),
         started,
         linear: None,
@@ -171,6 +189,7 @@ impl Run {
             Work::Items => self.world.spawn(on, Class::Request, "client", items::live(shared, n)),
             Work::Gateway => self.world.spawn(on, Class::Request, "gateway", gateway::live(shared, n, own)),
             Work::Names => self.world.spawn(on, Class::Request, "names", names::live(shared, n)),
+            Work::FileLocks => self.world.spawn(on, Class::Request, "file locks", file_locks::live(shared, n)),
             Work::Hostile => self.world.spawn(on, Class::Request, "hostile", hostile::live(shared, n)),
         };
         task.detach();
@@ -187,6 +206,7 @@ impl Run {
             let reactors = 1 + self.prng.below(3) as usize;
             self.say(format!("node {node} starts with {reactors} reactors"));
             self.cluster.start(&mut self.world, node, reactors);
+            self.up_since.insert(node, self.now());
             self.shared.checks.borrow_mut().quorum.started(self.cluster.process(node), node);
         }
     }
@@ -223,7 +243,13 @@ impl Run {
             let next = self.agenda.first_key_value().map_or(at, |((next, _), _)| (*next).min(at));
             let (failed, orders) = (self.failed.clone(), self.cluster.orders.clone());
             let left = next.saturating_sub(self.now());
-            self.world.run_until(|| failed.get() || orders.are_there() || done(), left);
+            let came = self.shared.checks.borrow().moments.came();
+            self.world.run_until(|| failed.get() || came.get() || orders.are_there() || done(), left);
+            if came.replace(false)
+                && let Some((_, later, down)) = self.awaits.take()
+            {
+                self.put_down(self.now() + later, Due::Strike(down));
+            }
             self.take_orders();
             self.look_at_nodes();
         }
@@ -291,6 +317,7 @@ impl Run {
         let calm_at = self.plan.calm_at;
         let calm = self.run_until(calm_at, || false);
         // All that is left ends together.
+        self.wait_for(None);
         self.agenda.retain(|_, due| matches!(due, Due::Fence(_) | Due::Restart(_)));
         calm
     }
@@ -314,12 +341,24 @@ impl Run {
                 let words = fault.to_string();
                 self.told.push(format!("fault {i} at {:.3}: {words}", self.now().as_secs_f64()));
                 self.say(words);
-                self.begin_fault(&fault);
+                self.begin_fault(i, &fault);
             }
             Due::End(i) => {
+                if self.awaits.is_some_and(|(waiting, ..)| waiting == i) {
+                    self.wait_for(None);
+                }
                 if let Some(fault) = self.resolved.remove(&i) {
                     self.end_fault(&fault);
                 }
+            }
+            Due::Strike(down) => {
+                self.say("the power fails".into());
+                self.lose_power();
+                self.put_down(self.now() + down, Due::PowerBack);
+            }
+            Due::PowerBack => {
+                self.power = true;
+                self.start_nodes();
             }
             Due::Fence(order) => self.fence(order),
             Due::Restart(node) => {
@@ -338,8 +377,29 @@ impl Run {
         }
     }
 
-    fn begin_fault(&mut self, fault: &Fault) {
+    fn wait_for(&mut self, what: Option<(usize, Moment, Duration, Duration)>) {
+        self.awaits = what.map(|(fault, _, later, down)| (fault, later, down));
+        self.shared.checks.borrow_mut().moments.wait_for(what.map(|(_, moment, ..)| moment));
+    }
+
+    /// Not while it recovers: a log whose last records read wrong is one that ended there.
+    fn lie(&mut self, node: usize, operations: u64, old: bool) {
+        let runs = self.cluster.runs(node);
+        let young = self.up_since.get(&node).is_none_or(|since| self.now() < *since + RECOVERS);
+        if !runs || young {
+            return self.say(format!("node {node} is spared: it may be recovering"));
+        }
+        self.shared.device_fails();
+        self.shared.device_lies.set(true);
+        let fault = if old { DeviceFault::OldData } else { DeviceFault::FlipBit };
+        let rule = Rule { times: operations, ..Rule::once(fault, On::Reads, 0..u64::MAX) };
+        self.cluster.device.add_rule(rule.by(self.cluster.process(node)));
+    }
+
+    fn begin_fault(&mut self, i: usize, fault: &Fault) {
         match fault {
+            Fault::PowerLossAt { moment, later, down } => self.wait_for(Some((i, *moment, *later, *down))),
+            Fault::LyingReads { node, operations, old } => self.lie(*node, *operations, *old),
             Fault::PowerLoss { .. } => self.lose_power(),
             Fault::NodeDies { node, .. } => {
                 if self.cluster.runs(*node) {
@@ -369,15 +429,7 @@ impl Run {
                 }
             }
             Fault::Isolated { node, .. } => self.each_other_node(*node, World::partition),
-            Fault::SlowDevice { .. } => {
-                let ms = Duration::from_millis;
-                self.cluster.set_delays(Delays {
-                    write: ms(1)..ms(20),
-                    flush: ms(1)..ms(80),
-                    read: ms(1)..ms(10),
-                    ..Delays::default()
-                });
-            }
+            Fault::SlowDevice { .. } => self.cluster.set_delays(slow()),
             Fault::Stall { operations, time } => self.cluster.device.add_rule(stall(*operations, *time)),
             Fault::NodeStall { node, operations, time } => {
                 let process = self.cluster.process(*node);
@@ -385,7 +437,7 @@ impl Run {
             }
             Fault::FlushFails { .. } => {
                 self.shared.device_failed.set(true);
-                self.shared.device_failures.set(self.shared.device_failures.get() + 1);
+                self.shared.device_fails();
                 self.cluster.device.add_rule(Rule::once(DeviceFault::Error { errno: 5 }, On::Flushes, 0..0));
             }
             Fault::NodeReadsFail { node, .. } => {
@@ -416,7 +468,7 @@ impl Run {
                 self.world.heal(from, to);
             }
             Fault::Isolated { node, .. } => self.each_other_node(*node, World::heal),
-            Fault::SlowDevice { .. } => self.cluster.set_delays(Delays::default()),
+            Fault::SlowDevice { .. } => self.usual_delays(),
             Fault::FlushFails { .. } => {
                 if self.shared.device_failed.get() {
                     self.lose_power();
@@ -435,8 +487,17 @@ impl Run {
                 self.world.configure(|config| *config = calm);
             }
             Fault::NodeReadsFail { .. } => self.cluster.device.clear_rules(),
-            Fault::Stall { .. } | Fault::NodeStall { .. } | Fault::SuperblockRots | Fault::ClientDies { .. } => {}
+            Fault::Stall { .. }
+            | Fault::NodeStall { .. }
+            | Fault::SuperblockRots
+            | Fault::ClientDies { .. }
+            | Fault::PowerLossAt { .. }
+            | Fault::LyingReads { .. } => {}
         }
+    }
+
+    fn usual_delays(&self) {
+        self.cluster.set_delays(if self.plan.slow_device { slow() } else { Delays::default() });
     }
 
     fn each_other_node(&mut self, node: usize, what: impl Fn(&mut World, NodeId, NodeId)) {
@@ -451,6 +512,7 @@ impl Run {
         self.agenda.retain(|_, due| !matches!(due, Due::Fence(_)));
         self.shared.checks.borrow_mut().quorum.power_lost();
         let image = self.cluster.power_off(&mut self.world);
+        self.usual_delays();
         self.inspect(&image);
         self.shared.device_failed.set(false);
     }
@@ -462,6 +524,12 @@ impl Run {
         let mut history = self.shared.history.borrow_mut();
         match found {
             Ok(state) => {
+                if self.prng.one_in(ROT_ONE_IN) {
+                    let lies = rot::lie(image, &mut self.prng);
+                    if let Err(lie) = rot::inspect(image, &lies, &self.plan.store, &state, &history) {
+                        history.violate("P3", format!("{what}: {lie}"));
+                    }
+                }
                 self.segments = state.segments;
                 history.survived(&state, &what);
                 self.agent.missed(&state.sequences).into_iter().for_each(|missed| history.violate("E9", missed));
@@ -538,13 +606,15 @@ impl Run {
         let image = self.cluster.power_off(&mut self.world);
         self.inspect(&image);
         self.shared.history.borrow_mut().end();
-        // A device that failed took data along that a living client had not synced.
-        if self.shared.device_failures.get() == 0 {
-            let verdict = self.shared.ops.borrow().check();
-            if let Verdict::Broken { why } = &verdict {
-                self.violate("P4", format!("no order of the clients' operations explains what they saw: {why}"));
-            }
-            self.linear = Some(verdict);
+        // A device that failed took data along that a living client had not synced: until then all is explained.
+        let verdict = self.shared.ops.borrow().before(self.shared.first_failure.get()).check();
+        if let Verdict::Broken { why } = &verdict {
+            self.violate("P4", format!("no order of the clients' operations explains what they saw: {why}"));
+        }
+        self.linear = Some(verdict);
+        let lost = self.shared.checks.borrow().file_locks.end();
+        if let Some(why) = lost {
+            self.violate("L11", why);
         }
     }
 
@@ -571,6 +641,11 @@ impl Run {
             trace: if failed { self.world.recent_trace() } else { Vec::new() },
         }
     }
+}
+
+fn slow() -> Delays {
+    let ms = Duration::from_millis;
+    Delays { write: ms(1)..ms(20), flush: ms(1)..ms(80), read: ms(1)..ms(10), ..Delays::default() }
 }
 
 fn stall(operations: u64, time: Duration) -> Rule {

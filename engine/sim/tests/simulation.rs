@@ -9,10 +9,12 @@ use vellum_sim::{Plan, Profile, run};
 /// Seeds of the gate, at most, and how long it takes for them.
 const GATE_SEEDS: u64 = 24;
 const GATE_TIME: Duration = Duration::from_secs(20);
+/// Seeds that have found something once: they go first.
+const FOUND: [u64; 4] = [15, 30, 48, 53];
 
 fn gate(profile: Profile) {
     let start = Instant::now();
-    for seed in (1..=GATE_SEEDS).take_while(|_| start.elapsed() < GATE_TIME) {
+    for seed in FOUND.into_iter().chain(1..=GATE_SEEDS).take_while(|_| start.elapsed() < GATE_TIME) {
         let outcome = run(Plan::draw(seed, profile));
         println!("{outcome}");
         let violations: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();

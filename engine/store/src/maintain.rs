@@ -109,14 +109,15 @@ impl Store {
         }
         self.edit_manifest(edits).await?;
         for (shard, flushed_through) in moved {
-            shard.install(&Edit { flushed_through, ..Edit::default() });
+            shard.flushed_idly(flushed_through);
         }
         Ok(true)
     }
 
     /// Lets the log go on where its records are in segments: durably first.
     async fn trim_log(self: &Rc<Self>, pressing: bool) -> Result<bool, StoreError> {
-        let oldest = self.shards.iter().filter_map(|s| s.unflushed_from()).min();
+        let hasty = mutant::active(Mutant::TrimUnflushed);
+        let oldest = self.shards.iter().filter_map(|s| s.unflushed_from()).min().filter(|_| !hasty);
         let (id, floor, worth) = {
             let log = self.log.borrow();
             let Some(log) = log.as_ref() else { return Ok(false) };
@@ -126,9 +127,6 @@ impl Store {
         };
         if !worth {
             return Ok(false);
-        }
-        if let Some(log) = self.log.borrow_mut().as_mut().filter(|_| mutant::active(Mutant::TrimBeforeManifest)) {
-            log.set_floor(floor);
         }
         self.edit_manifest(vec![ManifestEdit::LogFloor { log: id, place: floor }]).await?;
         if let Some(log) = self.log.borrow_mut().as_mut() {

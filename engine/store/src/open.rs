@@ -25,7 +25,7 @@ use crate::fact::Fact;
 use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, use_chunks};
 use crate::mesh::{MAILBOX, MeshSeed};
 use crate::options::OpenOptions;
-use crate::recovery::{ReplayPart, read_run};
+use crate::recovery::{ReplayPart, RunEnd, read_run};
 use crate::superblock;
 
 /// What recovery did.
@@ -125,13 +125,16 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
         report.epochs += end.epochs;
         report.parts += end.parts.len() as u64;
         report.bytes += end.bytes;
-        report.end = end.end;
+        report.end.clone_from(&end.end);
         (number, hash) = (end.last_number, end.last_hash);
         if end.epochs > 0 {
             recovered = recovered.max(end.last_epoch);
         }
         epoch = epoch.max(end.last_epoch).max(run.first_epoch);
-        if run.cut.is_none() {
+        if !options.read_only {
+            release_rest(&mut state, &run, &end, sb.chunk_blocks);
+        }
+        if run.cut.is_none() && state.runs.iter().any(|kept| kept.term == run.term) {
             edits.push(ManifestEdit::Cut { term: run.term, number });
         }
         replay.extend(end.parts);
@@ -192,6 +195,37 @@ fn apply_all(state: &mut ManifestState, edits: &[ManifestEdit]) -> Result<(), St
 async fn repair_superblock(queue: &Rc<dyn Queue>, sb: &Superblock, at: BlockAddr) -> Result<(), StoreError> {
     queue.write(at.bytes(), DmaBuf::copy_from(&sb.encode(at), true).freeze(), false).await?;
     Ok(queue.flush().await?)
+}
+
+/// The chunks that an ended run does not need go at once, all of them when it left nothing to replay. A process that dies
+/// again and again while it recovers would else lay ring beside ring until no room is left for one more.
+fn release_rest(state: &mut ManifestState, run: &Run, end: &RunEnd, chunk_blocks: u32) {
+    let chunk_blocks = u64::from(chunk_blocks);
+    // A ring that went round is needed whole: positions are counted in rounds of its length.
+    let rest = |chunks: &[ChunkIndex], used_blocks: u64| match used_blocks.div_ceil(chunk_blocks).max(1) as usize {
+        used if used < chunks.len() => used,
+        _ => chunks.len(),
+    };
+    let Some(kept) = state.runs.iter_mut().find(|kept| kept.term == run.term) else { return };
+    let mut free = Vec::new();
+    let seals = (end.last_number + 1).saturating_sub(run.first_number);
+    free.extend(kept.seal_chunks.split_off(rest(&run.seal_chunks, seals)));
+    for log in &mut kept.logs {
+        // The ends of parts that no seal above the floor names lie below the floor.
+        let used = end.log_ends.get(&log.id).copied().unwrap_or(0).max(log.floor);
+        free.extend(log.chunks.split_off(rest(&log.chunks, used)));
+    }
+    if end.parts.is_empty() {
+        free.extend(kept.seal_chunks.drain(..));
+        kept.logs.iter_mut().for_each(|log| free.extend(log.chunks.drain(..)));
+        state.runs.retain(|kept| kept.term != run.term);
+        if end.epochs > 0 {
+            state.base_epoch = state.base_epoch.max(end.last_epoch);
+        }
+    }
+    for chunk in free {
+        state.chunks[chunk.0 as usize] = ChunkUse::Free;
+    }
 }
 
 /// Runs that left nothing to replay go at once.

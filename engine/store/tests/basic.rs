@@ -143,7 +143,7 @@ fn an_index_has_one_entry_per_inode_and_a_walk_is_bounded_by_what_is_durable() {
 }
 
 #[test]
-fn data_goes_to_pending_blocks_and_only_the_writer_may_name_them() {
+fn e14_data_goes_to_pending_blocks_and_only_the_writer_may_name_them() {
     for reactors in [1, 2] {
         block_on(async {
             let device = memory(64 * MIB);

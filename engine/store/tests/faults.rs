@@ -94,7 +94,7 @@ fn every_block_spoiled(clean: bool) {
 }
 
 #[test]
-fn a_bit_that_flips_in_any_block_is_found_or_made_good() {
+fn e3_a_bit_that_flips_in_any_block_is_found_or_made_good() {
     every_block_spoiled(false);
 }
 
@@ -119,7 +119,7 @@ fn a_spoiled_superblock_is_written_again() {
 }
 
 #[test]
-fn a_full_device_refuses_data_and_can_be_emptied() {
+fn scenario_46_a_full_device_refuses_data_and_can_be_emptied() {
     for reactors in [1, 2] {
         block_on(async {
             let device = memory(96 * MIB);

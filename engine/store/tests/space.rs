@@ -71,7 +71,7 @@ impl Files {
 /// Scenario 43. The device's power is cut at every few writes while files are deleted and others are created at once:
 /// whatever file survives has its own bytes, because nobody got its blocks before its death was durable.
 #[test]
-fn a1_what_an_epoch_freed_is_reusable_only_after_it_is_durable() {
+fn a1_scenario_43_what_an_epoch_freed_is_reusable_only_after_it_is_durable() {
     let made: Image = block_on(async {
         let memory = MemoryDevice::new(64 * MIB);
         let device: std::sync::Arc<dyn vellum_nvme::Device> = std::sync::Arc::new(memory.clone());

@@ -65,6 +65,9 @@ impl Client {
     /// File locks and open inodes, before the last page of the locks.
     async fn recover_files(self: &Rc<Self>) -> Result<(), ClientError> {
         let (mut locks, mut opens) = (self.file_locks_to_report(), self.opens.reported());
+        if mutant::active(Mutant::ForgetFileLocks) {
+            locks.clear();
+        }
         while !locks.is_empty() || !opens.is_empty() {
             let rest = (locks.split_off(locks.len().min(MAX_WANTS)), opens.split_off(opens.len().min(MAX_WANTS)));
             match self.port.call_recovering(Request::ReassertFiles { locks, opens }, None).await?.body {

@@ -234,3 +234,62 @@ fn l8_idle_locks_go_oldest_first_and_starve_nobody() {
         b.farewell().await.unwrap();
     });
 }
+
+/// E12: one change dirties two ranges, as a rename does, and another client asks for one of them. Both halves are durable
+/// before that lock goes; what a crash at any moment leaves is both, or neither.
+#[test]
+fn e12_both_ranges_of_a_change_are_written_back_when_one_is_asked_for() {
+    for seed in 0..60 {
+        run(600 + seed, move || async move {
+            let engine = FakeEngine::new(FakeConfig::default());
+            let (a, b) = two(&engine).await;
+            let durable = |n| engine.item(&item(n), View::Durable);
+            for round in 1..=8u64 {
+                let value = Bytes::from(round.to_string());
+                let names = [1, 2].map(|n| (LockName::of(ino(n)), LockMode::Write));
+                let guard = a.lock(&names).await.unwrap();
+                let mut txn = a.begin(&guard);
+                txn.put(item(1), value.clone());
+                txn.put(item(2), value.clone());
+                txn.commit().unwrap();
+                drop(guard);
+                assert_eq!(durable(1), durable(2), "seed {seed}: half a change is durable");
+                a_moment(Duration::from_millis(3)).await;
+                if random_u64().is_multiple_of(4) {
+                    engine.crash();
+                }
+                assert_eq!(durable(1), durable(2), "seed {seed}: a crash left half a change");
+                let wanted = 1 + random_u64() % 2;
+                assert_eq!(get(&b, wanted).await, round);
+                assert_eq!((durable(1), durable(2)), (Some(value.clone()), Some(value)), "seed {seed}");
+            }
+            a.farewell().await.unwrap();
+            b.farewell().await.unwrap();
+        });
+    }
+}
+
+/// E13: an item is changed, and not durable, when the cache is full of others and the leader dies. If it had been evicted, it
+/// would be read again in its old state, and the next change would build on that.
+#[test]
+fn e13_what_is_not_durable_is_not_evicted_and_read_again_in_its_old_state() {
+    for seed in 0..60 {
+        run(700 + seed, move || async move {
+            let engine = FakeEngine::new(FakeConfig::default());
+            let a = engine.connect(ClientOptions { cache_bytes: 1_000, ..ClientOptions::default() }).await;
+            for round in 0..12u64 {
+                assert_eq!(get(&a, 1).await, round, "seed {seed}: an old state came back");
+                put(&a, 1, round + 1).await;
+                for other in 2..40 {
+                    get(&a, other).await;
+                }
+                if random_u64().is_multiple_of(2) {
+                    engine.crash();
+                }
+            }
+            assert!(a.stats().evictions > 0, "nothing was evicted");
+            a.farewell().await.unwrap();
+            assert_eq!(engine.item(&item(1), View::Durable), Some(Bytes::from_static(b"12")), "seed {seed}");
+        });
+    }
+}

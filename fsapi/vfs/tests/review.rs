@@ -42,7 +42,7 @@ fn content_that_is_committed_after_a_truncation_is_one_more_version() {
 /// Shrinking wrote the last block anew, from memory, under a committed size that ended before it: after a crash, bytes past
 /// the file's end were on the device, and growing the file showed them.
 #[test]
-fn a_truncation_leaves_nothing_past_the_end_when_the_rest_is_lost() {
+fn scenario_45_a_truncation_leaves_nothing_past_the_end_when_the_rest_is_lost() {
     run(1, || async {
         let engine = engine();
         let vfs = vfs_on(&engine);
@@ -65,7 +65,7 @@ fn a_truncation_leaves_nothing_past_the_end_when_the_rest_is_lost() {
 /// A drain that found nothing but files under truncation asked again at once, for ever: the truncation waited for a frame
 /// that the spinning reactor could not receive.
 #[test]
-fn a_drain_lets_truncations_come_to_their_end() {
+fn scenario_45_a_drain_lets_truncations_come_to_their_end() {
     let (alive, watched) = std::sync::mpsc::channel::<()>();
     std::thread::spawn(move || {
         // A task that spins cannot be timed out from within.

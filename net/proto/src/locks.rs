@@ -324,7 +324,7 @@ impl LockTable {
             self.leave(rid, name);
             self.forget_client(rid);
         }
-        if mutant::active(Mutant::LostWakeup) && !answered {
+        if mutant::active(Mutant::LostWakeup) && answered && mode == LockMode::Read {
             return;
         }
         self.advance(name);

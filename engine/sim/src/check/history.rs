@@ -113,6 +113,11 @@ impl History {
         self.files.contains_key(&ino)
     }
 
+    /// Somebody has written just this, at some time; what nobody wrote counts as written when there is nothing.
+    pub fn was_ever(&self, ino: Ino, file: &File) -> bool {
+        self.files.get(&ino).is_some_and(|versions| versions.iter().any(|version| version.file.as_ref() == Some(file)))
+    }
+
     /// The client was told that this batch is durable, and all before it.
     pub fn durable(&mut self, rid: Rid, batch: u64) {
         self.syncs += 1;

@@ -39,6 +39,35 @@ pub fn inspect(image: &Image, options: &OpenOptions, seed: u64, rotten: bool) ->
 }
 
 fn recover_and_read(image: &Image, options: &OpenOptions, seed: u64, rotten: bool) -> Result<Survived, String> {
+    let Problems { found, segments } = problems(image, seed)?;
+    let bad: Vec<String> = found.into_iter().filter(|p| !(rotten && p.starts_with(ROT))).take(10).collect();
+    if !bad.is_empty() {
+        return Err(format!("problems: {}", bad.join("\n  ")));
+    }
+    Ok(Survived { segments, ..read_whole(image, options, seed)? })
+}
+
+/// What a check says.
+pub struct Problems {
+    pub found: Vec<String>,
+    pub segments: u64,
+}
+
+/// What an honest node reads, file data aside: nothing is listened to.
+pub fn read_whole(image: &Image, options: &OpenOptions, seed: u64) -> Result<Survived, String> {
+    let _unheard = probe::listen(|_| {});
+    let mut world = World::new(seed, SimConfig::default());
+    let node = world.add_node();
+    let on = world.add_reactor(node);
+    let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
+    let options = OpenOptions { reactors: 1, ..options.clone() };
+    let survived = world.block_on(on, LIMIT, async move { read(device, options).await });
+    survived.ok_or("the recovery does not end")?
+}
+
+/// The problems that a check of the image tells of; what stops it is one too.
+pub fn problems(image: &Image, seed: u64) -> Result<Problems, String> {
+    let _unheard = probe::listen(|_| {});
     let mut world = World::new(seed, SimConfig::default());
     let node = world.add_node();
     let on = world.add_reactor(node);
@@ -47,17 +76,13 @@ fn recover_and_read(image: &Image, options: &OpenOptions, seed: u64, rotten: boo
         let (queue, _poller) = queue(&checked)?;
         check(&checked, &queue, CheckOptions { data: true }).await
     });
-    let report = report.ok_or("the check does not end")?.map_err(|e| format!("the check: {e}"))?;
-    let problems = report.problems.iter().map(ToString::to_string);
-    let problems: Vec<String> = problems.filter(|p| !(rotten && p.starts_with(ROT))).take(10).collect();
-    if !problems.is_empty() {
-        return Err(format!("{} problems: {}", report.problem_count, problems.join("\n  ")));
+    match report.ok_or("the check does not end")? {
+        Ok(report) => {
+            let found = report.problems.iter().map(ToString::to_string).collect();
+            Ok(Problems { found, segments: report.segments })
+        }
+        Err(e) => Ok(Problems { found: vec![format!("the check: {e}")], segments: 0 }),
     }
-    let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
-    let options = OpenOptions { reactors: 1, ..options.clone() };
-    let survived = world.block_on(on, LIMIT, async move { read(device, options).await });
-    let survived = survived.ok_or("the recovery does not end")??;
-    Ok(Survived { segments: report.segments, ..survived })
 }
 
 async fn read(device: Arc<dyn Device>, options: OpenOptions) -> Result<Survived, String> {

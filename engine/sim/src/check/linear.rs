@@ -144,6 +144,20 @@ impl Ops {
         self.len() == 0
     }
 
+    /// What was called before a time. What was answered later may have happened by then, or not.
+    pub fn before(&self, time: u64) -> Ops {
+        let life = |life: &Life| {
+            let mut ops: Vec<Done> = life.ops.iter().filter(|done| done.called < time).cloned().collect();
+            let mut lost = life.lost;
+            for open in ops.iter_mut().filter(|done| done.answered >= time) {
+                (open.answered, lost) = (u64::MAX, true);
+            }
+            let done = ops.iter().filter(|done| done.answered < time).count();
+            Life { rid: life.rid, synced: life.synced.min(done), lost, ops }
+        };
+        Ops { lives: self.lives.iter().map(life).collect() }
+    }
+
     /// Looks for an order that explains everything.
     pub fn check(&self) -> Verdict {
         let mut search = Search { lives: &self.lives, seen: HashSet::new(), best: 0, stuck: String::new() };

@@ -3,12 +3,13 @@
 //!
 //! - [`sessions`] N, [`locks`] L, [`quorum`] Q, [`fencing`] F, [`recovery`] R, [`leaving`] U, [`compaction`] C, [`space`] A;
 //! - [`durability`]: the parts of P1 that are facts (what is called durable is); [`history`]: what clients must find (P1,
-//!   P2, P4), [`inspect`]: what a device holds after a crash (P1, P2, A3); [`linear`]: the clients' histories on a small
-//!   model filesystem.
+//!   P2, P4), [`inspect`]: what a device holds after a crash (P1, P2, A3), [`rot`]: the same when the device lies (P3);
+//!   [`linear`]: the clients' histories on a small model filesystem; [`file_locks`]: what applications hold.
 
 pub mod compaction;
 pub mod durability;
 pub mod fencing;
+pub mod file_locks;
 pub mod history;
 pub mod inspect;
 pub mod leaving;
@@ -16,6 +17,7 @@ pub mod linear;
 pub mod locks;
 pub mod quorum;
 pub mod recovery;
+pub mod rot;
 pub mod sessions;
 pub mod space;
 
@@ -24,10 +26,11 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
-use vellum_base::Rid;
 use vellum_base::probe;
+use vellum_base::{BlockRange, Rid};
 use vellum_rt::sim::WorldClock;
 
+use crate::fault::Moment;
 use crate::story::Story;
 
 /// A broken promise.
@@ -75,6 +78,57 @@ pub struct Checks {
     compaction: compaction::Compactions,
     space: space::Space,
     pub quorum: quorum::QuorumChecks,
+    pub file_locks: file_locks::FileLocks,
+    pub moments: Moments,
+}
+
+/// Says when a moment has come that a fault waits for.
+#[derive(Default)]
+pub struct Moments {
+    awaited: Option<Moment>,
+    came: Rc<Cell<bool>>,
+    /// Where the manifest is.
+    pub manifest: Vec<BlockRange>,
+}
+
+impl Moments {
+    pub fn wait_for(&mut self, moment: Option<Moment>) {
+        self.awaited = moment;
+        self.came.set(false);
+    }
+
+    pub fn came(&self) -> Rc<Cell<bool>> {
+        self.came.clone()
+    }
+
+    fn is_now(&self, moment: Moment, fact: &dyn Any) -> bool {
+        use vellum_store::Fact as StoreFact;
+        if let Some(fact) = fact.downcast_ref::<StoreFact>() {
+            return match moment {
+                Moment::Frees => matches!(fact, StoreFact::Freed { .. }),
+                Moment::GivesGroup => matches!(fact, StoreFact::GroupGiven { .. }),
+                Moment::Compacted => matches!(fact, StoreFact::Compacted { .. }),
+                Moment::Durable => matches!(fact, StoreFact::Durable { .. }),
+                Moment::Manifest | Moment::Reclaims => false,
+            };
+        }
+        if let Some(fact) = fact.downcast_ref::<vellum_server::Fact>() {
+            return moment == Moment::Reclaims && matches!(fact, vellum_server::Fact::Reclaims { .. });
+        }
+        let Some(vellum_nvme::fault::Fact::Writes { at_bytes, .. }) = fact.downcast_ref() else { return false };
+        let is_there =
+            |area: &BlockRange| (area.start.bytes()..area.end().map_or(u64::MAX, |end| end.bytes())).contains(at_bytes);
+        moment == Moment::Manifest && self.manifest.iter().any(is_there)
+    }
+
+    fn see(&mut self, fact: &dyn Any) {
+        if let Some(moment) = self.awaited
+            && self.is_now(moment, fact)
+        {
+            self.awaited = None;
+            self.came.set(true);
+        }
+    }
 }
 
 impl Checks {
@@ -91,6 +145,8 @@ impl Checks {
             compaction: Default::default(),
             space: Default::default(),
             quorum: Default::default(),
+            file_locks: Default::default(),
+            moments: Default::default(),
         }))
     }
 
@@ -107,9 +163,11 @@ impl Checks {
     pub fn client_died(&mut self, rid: Rid) {
         self.locks.void(rid);
         self.fencing.died(rid);
+        self.file_locks.died(rid);
     }
 
     fn see(&mut self, fact: &dyn Any) {
+        self.moments.see(fact);
         let out = &mut self.out;
         if let Some(fact) = fact.downcast_ref::<vellum_proto::fact::SessionFact>() {
             self.sessions.session(fact, out);

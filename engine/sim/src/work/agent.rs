@@ -32,10 +32,11 @@ impl Agent {
     pub async fn live(self: Rc<Self>, shared: Rc<Shared>) {
         while !self.finished.get() {
             let rid = Rid(random_u64());
+            let failures = shared.device_failures.get();
             match self.one_life(&shared, rid).await {
                 Ok(()) => self.finished.set(true),
                 Err(ClientError::Fenced { .. }) => {}
-                Err(_) if shared.device_failed.get() => {}
+                Err(_) if shared.excuses(failures) => {}
                 Err(error) => shared.history.borrow_mut().violate("R", format!("the agent: {error}")),
             }
             sleep(PAUSE).await;

@@ -97,7 +97,7 @@ impl Gateway {
 
     /// A device that failed may have taken along what was not durable: the kernel's way, an error at the next fsync.
     fn counts(&self, content: &Content) -> bool {
-        content.durable || content.failures == self.shared.device_failures.get()
+        content.durable || !self.shared.excuses(content.failures)
     }
 
     async fn change_own(&self, name: &[u8], prng: &mut Prng) -> Result<(), VfsError> {

@@ -2,10 +2,12 @@
 //!
 //! - [`items`]: transactions on items, told to the [`History`]; [`gateway`]: POSIX on many names, and on files of its own;
 //! - [`names`]: POSIX on few names, for [`crate::check::linear`]; [`hostile`]: who breaks the rules;
+//! - [`file_locks`]: locks of files;
 //! - [`agent`]: walks the index of changes; [`mount`]: a client with a VFS; [`file`]: what `items` writes.
 
 pub mod agent;
 pub mod file;
+pub mod file_locks;
 pub mod gateway;
 pub mod hostile;
 pub mod items;
@@ -25,6 +27,7 @@ use vellum_rt::random_u64;
 use crate::check::Checks;
 use crate::check::history::History;
 use crate::check::linear::Ops;
+use crate::plan::Plan;
 
 /// Pause before a client that is gone is replaced.
 pub(crate) const REPLACE: Duration = Duration::from_millis(50);
@@ -40,8 +43,12 @@ pub struct Shared {
     next_life: Cell<u64>,
     /// The device has failed: errors are no surprise.
     pub device_failed: Cell<bool>,
+    /// Some reads lie, from some time on.
+    pub device_lies: Cell<bool>,
     /// How often it did: who lived then may hear of it later.
     pub device_failures: Cell<u64>,
+    /// When the first of them was, in nanoseconds of the story.
+    pub first_failure: Cell<u64>,
     /// No new work.
     pub stop: Cell<bool>,
     /// Machines whose work has ended.
@@ -49,15 +56,17 @@ pub struct Shared {
     pub timers: Timers,
     /// Rounds that end with a pause: one in so many.
     pub pause_one_in: u64,
+    /// Most files that clients of items have at a time.
+    pub max_files: usize,
     address: Address,
 }
 
 impl Shared {
     /// Groups in several buckets, with a few files each; far above those that the engine gives out.
-    pub fn new(checks: Rc<RefCell<Checks>>, address: Address, timers: Timers, groups: u64, pause: u64) -> Rc<Shared> {
+    pub fn new(checks: Rc<RefCell<Checks>>, address: Address, timers: Timers, plan: &Plan) -> Rc<Shared> {
         let mut files = Vec::new();
-        for group in 0..groups {
-            let first = ((group * 255 / groups.max(2)) << 56) | (1 << 30);
+        for group in 0..plan.groups {
+            let first = ((group * 255 / plan.groups.max(2)) << 56) | (1 << 30);
             files.extend((1..=4).map(|n| Ino(first | n)));
         }
         let failed = checks.borrow().failed();
@@ -69,11 +78,14 @@ impl Shared {
             lives: RefCell::default(),
             next_life: Cell::new(0),
             device_failed: Cell::new(false),
+            device_lies: Cell::new(false),
             device_failures: Cell::new(0),
+            first_failure: Cell::new(u64::MAX),
             stop: Cell::new(false),
             finished: RefCell::default(),
             timers,
-            pause_one_in: pause,
+            pause_one_in: plan.pause_one_in,
+            max_files: plan.max_files,
             address,
         })
     }
@@ -94,6 +106,20 @@ impl Shared {
         story.call(rid, name.clone());
         story.say(format!("{name} begins, as rid {rid}"));
         (rid, name)
+    }
+
+    /// The device fails, or lies: from now on errors are no surprise, and what was not durable may go.
+    pub fn device_fails(&self) {
+        let now = self.checks.borrow().out.story.now();
+        if self.device_failures.get() == 0 {
+            self.first_failure.set(now);
+        }
+        self.device_failures.set(self.device_failures.get() + 1);
+    }
+
+    /// Whether errors of a life that began after so many failures are no surprise.
+    pub fn excuses(&self, failures: u64) -> bool {
+        self.device_failed.get() || self.device_lies.get() || self.device_failures.get() != failures
     }
 
     /// The machine's work has ended.

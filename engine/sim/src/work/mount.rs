@@ -53,7 +53,7 @@ impl Mount {
         let client = match Client::connect(shared.address(), None, link, options).await {
             Ok(client) => client,
             Err(ClientError::Fenced { .. }) => return Err(End::Lost),
-            Err(_) if shared.device_failed.get() => return Err(End::Lost),
+            Err(_) if shared.excuses(failures) => return Err(End::Lost),
             Err(error) => return Err(End::Wrong(error.to_string())),
         };
         let options = VfsOptions {
@@ -80,7 +80,7 @@ impl Mount {
         sleep(REPLACE).await;
         let fenced = matches!(self.client.sync().await, Err(ClientError::Fenced { .. }));
         self.client.abort();
-        let device_failed = self.shared.device_failed.get() || self.shared.device_failures.get() != self.failures;
+        let device_failed = self.shared.excuses(self.failures);
         Err(if fenced || device_failed { End::Lost } else { End::Wrong(what) })
     }
 }

@@ -3,6 +3,7 @@
 //! A story is a plan by hand: machines, faults and their times. All invariants of the simulation hold in it, and the story
 //! that it tells is what its header says.
 
+mod clients;
 mod media;
 mod quorum;
 mod space;

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_is_whole_when_everybody_declared_and_everything_came() {
+    fn e7_a_part_is_whole_when_everybody_declared_and_everything_came() {
         let mut a = LocalEpochs::new(0, 3, Epoch(10));
         a.sent(Epoch(10), 1);
         a.received(Epoch(11)); // another reactor has moved on already

@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_freeze_in_the_midst_of_open_epochs_carries_them_over() {
+    fn e7_a_freeze_in_the_midst_of_open_epochs_carries_them_over() {
         let mut table = Memtable::default();
         put(&mut table, 5, 1, "five", 0);
         put(&mut table, 6, 1, "six", 0);

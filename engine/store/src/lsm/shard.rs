@@ -206,9 +206,16 @@ impl Shard {
         }
     }
 
+    /// After the manifest says that everything through `epoch` is in segments, because there was nothing to write. A flush
+    /// that is under way goes on.
+    pub fn flushed_idly(&self, epoch: Epoch) {
+        self.flushed_through.set(self.flushed_through.get().max(epoch));
+    }
+
     /// One flush at a time: `None` when one is running.
     pub(super) fn begin_flush(&self) -> Option<FlushSlot<'_>> {
-        (!self.flushing.replace(true)).then_some(FlushSlot { shard: self, kept: false })
+        // Made only when it is ours: one that is dropped ends the flush.
+        (!self.flushing.replace(true)).then(|| FlushSlot { shard: self, kept: false })
     }
 
     fn end_flush(&self, edit: &Edit) {

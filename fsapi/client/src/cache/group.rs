@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_was_overtaken_changes_nothing() {
+    fn scenario_44_an_answer_that_was_overtaken_changes_nothing() {
         let mut c = GroupCache::default();
         c.put(key(1), Some(bytes("mine")), BatchNo(1));
         assert_eq!(c.fetched(key(1), Some(bytes("theirs"))), Some(bytes("mine")));

@@ -54,14 +54,19 @@ impl Client {
         for at in 0..sorted.len() {
             let want = sorted[at];
             let lock = self.locks.get_or_new(want.name);
-            if lock.usable(want.mode) {
+            let from_memory = lock.usable(want.mode);
+            if from_memory {
                 lock.add_user(want.mode);
                 count(&self.counters.lock_hits, 1);
             } else {
                 self.wait_for(&lock, &sorted[at..]).await?;
             }
-            probe::tell(|| Fact::Used { rid: self.rid(), name: want.name, mode: want.mode });
             guard.used.push(Used { lock, mode: want.mode, counted: true });
+            if !from_memory {
+                // A grant renews no lease, and the process may have been stopped between the two.
+                self.lease().await?;
+            }
+            probe::tell(|| Fact::Used { rid: self.rid(), name: want.name, mode: want.mode });
         }
         Ok(guard)
     }

@@ -62,7 +62,7 @@ fn no_leak(lab: &Lab) {
 }
 
 #[test]
-fn c1_inputs_are_in_one_compaction_only() {
+fn c1_scenario_40_inputs_are_in_one_compaction_only() {
     block_on(async {
         let device = MemoryDevice::new(DEVICE_BYTES);
         let mut lab = with_runs(&device, 4, 1).await;
@@ -196,7 +196,7 @@ fn c3_an_outcome_is_believed_only_when_it_stands_on_the_same_device() {
 }
 
 #[test]
-fn c3_a_job_that_is_cancelled_or_fails_midway_ends_when_its_writes_have_ended() {
+fn c3_scenario_39_a_job_that_is_cancelled_or_fails_midway_leaves_nothing_half_done() {
     block_on(async {
         let device = MemoryDevice::new(DEVICE_BYTES);
         let mut lab = with_runs(&device, 4, 1).await;
