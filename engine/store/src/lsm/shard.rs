@@ -190,6 +190,12 @@ impl Shard {
         });
     }
 
+    /// The manifest says that everything up to `through` is in segments: nothing of it is in memory. No flush's end, unlike
+    /// an edit: one may be running meanwhile.
+    pub fn advance(&self, through: Epoch) {
+        self.flushed_through.set(self.flushed_through.get().max(through));
+    }
+
     /// The edit could not be made durable: its new segments are given back.
     pub fn abandon(&self, edit: Edit) {
         self.end_flush(&edit);
@@ -208,7 +214,8 @@ impl Shard {
 
     /// One flush at a time: `None` when one is running.
     pub(super) fn begin_flush(&self) -> Option<FlushSlot<'_>> {
-        (!self.flushing.replace(true)).then_some(FlushSlot { shard: self, kept: false })
+        // Not `then_some`: that makes the slot in any case, and one that is dropped ends the flush that runs.
+        (!self.flushing.replace(true)).then(|| FlushSlot { shard: self, kept: false })
     }
 
     fn end_flush(&self, edit: &Edit) {
