@@ -22,13 +22,20 @@ impl Reactor {
     pub(crate) fn admin(self: &Rc<Self>, client: &Rc<Client>, what: AdminRequest, responder: Responder) {
         // Plain TCP on loopback is everybody on the host.
         let known = client.identity.principal != Principal::Anybody;
-        if matches!(what, AdminRequest::Evict { .. }) && !(known && client.access.get().node) {
-            let why = "only root, the engine's own user, or a node's certificate may evict a client";
+        if what.is_restricted() && !(known && client.access.get().node) {
+            let why = "only root, the engine's own user, or a node's certificate may do that";
             return responder.fail(ErrorCode::NotPermitted, why);
         }
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "admin", async move {
             let answer = match what {
+                AdminRequest::Grow
+                | AdminRequest::Scrub { .. }
+                | AdminRequest::StopScrub
+                | AdminRequest::ScrubStatus => match reactor.backend.admin(what).await {
+                    Ok(json) => Ok(json),
+                    Err(error) => return responder.fail(error.code, error.message),
+                },
                 AdminRequest::Locks { max } => Ok(reactor.list_locks(max as usize).await),
                 AdminRequest::Clients { max } => Ok(reactor.list_clients(max as usize).await),
                 AdminRequest::Evict { rid } => reactor.evict(rid, client.rid).await,
@@ -108,6 +115,9 @@ impl Reactor {
                 )),
                 None => Answer::Refused(format!("no client {rid}")),
             },
+            AdminRequest::Grow | AdminRequest::Scrub { .. } | AdminRequest::StopScrub | AdminRequest::ScrubStatus => {
+                Answer::Refused("the store is asked for that".into())
+            }
         }
     }
 

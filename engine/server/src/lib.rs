@@ -38,6 +38,7 @@ mod reclaim;
 mod recovery;
 mod status;
 mod store_backend;
+mod store_json;
 pub mod worker;
 
 pub use authority::TableAuthority;

@@ -22,6 +22,22 @@ pub enum AdminRequest {
     Evict {
         rid: Rid,
     },
+    /// Take in what the device has become larger by.
+    Grow,
+    /// Verify everything in the background, or change the rate of the scrub that runs; 0 is no bound.
+    Scrub {
+        rate_bytes_per_s: u64,
+    },
+    StopScrub,
+    /// What the scrub has read and found so far.
+    ScrubStatus,
+}
+
+impl AdminRequest {
+    /// Whether only root, the engine's own user, and nodes may ask.
+    pub fn is_restricted(&self) -> bool {
+        !matches!(self, AdminRequest::Locks { .. } | AdminRequest::Clients { .. } | AdminRequest::ScrubStatus)
+    }
 }
 
 pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
@@ -29,6 +45,10 @@ pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
         AdminRequest::Locks { max } => (1, u64::from(*max)),
         AdminRequest::Clients { max } => (2, u64::from(*max)),
         AdminRequest::Evict { rid } => (3, rid.0),
+        AdminRequest::Grow => (4, 0),
+        AdminRequest::Scrub { rate_bytes_per_s } => (5, *rate_bytes_per_s),
+        AdminRequest::StopScrub => (6, 0),
+        AdminRequest::ScrubStatus => (7, 0),
     };
     writer::u8(out, tag);
     writer::u64(out, value);
@@ -41,6 +61,10 @@ pub(crate) fn get(r: &mut Reader) -> Result<AdminRequest, WireFault> {
         1 => Ok(AdminRequest::Locks { max }),
         2 => Ok(AdminRequest::Clients { max }),
         3 => Ok(AdminRequest::Evict { rid: Rid(value) }),
+        4 => Ok(AdminRequest::Grow),
+        5 => Ok(AdminRequest::Scrub { rate_bytes_per_s: value }),
+        6 => Ok(AdminRequest::StopScrub),
+        7 => Ok(AdminRequest::ScrubStatus),
         found => Err(WireFault::Value { what: "admin request", found: found.into() }),
     }
 }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod bench;
+mod grow;
 mod keys;
 mod mount;
 mod nvme;
@@ -9,6 +10,7 @@ mod operate;
 mod query;
 mod quickstart;
 mod quorum;
+mod scrub;
 mod serve;
 mod worker;
 
@@ -20,6 +22,8 @@ use crate::cli::{Cli, Command};
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Mkfs(args) => admin::mkfs(&args),
+        Command::Grow(args) => grow::grow(&args),
+        Command::Scrub(args) => scrub::scrub(&args),
         Command::Check(args) => admin::check(&args),
         Command::Dump(args) => admin::dump(&args),
         Command::Serve(args) => serve::serve(&args),
