@@ -133,6 +133,10 @@ impl Manifest {
         for (_, waiter) in covered {
             let _ = waiter.send(result.clone());
         }
+        if let Err(e) = &result {
+            // The superblock may be with the new generation or the old: a record in either could be lost.
+            self.failed.borrow_mut().get_or_insert_with(|| e.clone());
+        }
         result?;
         *self.superblock.borrow_mut() = sb;
         self.file.set(file);
