@@ -10,10 +10,10 @@ use vellum_base::{DmaBuf, DmaSlice};
 use crate::reservation::Reservations;
 use crate::{DeviceError, Ticket};
 
-/// What a device is; fixed while it is open.
+/// What a device was when it was opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Geometry {
-    /// A multiple of 4 KiB.
+    /// A multiple of 4 KiB. See [`Queue::look_at_size`].
     pub size_bytes: u64,
     /// The unit that the medium writes whole (512 or 4096); every transfer is in 4 KiB blocks all the same.
     pub lba_bytes: u32,
@@ -68,6 +68,13 @@ pub type IoDone = (Result<(), DeviceError>, Option<DmaBuf>);
 pub trait Queue {
     fn geometry(&self) -> &Geometry;
 
+    /// Asks how many bytes the device has now, a multiple of 4 KiB. When it became larger since it was opened, all its
+    /// queues take operations up to there from now on; [`Geometry::size_bytes`] stays what it was. A smaller size is
+    /// told, and changes nothing.
+    fn look_at_size(&self) -> Result<u64, DeviceError> {
+        Ok(self.geometry().size_bytes)
+    }
+
     /// Takes the operation; an invalid one is answered through its ticket.
     fn submit(&self, op: IoOp) -> Ticket;
 
@@ -110,7 +117,7 @@ impl IoOp {
     }
 
     /// Refuses what no device should see.
-    pub(crate) fn check(&self, geometry: &Geometry, read_only: bool) -> Result<(), DeviceError> {
+    pub(crate) fn check(&self, geometry: &Geometry, size_bytes: u64, read_only: bool) -> Result<(), DeviceError> {
         const BLOCK: u64 = BLOCK_SIZE as u64;
         let op = self.name();
         let (at_bytes, len_bytes) = self.extent();
@@ -124,8 +131,8 @@ impl IoOp {
         if !at_bytes.is_multiple_of(BLOCK) || !len_bytes.is_multiple_of(BLOCK) || !memory_aligned {
             return Err(DeviceError::Unaligned { op, at_bytes, len_bytes });
         }
-        if at_bytes.checked_add(len_bytes).is_none_or(|end| end > geometry.size_bytes) {
-            return Err(DeviceError::OutOfRange { op, at_bytes, len_bytes, size_bytes: geometry.size_bytes });
+        if at_bytes.checked_add(len_bytes).is_none_or(|end| end > size_bytes) {
+            return Err(DeviceError::OutOfRange { op, at_bytes, len_bytes, size_bytes });
         }
         let moves_data = matches!(self, IoOp::Read { .. } | IoOp::Write { .. });
         if moves_data && len_bytes > geometry.max_transfer_bytes as u64 {

@@ -26,6 +26,14 @@ impl Image {
         image
     }
 
+    /// Adds zeros; a smaller length changes nothing.
+    pub fn enlarge(&mut self, len_bytes: u64) {
+        if len_bytes > self.len_bytes {
+            self.len_bytes = len_bytes;
+            self.chunks.resize(len_bytes.div_ceil(CHUNK_BYTES as u64) as usize, None);
+        }
+    }
+
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
     }

@@ -22,6 +22,7 @@ mod error;
 pub mod fault;
 mod health;
 mod image;
+mod live_size;
 pub mod memory;
 mod open;
 mod ops;

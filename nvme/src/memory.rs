@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 
 use vellum_base::units::BLOCK_SIZE;
 
+use crate::live_size::LiveSize;
 use crate::tracker::{Trackers, Tracking};
 use crate::{Device, DeviceError, Geometry, Image, IoDone, IoOp, Queue, Ticket};
 
@@ -20,6 +21,7 @@ const MAX_TRANSFER_BYTES: usize = 1 << 20;
 
 struct Shared {
     geometry: Geometry,
+    size: LiveSize,
     image: RwLock<Image>,
 }
 
@@ -44,7 +46,9 @@ impl MemoryDevice {
             name: format!("memory:{}", image.len_bytes()),
         };
         assert!(geometry.size_bytes.is_multiple_of(BLOCK_SIZE as u64), "an image is made of whole blocks");
-        MemoryDevice { shared: Arc::new(Shared { geometry, image: RwLock::new(image) }) }
+        MemoryDevice {
+            shared: Arc::new(Shared { size: LiveSize::new(geometry.size_bytes), geometry, image: RwLock::new(image) }),
+        }
     }
 
     /// The content now; cheap.
@@ -52,9 +56,14 @@ impl MemoryDevice {
         self.shared.image.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Makes it larger, as a volume manager does to a device that is in use; the new end is zeros.
+    pub fn enlarge(&self, size_bytes: u64) {
+        self.shared.image.write().unwrap_or_else(PoisonError::into_inner).enlarge(size_bytes);
+    }
+
     /// Puts a content of the same size in place.
     pub fn restore(&self, image: Image) {
-        assert_eq!(image.len_bytes(), self.shared.geometry.size_bytes);
+        assert_eq!(image.len_bytes(), self.snapshot().len_bytes());
         *self.shared.image.write().unwrap_or_else(PoisonError::into_inner) = image;
     }
 }
@@ -114,9 +123,15 @@ impl Queue for MemoryQueue {
         &self.shared.geometry
     }
 
+    fn look_at_size(&self) -> Result<u64, DeviceError> {
+        let size_bytes = self.shared.image.read().unwrap_or_else(PoisonError::into_inner).len_bytes();
+        self.shared.size.grow(size_bytes);
+        Ok(size_bytes)
+    }
+
     fn submit(&self, op: IoOp) -> Ticket {
         let mut inner = self.inner.borrow_mut();
-        if let Err(err) = op.check(&self.shared.geometry, false) {
+        if let Err(err) = op.check(&self.shared.geometry, self.shared.size.get(), false) {
             return inner.trackers.start_done(op.into_done(Err(err)));
         }
         let (ticket, accepted) = inner.trackers.start(op);

@@ -128,6 +128,10 @@ impl Queue for ValveQueue {
         self.queue.geometry()
     }
 
+    fn look_at_size(&self) -> Result<u64, DeviceError> {
+        self.queue.look_at_size()
+    }
+
     fn submit(&self, op: IoOp) -> Ticket {
         self.counted.set(self.counted.get() + 1);
         self.state.in_flight.fetch_add(1, SeqCst);

@@ -24,15 +24,20 @@ impl Reactor {
     pub(crate) fn admin(self: &Rc<Self>, client: &Rc<Client>, what: AdminRequest, responder: Responder) {
         // Plain TCP on loopback is everybody on the host.
         let known = client.identity.principal != Principal::Anybody || self.options.insecure_network;
-        let changes = matches!(what, AdminRequest::Evict { .. } | AdminRequest::SetSlot { .. });
-        if changes && !(known && client.access.get().node) {
-            let why =
-                "only root, the engine's own user, or a node's certificate may evict a client or change the quorum";
+        if what.is_restricted() && !(known && client.access.get().node) {
+            let why = "only root, the engine's own user, or a node's certificate may do that";
             return responder.fail(ErrorCode::NotPermitted, why);
         }
         let (reactor, client) = (self.clone(), client.clone());
         spawn(Class::Request, "admin", async move {
             let answer = match what {
+                AdminRequest::Grow
+                | AdminRequest::Scrub { .. }
+                | AdminRequest::StopScrub
+                | AdminRequest::ScrubStatus => match reactor.backend.admin(what).await {
+                    Ok(json) => Ok(json),
+                    Err(error) => return responder.fail(error.code, error.message),
+                },
                 AdminRequest::Locks { max } => Ok(reactor.list_locks(max as usize).await),
                 AdminRequest::Clients { max } => Ok(reactor.list_clients(max as usize).await),
                 AdminRequest::Evict { rid } => reactor.evict(rid, client.rid).await.map_err(not_found),
@@ -140,6 +145,9 @@ impl Reactor {
                 None => self.evict_absent(rid),
             },
             AdminRequest::SetSlot { .. } => Answer::Refused("the home of the question answers it".into()),
+            AdminRequest::Grow | AdminRequest::Scrub { .. } | AdminRequest::StopScrub | AdminRequest::ScrubStatus => {
+                Answer::Refused("the store is asked for that".into())
+            }
         }
     }
 

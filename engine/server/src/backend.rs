@@ -8,7 +8,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_store::{Helpers, Prefer};
-use vellum_wire::{ErrorCode, StatFs, WireError};
+use vellum_wire::{AdminRequest, ErrorCode, StatFs, WireError};
 
 pub type BackendFuture<T> = Pin<Box<dyn Future<Output = Result<T, WireError>>>>;
 
@@ -62,6 +62,11 @@ pub trait Backend {
     /// Other slots in the superblock; the quorum has judged them.
     fn change_slots(&self, _: Vec<String>) -> BackendFuture<()> {
         let message = "there is no quorum".into();
+        Box::pin(async { Err(WireError { code: ErrorCode::Unsupported, message }) })
+    }
+    /// What an operator asks of the store itself: to grow, to scrub. JSON.
+    fn admin(&self, _: AdminRequest) -> BackendFuture<serde_json::Value> {
+        let message = "this engine has no store".into();
         Box::pin(async { Err(WireError { code: ErrorCode::Unsupported, message }) })
     }
     /// Merges everything.

@@ -39,6 +39,7 @@ mod reclaim;
 mod recovery;
 mod status;
 mod store_backend;
+mod store_json;
 mod table_queue;
 pub mod worker;
 

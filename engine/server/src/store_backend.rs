@@ -3,16 +3,17 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use serde_json::{Value, json};
+use serde_json::Value;
 use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
-use vellum_store::{Authority, CommitError, Helpers, Prefer, ReactorStatus, Store, StoreError};
-use vellum_wire::{ErrorCode, StatFs, WireError};
+use vellum_store::{Authority, CommitError, Helpers, Prefer, Store, StoreError};
+use vellum_wire::{AdminRequest, ErrorCode, StatFs, WireError};
 
 use crate::authority::TableAuthority;
 use crate::backend::{Backend, BackendFuture, Scanned, Walked};
+use crate::store_json;
 
 impl Authority for TableAuthority {
     fn may_write(&self, rid: Rid, key: &Key) -> bool {
@@ -182,28 +183,7 @@ impl Backend for StoreBackend {
 
     fn status(&self) -> BackendFuture<Value> {
         let store = self.store.clone();
-        self.tell(async move {
-            let status = store.status().await?;
-            Ok(json!({
-                "term": status.term.0,
-                "open_epoch": status.open_epoch.0,
-                "durable_epoch": status.durable_epoch.0,
-                "failed": status.failed,
-                "manifest_generation": status.manifest_generation,
-                "segments": status.segments,
-                "seals_used": status.seals_used,
-                "seals_bound": status.seals_bound,
-                "withheld_blocks": status.withheld_blocks,
-                "space": {
-                    "block_bytes": status.space.block_bytes,
-                    "total_blocks": status.space.total_blocks,
-                    "free_blocks": status.space.free_blocks,
-                    "used_data_blocks": status.space.used_data_blocks,
-                    "metadata_blocks": status.space.metadata_blocks,
-                },
-                "reactors": status.reactors.iter().map(reactor).collect::<Vec<_>>(),
-            }))
-        })
+        self.tell(async move { Ok(store_json::status(&store.status().await?)) })
     }
 
     fn open_rid(&self, rid: Rid, identity: Bytes) -> BackendFuture<BatchNo> {
@@ -244,49 +224,22 @@ impl Backend for StoreBackend {
         Box::pin(async move { store.change_slots(slots).await.map_err(wire) })
     }
 
+    fn admin(&self, what: AdminRequest) -> BackendFuture<Value> {
+        let store = self.store.clone();
+        self.tell(async move {
+            Ok(match what {
+                AdminRequest::Grow => store_json::growth(&store.grow().await?),
+                AdminRequest::Scrub { rate_bytes_per_s } => {
+                    store_json::scrub(&store.start_scrub(rate_bytes_per_s).await?)
+                }
+                AdminRequest::StopScrub => store_json::scrub(&store.stop_scrub().await?),
+                _ => store_json::scrub(&store.scrub_status().await?),
+            })
+        })
+    }
+
     fn compact_all(&self) -> BackendFuture<()> {
         let store = self.store.clone();
         Box::pin(async move { store.compact_all().await.map_err(wire) })
     }
-}
-
-fn reactor(r: &ReactorStatus) -> Value {
-    json!({
-        "reactor": r.reactor.0,
-        "shards": r.shards,
-        "memtable_bytes": r.memtable_bytes,
-        "memtable_bound_bytes": r.memtable_bound_bytes,
-        "frozen_tables": r.frozen_tables,
-        "pressure": r.pressure,
-        "compaction_debt": r.compaction_debt,
-        "write_bound_bytes_per_s": r.write_bound_bytes_per_s,
-        "slowed_batches": r.slowed_batches,
-        "slowed_ms": r.slowed.as_millis() as u64,
-        "compactions": {
-            "running": r.compactions.running,
-            "running_bound": r.compactions.running_bound,
-            "handed_over": r.compactions.handed_over,
-            "done": r.compactions.done,
-            "done_elsewhere": r.compactions.done_elsewhere,
-            "failed": r.compactions.failed,
-            "lost": r.compactions.lost,
-            "withheld_blocks": r.compactions.withheld_blocks,
-            "resting_shards": r.compactions.resting_shards,
-            "last_error": r.compactions.last_error,
-        },
-        "log_used_bytes": r.log_used_bytes,
-        "log_bound_bytes": r.log_bound_bytes,
-        "open_part_bytes": r.open_part_bytes,
-        "data_chunks": r.data_chunks,
-        "free_blocks": r.free_blocks,
-        "used_blocks": r.used_blocks,
-        "pending_blocks": r.pending_blocks,
-        "waiting_blocks": r.waiting_blocks,
-        "reservations": r.reservations,
-        "clients": r.clients,
-        "io_in_flight": r.io_in_flight,
-        "cache_bound_bytes": r.cache_bound_bytes,
-        "batches": r.batches,
-        "epochs_with_changes": r.epochs_with_changes,
-    })
 }

@@ -21,6 +21,7 @@ use crate::manifest::{Manifest, use_chunks};
 use crate::mesh::Message;
 use crate::open::{CoordinatorSeed, drop_run};
 use crate::options::OpenOptions;
+use crate::scrub::ScrubStatus;
 use crate::space::SegmentSpace;
 use crate::store::Store;
 
@@ -37,7 +38,11 @@ pub(crate) struct Central {
     /// One at a time asks the table for more.
     segment_refill: Mutex<()>,
     /// Chunks that file data never gets.
-    pub reserve_chunks: usize,
+    pub reserve_chunks: Cell<usize>,
+    /// One growth at a time.
+    pub growing: Mutex<()>,
+    pub scrub: RefCell<ScrubStatus>,
+    pub stop_scrub: Cell<bool>,
     oldest_readers: RefCell<Vec<Epoch>>,
     /// How far each reactor's compactions are behind.
     debts: RefCell<Vec<f32>>,
@@ -72,7 +77,10 @@ impl Central {
             manifest: Manifest::new(queue, seed.manifest),
             segments: RefCell::new(segments),
             segment_refill: Mutex::new(()),
-            reserve_chunks: seed.reserve_chunks,
+            reserve_chunks: Cell::new(seed.reserve_chunks),
+            growing: Mutex::new(()),
+            scrub: RefCell::default(),
+            stop_scrub: Cell::new(false),
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),

@@ -14,6 +14,7 @@ use vellum_format::{BITMAP_BLOCKS, Bitmap, ChunkUse, Dirent, Extent, FileKind, I
 use vellum_nvme::{Device, Queue};
 use vellum_rt::{add_poller, watch_fd};
 
+use crate::beyond::{Beyond, Next, left_out};
 use crate::error::StoreError;
 use crate::open::{Opened, RecoveryReport, open};
 use crate::options::OpenOptions;
@@ -160,18 +161,35 @@ impl Checker {
     async fn all_items(&mut self) -> Result<(), StoreError> {
         let mut range = KeyRange::ALL;
         let mut at = Gathered::default();
+        let mut beyond = Beyond::default();
         loop {
-            let page = self.store.scan(range, 1024, 1 << 20, View::Applied).await?;
+            let page = match self.store.scan(range, beyond.items(), 1 << 20, View::Applied).await {
+                Ok(page) => page,
+                Err(e) => match beyond.failed(&range.first, &range.last) {
+                    Next::Again => continue,
+                    next => {
+                        at = Gathered::default(); // what is missing of it is no second problem
+                        let next = if let Next::From(next) = next { Some(next) } else { None };
+                        self.report.add(left_out(&range.first, next.as_ref()), format!("cannot be read: {e}"));
+                        let Some(next) = next else { return Ok(()) };
+                        range.first = next;
+                        continue;
+                    }
+                },
+            };
+            beyond.succeeded();
             for (key, value) in page.items {
                 self.report.items += 1;
                 if key.zone() == Some(Zone::Fs) && Ino(key.first()) != at.ino || key.zone() != Some(Zone::Fs) {
-                    self.end_inode(&std::mem::take(&mut at)).await?;
+                    let ended = self.end_inode(&std::mem::take(&mut at)).await;
+                    self.unreadable(&key, ended);
                 }
                 if key.zone() == Some(Zone::Fs) {
                     at.ino = Ino(key.first());
                     at.items += 1;
                 }
-                self.item(&key, &value, &mut at).await?;
+                let held = self.item(&key, &value, &mut at).await;
+                self.unreadable(&key, held);
             }
             match page.next {
                 Some(next) => range.first = next,
@@ -179,6 +197,13 @@ impl Checker {
             }
         }
         self.end_inode(&at).await
+    }
+
+    /// Something that an item refers to cannot be read.
+    fn unreadable(&mut self, key: &Key, result: Result<(), StoreError>) {
+        if let Err(e) = result {
+            self.report.add(format!("item {key:?}"), e);
+        }
     }
 
     async fn item(&mut self, key: &Key, value: &Value, at: &mut Gathered) -> Result<(), StoreError> {

@@ -184,7 +184,7 @@ impl Store {
     /// Reads blocks one after the other into one buffer. Checksums are the client's: it has the extents.
     pub async fn read_data(self: &Rc<Self>, ranges: &[BlockRange]) -> Result<DmaBuf, StoreError> {
         let len: usize = ranges.iter().map(|r| r.len_bytes()).sum();
-        let inside = |r: &BlockRange| r.end().is_some_and(|end| end.0 <= self.superblock.blocks);
+        let inside = |r: &BlockRange| r.end().is_some_and(|end| end.0 <= self.blocks.get());
         if len == 0 || len > MAX_WRITE_BYTES || !ranges.iter().all(inside) {
             return Err(StoreError::Options("these are no blocks to read".into()));
         }

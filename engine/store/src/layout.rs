@@ -7,14 +7,17 @@
 //! The two copies of each area are as far apart as the device allows.
 
 use vellum_base::{BLOCK_SIZE, BlockAddr, BlockRange, ChunkIndex};
+use vellum_format::Superblock;
 
 use crate::error::StoreError;
 
 /// The smallest filesystem.
 pub const MIN_BYTES: u64 = 64 << 20;
-const MIN_CHUNK: u64 = 1 << 20;
+pub const MIN_CHUNK: u64 = 1 << 20;
 /// Most chunks of a device: the table stays small enough to be kept whole in memory and in a checkpoint.
 const MAX_CHUNKS: u64 = 65_536;
+/// Most chunks of a device that has grown: the size of a chunk stays what it was.
+const MAX_GROWN_CHUNKS: u64 = 1 << 20;
 const MANIFEST_MAX: u64 = 64 << 20;
 const SLOT_BLOCKS: u32 = 16;
 
@@ -35,8 +38,7 @@ impl Layout {
         let chunk = MIN_CHUNK.max(size_bytes.div_ceil(MAX_CHUNKS).next_power_of_two());
         let chunks = (size_bytes / chunk).min(MAX_CHUNKS) as u32;
         let chunk_blocks = (chunk / BLOCK_SIZE as u64) as u32;
-        // A 1024th of the device, in whole chunks: room for the checkpoint and some thousand edits.
-        let area_chunks = (size_bytes / 1024).clamp(chunk, MANIFEST_MAX.max(chunk)).div_ceil(chunk) as u32;
+        let area_chunks = manifest_chunks(size_bytes, chunk);
         let area = |first_chunk: u32| {
             BlockRange::new(u64::from(first_chunk) * u64::from(chunk_blocks), area_chunks * chunk_blocks)
         };
@@ -57,6 +59,43 @@ impl Layout {
         let front = 0..1 + 2 * area;
         let tail = self.chunks - 1 - 2 * area..self.chunks;
         front.chain(tail).map(ChunkIndex)
+    }
+}
+
+/// Chunks of one manifest area.
+fn manifest_chunks(size_bytes: u64, chunk: u64) -> u32 {
+    // A 1024th of the device, in whole chunks: room for the checkpoint and some thousand edits.
+    (size_bytes / 1024).clamp(chunk, MANIFEST_MAX.max(chunk)).div_ceil(chunk) as u32
+}
+
+/// What a filesystem becomes when it takes in the rest of a device that is larger than it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grown {
+    pub blocks: u64,
+    pub copy: BlockAddr,
+    /// New places, all in the new space, when the areas would be less than half as long as they should be.
+    pub manifest: Option<[[BlockRange; 2]; 2]>,
+}
+
+impl Grown {
+    /// `None` when not a whole chunk is gained.
+    pub fn of(sb: &Superblock, size_bytes: u64) -> Option<Grown> {
+        let (chunk, chunk_blocks) = (sb.chunk_bytes(), u64::from(sb.chunk_blocks));
+        let chunks = (size_bytes / chunk).min(MAX_GROWN_CHUNKS) as u32;
+        if chunks <= sb.chunks() {
+            return None;
+        }
+        let blocks = u64::from(chunks) * chunk_blocks;
+        // Where it is looked for when block 0 is damaged, if that is in the new space.
+        let by_rule = Layout::of(size_bytes).ok().map(|l| l.copy).filter(|at| (sb.blocks..blocks).contains(&at.0));
+        let copy = by_rule.unwrap_or(BlockAddr(blocks - 1));
+        let (first, end) = (sb.chunks(), (copy.0 / chunk_blocks) as u32);
+        let wanted = manifest_chunks(blocks * BLOCK_SIZE as u64, chunk);
+        let now = sb.manifest[0][0].len_blocks / sb.chunk_blocks;
+        let area = |first: u32| BlockRange::new(u64::from(first) * chunk_blocks, wanted * sb.chunk_blocks);
+        let manifest = (wanted >= 2 * now && end - first >= 4 * wanted)
+            .then(|| [[area(first), area(end - 2 * wanted)], [area(first + wanted), area(end - wanted)]]);
+        Some(Grown { blocks, copy, manifest })
     }
 }
 

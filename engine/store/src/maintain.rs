@@ -109,7 +109,7 @@ impl Store {
         }
         self.edit_manifest(edits).await?;
         for (shard, flushed_through) in moved {
-            shard.flushed_idly(flushed_through);
+            shard.advance(flushed_through);
         }
         Ok(true)
     }
@@ -141,6 +141,12 @@ impl Store {
         let through = self.durable.get();
         self.freeze(through);
         self.flush_frozen().await?;
+        // The maintenance may have begun a flush before the node stopped.
+        while self.shards.iter().any(|shard| shard.frozen_tables() > 0) {
+            self.check_failed()?;
+            vellum_rt::sleep(std::time::Duration::from_micros(200)).await;
+            self.flush_frozen().await?;
+        }
         self.advance_idle(through).await?;
         Ok(())
     }

@@ -19,6 +19,8 @@ use vellum_rt::local::{OneshotReceiver, OneshotSender, SendError, oneshot};
 use vellum_rt::{Class, spawn};
 
 use crate::error::{CommitError, StoreError};
+use crate::grow::Growth;
+use crate::scrub::{Cursor, ScrubCommand, ScrubStatus, Step};
 use crate::space::SpaceChange;
 use crate::status::{CentralStatus, ReactorStatus};
 
@@ -145,6 +147,10 @@ pub(crate) enum Request {
         data: DmaSlice,
     },
     Quiesce,
+    /// The filesystem has so many blocks from now on.
+    Extend {
+        blocks: u64,
+    },
     Status,
     /// Take no more batches: the node shuts down.
     Stop,
@@ -168,11 +174,16 @@ pub(crate) enum Request {
         least: u64,
         most: u64,
     },
+    /// Take in what the device has become larger by.
+    Grow,
     /// Nobody writes outputs of an earlier leader's compactions any more.
     ReleaseWithheld,
     /// The superblock's slots, whole.
     ChangeSlots {
         slots: Vec<Vec<u8>>,
+    Scrub(ScrubCommand),
+    ScrubStep {
+        cursor: Cursor,
     },
     /// Merge everything, in every shard of the reactor.
     CompactAll,
@@ -193,6 +204,9 @@ pub(crate) enum Answer {
     Ranges(Vec<BlockRange>),
     Chunks(Vec<ChunkIndex>),
     Use(ChunkUse),
+    Grown(Growth),
+    Scrub(Box<ScrubStatus>),
+    Scrubbed(Box<Step>),
     Status(Box<ReactorStatus>),
     Central(Box<CentralStatus>),
 }

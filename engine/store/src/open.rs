@@ -22,6 +22,7 @@ use crate::epoch::Start;
 use crate::epoch::coordinator::EPOCH_GAP;
 use crate::error::StoreError;
 use crate::fact::Fact;
+use crate::grow::{fit_table, forget_unfinished, share};
 use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, use_chunks};
 use crate::mesh::{MAILBOX, MeshSeed};
 use crate::options::OpenOptions;
@@ -111,9 +112,12 @@ pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: Open
         for (at, _) in &found.bad {
             repair_superblock(queue, &sb, *at).await?;
         }
+        forget_unfinished(queue, &sb).await?;
     }
     let FoundManifest { mut file, mut state, bad, .. } = manifest::read(queue, &sb).await?;
     report.repaired.extend(bad.iter().map(|(_, e)| e.to_string()));
+    let unfinished_growth = fit_table(&state, &sb)?;
+    apply_all(&mut state, &unfinished_growth)?;
 
     let mut replay = Vec::new();
     let (mut number, mut hash, mut epoch) = (state.base_number, state.base_hash, state.base_epoch);
@@ -269,7 +273,7 @@ fn plan_rings(sb: &Superblock, state: &ManifestState, options: &OpenOptions) -> 
     let chunks = wanted.min(affordable) as usize;
     // The next open needs fresh rings beside these.
     let spare = least as usize * rings as usize;
-    let reserve = spare + (u64::from(sb.chunks()) / 32).max(4) as usize;
+    let reserve = spare + share(sb.chunks());
     Ok(Rings { chunks, reserve })
 }
 

@@ -53,6 +53,15 @@ impl AsRef<[u8]> for Shared {
 }
 
 pub async fn read_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run) -> Result<RunEnd, StoreError> {
+    walk_run(queue, sb, run, true).await
+}
+
+/// As [`read_run`], without keeping the parts.
+pub async fn verify_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run) -> Result<RunEnd, StoreError> {
+    walk_run(queue, sb, run, false).await
+}
+
+async fn walk_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run, keep: bool) -> Result<RunEnd, StoreError> {
     let mut reader = SealReader::new(queue, sb, run);
     let rings: HashMap<LogId, (Ring, u64)> =
         run.logs.iter().map(|log| (log.id, (Ring::new(log.chunks.clone(), sb.chunk_blocks), log.floor))).collect();
@@ -82,7 +91,9 @@ pub async fn read_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run) -> Resu
                     *end = (*end).max(part.place + u64::from(part.len_blocks));
                 }
                 out.bytes += parts.iter().map(|p| p.records.len() as u64).sum::<u64>();
-                out.parts.extend(parts);
+                if keep {
+                    out.parts.extend(parts);
+                }
                 (out.last_number, out.last_hash, out.last_epoch) = (seal.number, hash, seal.epoch);
                 out.epochs += 1;
             }

@@ -49,6 +49,10 @@ impl Store {
                 self.reads.quiesce().await;
                 Answer::Done
             }
+            Request::Extend { blocks } => {
+                self.blocks.set(self.blocks.get().max(blocks));
+                Answer::Done
+            }
             Request::Status => Answer::Status(Box::new(self.reactor_status())),
             Request::Stop => {
                 self.stop_admission().await;
@@ -58,6 +62,7 @@ impl Store {
                 self.drain().await?;
                 Answer::Done
             }
+            Request::ScrubStep { cursor } => Answer::Scrubbed(Box::new(self.scrub_step(cursor).await?)),
             Request::CompactAll => {
                 self.compact_all_here().await?;
                 Answer::Done
@@ -75,7 +80,7 @@ impl Store {
             }
             Request::AllocChunks { used_for, count } => {
                 self.check_failed()?;
-                Answer::Chunks(central.manifest.alloc_chunks(used_for, count, central.reserve_chunks).await?)
+                Answer::Chunks(central.manifest.alloc_chunks(used_for, count, central.reserve_chunks.get()).await?)
             }
             Request::ReturnChunks { chunks } => {
                 central.free_chunks(chunks);
@@ -92,6 +97,11 @@ impl Store {
                     None => return Err(StoreError::Closed),
                 }
             }
+            Request::Scrub(command) => {
+                self.scrub_here(&central, command)?;
+                Answer::Scrub(Box::new(central.scrub.borrow().clone()))
+            }
+            Request::Grow => Answer::Grown(self.grow_here(&central).await?),
             Request::ReleaseWithheld => {
                 central.release_withheld();
                 Answer::Done
@@ -113,7 +123,7 @@ impl Store {
         let state = central.manifest.state();
         let chunk_blocks = u64::from(self.superblock.chunk_blocks);
         let count = |f: fn(&ChunkUse) -> bool| state.chunks.iter().filter(|c| f(c)).count() as u64 * chunk_blocks;
-        let free = state.free_chunks().saturating_sub(central.reserve_chunks) as u64 * chunk_blocks;
+        let free = state.free_chunks().saturating_sub(central.reserve_chunks.get()) as u64 * chunk_blocks;
         let (seals_used, seals_bound) = central.machine.borrow().ring_used();
         CentralStatus {
             manifest_generation: central.manifest.generation(),
@@ -122,9 +132,10 @@ impl Store {
             seals_used,
             seals_bound,
             withheld_blocks: central.withheld_blocks(),
+            scrub: central.scrub.borrow().without_findings(),
             space: StatFs {
                 block_bytes: vellum_base::BLOCK_SIZE as u32,
-                total_blocks: self.superblock.blocks,
+                total_blocks: self.blocks.get(),
                 free_blocks: free,
                 used_data_blocks: 0,
                 metadata_blocks: count(|c| !matches!(c, ChunkUse::Free | ChunkUse::Data(_))),
@@ -252,6 +263,7 @@ impl Store {
             status.runs = c.runs;
             (status.seals_used, status.seals_bound) = (c.seals_used, c.seals_bound);
             status.withheld_blocks = c.withheld_blocks;
+            status.scrub = c.scrub;
             status.space = c.space;
         }
         for r in &status.reactors {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use vellum_base::{Epoch, ReactorId, Term};
 
 use crate::lsm::CacheStats;
+use crate::scrub::ScrubStatus;
 
 /// Figures of one reactor.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +75,7 @@ pub struct StoreStatus {
     pub seals_bound: u64,
     /// Blocks that may be outputs of an earlier leader's compactions: out of use until their writers are known to be gone.
     pub withheld_blocks: u64,
+    pub scrub: ScrubStatus,
     pub space: StatFs,
     pub reactors: Vec<ReactorStatus>,
 }
@@ -98,5 +100,7 @@ pub struct CentralStatus {
     pub seals_used: u64,
     pub seals_bound: u64,
     pub withheld_blocks: u64,
+    /// Without its findings.
+    pub scrub: ScrubStatus,
     pub space: StatFs,
 }

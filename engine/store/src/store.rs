@@ -47,7 +47,9 @@ type Listener = Rc<dyn Fn(Epoch)>;
 pub struct Store {
     pub(crate) me: ReactorId,
     pub(crate) options: OpenOptions,
+    /// As it was when the store was opened; [`Self::blocks`] may have grown.
     pub(crate) superblock: Superblock,
+    pub(crate) blocks: Cell<u64>,
     pub(crate) term: Term,
     pub(crate) queue: Rc<dyn Queue>,
     _poller: PollerHandle,
@@ -129,6 +131,7 @@ impl Store {
         let store = Rc::new(Store {
             me: seed.reactor,
             space: RefCell::new(Allocator::new(seed.superblock.chunk_blocks)),
+            blocks: Cell::new(seed.superblock.blocks),
             superblock: seed.superblock,
             term: seed.term,
             queue,
@@ -407,11 +410,12 @@ impl Store {
             spawn(Class::Request, "commit", task).detach();
             return;
         }
+        let class = if matches!(request, Request::ScrubStep { .. }) { Class::Scrub } else { Class::Request };
         let task = async move {
             let answer = store.clone().serve(from, request).await;
             store.mesh.post(from, Message::Answer { id, answer });
         };
-        spawn(Class::Request, "store call", task).detach();
+        spawn(class, "store call", task).detach();
     }
 }
 

@@ -5,10 +5,13 @@ use std::rc::Rc;
 use vellum_base::{BLOCK_SIZE, BlockAddr, DmaBuf};
 use vellum_format::superblock::{FORMAT_VERSION, KNOWN};
 use vellum_format::{BlockError, Superblock};
-use vellum_nvme::{Device, Queue};
+use vellum_nvme::{Device, Geometry, Queue};
 
 use crate::error::StoreError;
-use crate::layout::{Layout, MIN_BYTES};
+use crate::layout::{Layout, MIN_BYTES, MIN_CHUNK};
+
+/// Reads in flight while the copy is searched for.
+const SEARCH_DEPTH: usize = 64;
 
 /// What was found, and whether one of the two had to be written again.
 #[derive(Debug)]
@@ -18,7 +21,10 @@ pub struct FoundSuperblock {
     pub bad: Vec<(BlockAddr, BlockError)>,
 }
 
-async fn read_at(queue: &Rc<dyn Queue>, at: BlockAddr) -> Result<Result<Superblock, BlockError>, StoreError> {
+pub(crate) async fn read_at(
+    queue: &Rc<dyn Queue>,
+    at: BlockAddr,
+) -> Result<Result<Superblock, BlockError>, StoreError> {
     let buf = queue.read(at.bytes(), DmaBuf::new(BLOCK_SIZE)).await?;
     Ok(Superblock::decode(&buf, at))
 }
@@ -29,14 +35,19 @@ pub async fn look(queue: &Rc<dyn Queue>) -> Result<Superblock, StoreError> {
 }
 
 /// Finds the newest intact superblock. The copy's place follows from the first one, or, when that is bad, from the
-/// device's size (a filesystem smaller than its device is then searched at every size that mkfs could have been told:
-/// not at all, so the error names the first block's fault).
+/// device's size; and when it is not there, the filesystem is smaller than its device, and every place where a chunk may
+/// end is looked at.
 pub async fn read(queue: &Rc<dyn Queue>) -> Result<FoundSuperblock, StoreError> {
-    let geometry = queue.geometry().clone();
+    // It may have grown since it was opened.
+    let geometry = Geometry { size_bytes: queue.look_at_size()?, ..queue.geometry().clone() };
     let first = read_at(queue, BlockAddr(0)).await?;
     let copy_at = match &first {
         Ok(sb) => Some(sb.copy),
-        Err(_) => Layout::of(geometry.size_bytes).ok().map(|l| l.copy),
+        Err(BlockError::Magic { .. }) => by_rule(geometry.size_bytes),
+        Err(_) => match by_rule(geometry.size_bytes) {
+            Some(at) if read_at(queue, at).await?.is_ok() => Some(at),
+            at => search(queue, geometry.size_bytes).await?.or(at),
+        },
     };
     let Some(copy_at) = copy_at.filter(|at| at.bytes() < geometry.size_bytes) else {
         return Err(match first {
@@ -75,6 +86,27 @@ pub async fn read(queue: &Rc<dyn Queue>) -> Result<FoundSuperblock, StoreError> 
     Ok(FoundSuperblock { superblock, bad })
 }
 
+fn by_rule(size_bytes: u64) -> Option<BlockAddr> {
+    Layout::of(size_bytes).ok().map(|l| l.copy)
+}
+
+/// The newest copy on the whole device. Chunks end at multiples of the smallest chunk.
+async fn search(queue: &Rc<dyn Queue>, size_bytes: u64) -> Result<Option<BlockAddr>, StoreError> {
+    let place = |i: u64| BlockAddr(i * (MIN_CHUNK / BLOCK_SIZE as u64) - 1);
+    let mut best: Option<((u64, u64), BlockAddr)> = None;
+    let last = size_bytes / MIN_CHUNK;
+    for from in (1..=last).step_by(SEARCH_DEPTH) {
+        let places = (from..=last).take(SEARCH_DEPTH).map(place);
+        let reads: Vec<_> = places.map(|at| (at, queue.read(at.bytes(), DmaBuf::new(BLOCK_SIZE)))).collect();
+        for (at, read) in reads {
+            if let Ok(sb) = Superblock::decode(&read.await?, at) {
+                best = best.max(Some(((sb.created, sb.generation), at)));
+            }
+        }
+    }
+    Ok(best.map(|(_, at)| at))
+}
+
 fn check(sb: &Superblock, device: &str, size_bytes: u64) -> Result<(), StoreError> {
     if sb.format_version > FORMAT_VERSION || sb.format_version == 0 {
         return Err(StoreError::FormatVersion { found: sb.format_version, known: FORMAT_VERSION });
@@ -89,7 +121,7 @@ fn check(sb: &Superblock, device: &str, size_bytes: u64) -> Result<(), StoreErro
     Ok(())
 }
 
-fn truncated(sb: &Superblock, device: &str, size_bytes: u64) -> StoreError {
+pub(crate) fn truncated(sb: &Superblock, device: &str, size_bytes: u64) -> StoreError {
     let needed = sb.blocks.saturating_mul(BLOCK_SIZE as u64);
     StoreError::Truncated { device: device.into(), found: size_bytes, needed }
 }
@@ -107,7 +139,16 @@ pub fn forbids_writing(sb: &Superblock) -> Option<StoreError> {
 
 /// Writes both, one after the other with a flush between, so that at every instant one of them is whole.
 pub async fn write(queue: &Rc<dyn Queue>, sb: &Superblock) -> Result<(), StoreError> {
-    for at in [BlockAddr(0), sb.copy] {
+    write_in_order(queue, sb, [BlockAddr(0), sb.copy]).await
+}
+
+/// As [`write`], for a copy at a new place: it is there before block 0 names it.
+pub async fn write_copy_first(queue: &Rc<dyn Queue>, sb: &Superblock) -> Result<(), StoreError> {
+    write_in_order(queue, sb, [sb.copy, BlockAddr(0)]).await
+}
+
+async fn write_in_order(queue: &Rc<dyn Queue>, sb: &Superblock, places: [BlockAddr; 2]) -> Result<(), StoreError> {
+    for at in places {
         queue.write(at.bytes(), DmaBuf::copy_from(&sb.encode(at), true).freeze(), false).await?;
         queue.flush().await?;
     }

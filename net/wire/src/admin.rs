@@ -31,6 +31,22 @@ pub enum AdminRequest {
         /// The operator knows that nothing of the member that had the slot can write to the device any more.
         dead: bool,
     },
+    /// Take in what the device has become larger by.
+    Grow,
+    /// Verify everything in the background, or change the rate of the scrub that runs; 0 is no bound.
+    Scrub {
+        rate_bytes_per_s: u64,
+    },
+    StopScrub,
+    /// What the scrub has read and found so far.
+    ScrubStatus,
+}
+
+impl AdminRequest {
+    /// Whether only root, the engine's own user, and nodes may ask.
+    pub fn is_restricted(&self) -> bool {
+        !matches!(self, AdminRequest::Locks { .. } | AdminRequest::Clients { .. } | AdminRequest::ScrubStatus)
+    }
 }
 
 pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
@@ -42,6 +58,10 @@ pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
             let (has, port) = (address.is_some(), address.map_or(0, |address| address.port()));
             (4, u64::from(*slot) | u64::from(*dead) << 8 | u64::from(has) << 9 | u64::from(port) << 16)
         }
+        AdminRequest::Grow => (5, 0),
+        AdminRequest::Scrub { rate_bytes_per_s } => (6, *rate_bytes_per_s),
+        AdminRequest::StopScrub => (7, 0),
+        AdminRequest::ScrubStatus => (8, 0),
     };
     writer::u8(out, tag);
     writer::u64(out, value);
@@ -71,6 +91,10 @@ pub(crate) fn get(r: &mut Reader) -> Result<AdminRequest, WireFault> {
             let address = (value >> 9 & 1 == 1).then(|| SocketAddr::new(ip, port));
             Ok(AdminRequest::SetSlot { slot, address, dead: value >> 8 & 1 == 1 })
         }
+        5 => Ok(AdminRequest::Grow),
+        6 => Ok(AdminRequest::Scrub { rate_bytes_per_s: value }),
+        7 => Ok(AdminRequest::StopScrub),
+        8 => Ok(AdminRequest::ScrubStatus),
         found => Err(WireFault::Value { what: "admin request", found: found.into() }),
     }
 }

@@ -104,6 +104,9 @@ fn request() -> impl Strategy<Value = Request> {
         (0..=MAX_LISTED).prop_map(|max| Request::Admin { what: AdminRequest::Locks { max } }),
         (0..=MAX_LISTED).prop_map(|max| Request::Admin { what: AdminRequest::Clients { max } }),
         any::<u64>().prop_map(|rid| Request::Admin { what: AdminRequest::Evict { rid: Rid(rid) } }),
+        any::<u64>().prop_map(|rate_bytes_per_s| Request::Admin { what: AdminRequest::Scrub { rate_bytes_per_s } }),
+        prop_oneof![Just(AdminRequest::Grow), Just(AdminRequest::StopScrub), Just(AdminRequest::ScrubStatus)]
+            .prop_map(|what| Request::Admin { what }),
         Just(Request::Farewell),
         Just(Request::Keepalive),
         (name(), mode()).prop_map(|(name, mode)| Request::Invalidate { name, mode }),

@@ -10,12 +10,14 @@ use vellum_base::dma::Arena;
 use super::namespace::NamespaceInfo;
 use super::queue::NvmeQueue;
 use super::{Controller, ControllerError, Transport};
+use crate::live_size::LiveSize;
 use crate::reservation::Reservations;
 use crate::{Device, DeviceError, Geometry, IoOp, Queue};
 
 /// What all queues of the device share.
 pub(super) struct Shared<T: Transport> {
     pub geometry: Geometry,
+    pub size: LiveSize,
     pub namespace: NamespaceInfo,
     pub read_only: bool,
     pub sgl: bool,
@@ -88,7 +90,8 @@ impl<T: Transport> NvmeDevice<T> {
         controller.watch(&namespace);
         let sgl = info.sgl && controller.options.sgl;
         let can_deallocate = info.dsm;
-        let shared = Shared { geometry, namespace, read_only, sgl, can_deallocate, controller };
+        let size = LiveSize::new(size_bytes);
+        let shared = Shared { geometry, size, namespace, read_only, sgl, can_deallocate, controller };
         Ok(NvmeDevice { shared: Arc::new(shared) })
     }
 

@@ -194,7 +194,11 @@ impl<T: Transport> NvmeQueue<T> {
     fn take(&self, op: IoOp, instead: Option<Box<Submission>>) -> Ticket {
         let shared = &*self.shared;
         let inner = &mut *self.inner.borrow_mut();
-        let checked = shared.controller.health.check().and_then(|()| op.check(&shared.geometry, shared.read_only));
+        let checked = shared
+            .controller
+            .health
+            .check()
+            .and_then(|()| op.check(&shared.geometry, shared.size.get(), shared.read_only));
         if checked.is_err() || (instead.is_none() && shared.is_nothing(&op)) {
             return inner.trackers.start_done(op.into_done(checked));
         }
@@ -335,6 +339,15 @@ impl<T: Transport> Tracking<Command> for NvmeQueue<T> {
 impl<T: Transport> Queue for NvmeQueue<T> {
     fn geometry(&self) -> &Geometry {
         &self.shared.geometry
+    }
+
+    fn look_at_size(&self) -> Result<u64, DeviceError> {
+        let (controller, known) = (&self.shared.controller, &self.shared.namespace);
+        let now = controller.namespace(known.nsid).map_err(|err| controller.device_error(err))?;
+        if now.lba_shift == known.lba_shift {
+            self.shared.size.grow(now.size_bytes());
+        }
+        Ok(now.size_bytes())
     }
 
     fn submit(&self, op: IoOp) -> Ticket {

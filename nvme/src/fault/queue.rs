@@ -186,7 +186,9 @@ impl Queue for FaultQueue {
 
     fn submit(&self, op: IoOp) -> Ticket {
         let fenced = self.shared.state().sharing.is_fenced(self.process).then(|| op.error(REFUSED));
-        let checked = op.check(&self.shared.geometry, false).and_then(|()| self.shared.health.check());
+        let checked = op
+            .check(&self.shared.geometry, self.shared.geometry.size_bytes, false)
+            .and_then(|()| self.shared.health.check());
         let checked = checked.and(fenced.map_or(Ok(()), Err));
         if let Err(err) = checked {
             return self.trackers.borrow_mut().start_done(op.into_done(Err(err)));

@@ -59,12 +59,8 @@ impl OpenFile {
         }
         let meta = file.metadata().map_err(failed("stat"))?;
         let block_device = meta.file_type().is_block_device();
-        let (dev, raw_size) = if block_device {
-            (meta.rdev(), (&file).seek(SeekFrom::End(0)).map_err(failed("find the size of"))?)
-        } else {
-            (meta.dev(), meta.len())
-        };
-        let size_bytes = raw_size - raw_size % BLOCK_SIZE as u64;
+        let dev = if block_device { meta.rdev() } else { meta.dev() };
+        let size_bytes = size_of(&file, block_device).map_err(failed("find the size of"))?;
         if size_bytes == 0 {
             return Err(DeviceError::NotADevice { path: path.to_owned(), detail: "it is smaller than one block" });
         }
@@ -107,6 +103,11 @@ impl OpenFile {
         Ok(file)
     }
 
+    /// In whole blocks, as it is now.
+    pub fn size_bytes(&self) -> io::Result<u64> {
+        size_of(&self.file, self.block_device)
+    }
+
     pub fn slot_has_io(&self, slot: u8) -> io::Result<bool> {
         lock::has_io(&self.file, slot)
     }
@@ -115,6 +116,11 @@ impl OpenFile {
     pub fn queue_has_polling(&self) -> bool {
         queue_attribute(self.dev, "io_poll").is_some_and(|value| value == "1")
     }
+}
+
+fn size_of(mut file: &File, block_device: bool) -> io::Result<u64> {
+    let raw_size = if block_device { file.seek(SeekFrom::End(0))? } else { file.metadata()?.len() };
+    Ok(raw_size - raw_size % BLOCK_SIZE as u64)
 }
 
 fn open_with(path: &str, read_only: bool, flags: i32) -> io::Result<File> {

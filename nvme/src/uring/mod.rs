@@ -24,6 +24,7 @@ use file::OpenFile;
 use queue::UringQueue;
 
 use crate::health::Health;
+use crate::live_size::LiveSize;
 use crate::{Device, DeviceError, Geometry, OpenMode, Queue};
 
 /// What all queues of the device share.
@@ -32,6 +33,7 @@ struct Shared {
     file: OpenFile,
     health: Health,
     read_only: bool,
+    size: LiveSize,
     /// Completions can be polled for, without interrupts.
     polled: bool,
 }
@@ -47,7 +49,8 @@ impl UringDevice {
         if polled {
             file.geometry.name.push_str(" (polled)");
         }
-        let shared = Shared { file, health: Health::default(), read_only: mode.read_only, polled };
+        let size = LiveSize::new(file.geometry.size_bytes);
+        let shared = Shared { size, file, health: Health::default(), read_only: mode.read_only, polled };
         Ok(UringDevice { shared: Arc::new(shared) })
     }
 }

@@ -197,9 +197,20 @@ impl Queue for UringQueue {
         &self.shared.file.geometry
     }
 
+    fn look_at_size(&self) -> Result<u64, DeviceError> {
+        let file = &self.shared.file;
+        let size_bytes = file.size_bytes().map_err(|err| DeviceError::open(&file.path, "find the size of", &err))?;
+        self.shared.size.grow(size_bytes);
+        Ok(size_bytes)
+    }
+
     fn submit(&self, op: IoOp) -> Ticket {
         let mut inner = self.inner.borrow_mut();
-        let checked = self.shared.health.check().and_then(|()| op.check(self.geometry(), self.shared.read_only));
+        let checked = self
+            .shared
+            .health
+            .check()
+            .and_then(|()| op.check(self.geometry(), self.shared.size.get(), self.shared.read_only));
         if checked.is_err() || (op.extent().1 == 0 && !matches!(op, IoOp::Flush)) {
             return inner.trackers.start_done(op.into_done(checked));
         }

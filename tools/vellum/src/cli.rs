@@ -42,7 +42,12 @@ pub enum Command {
     Locks(List),
     /// Show the clients of an engine, or give one up.
     Clients(Clients),
-    /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing.
+    /// Take in the space that a device has become larger by, also while it is served.
+    Grow(Grow),
+    /// Verify everything that a running engine has on its device, in the background, and repair what has a good copy.
+    Scrub(Scrub),
+    /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing without
+    /// --repair.
     Check(Check),
     /// Print a device's structures.
     Dump(Dump),
@@ -76,6 +81,9 @@ pub struct Mkfs {
     /// for each member.
     #[arg(long = "slot", value_name = "N=ADDR:PORT", value_parser = slots::parse)]
     pub slots: Vec<SlotAddress>,
+    /// Copies of the segments, which hold names, inodes and extents: 1, or 2 for a device that nothing beneath mirrors.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=2))]
+    pub metadata_copies: u8,
     /// Overwrite what is there, also another filesystem.
     #[arg(long)]
     pub force: bool,
@@ -369,8 +377,44 @@ pub struct CompactWorker {
 }
 
 #[derive(Args)]
+pub struct Grow {
+    /// unix:PATH, tcp:ADDR:PORT or a directory of a mount, of an engine that serves the device; or the device, when nobody
+    /// does.
+    pub on: String,
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Args)]
+pub struct Scrub {
+    /// unix:PATH, tcp:ADDR:PORT, or a directory of a mount.
+    pub on: String,
+    /// Bytes that it may read in a second, such as 64M; 0 is no bound. Also changes the rate of one that runs.
+    #[arg(long, value_parser = size::parse)]
+    pub rate: Option<u64>,
+    /// Begin, and do not wait for the end.
+    #[arg(long, conflicts_with_all = ["status", "stop"])]
+    pub background: bool,
+    /// Only tell how far it is, or how the last one ended.
+    #[arg(long, conflicts_with = "stop")]
+    pub status: bool,
+    /// End the one that runs.
+    #[arg(long)]
+    pub stop: bool,
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Args)]
 pub struct Check {
     pub device: String,
+    /// First repair what has a second copy: superblock, manifest, and segments where two are kept.
+    #[arg(long)]
+    pub repair: bool,
     /// Also read every block of file data and verify its checksum.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     pub data: bool,

@@ -39,6 +39,7 @@ impl Jobs {
         // A task of its own: whoever asked may go away, its writes have an owner all the same.
         let task = spawn(Class::Compaction, "job", async move {
             let began = vellum_rt::now();
+            let _ = jobs.queue.look_at_size(); // it may have grown since; what it cannot do the job's own IO says
             let done = execute(&jobs.queue, &job, &cancel).await;
             jobs.running.set(jobs.running.get() - 1);
             jobs.ended.notify_all();

@@ -326,7 +326,7 @@ impl Store {
             let header = Extent::decode_header(value).map_err(|error| StoreError::Item { key: *key, error })?;
             let Some(blocks) = header.blocks() else { continue };
             let (start, len) = (blocks.start.0, u64::from(blocks.len_blocks));
-            let inside = start.checked_add(len).is_some_and(|end| end <= self.superblock.blocks);
+            let inside = start.checked_add(len).is_some_and(|end| end <= self.blocks.get());
             if !inside || !wanted.insert(start, len) {
                 return Err(CommitError::Blocks { rid, start, len });
             }

@@ -173,8 +173,9 @@ pub fn read_span(
     queue: &Rc<dyn Queue>,
     segment: &Segment,
     place: Place,
+    copy: usize,
 ) -> impl Future<Output = Result<DmaBuf, LsmError>> + use<> {
-    gather(place, start(queue, segment, 0, place))
+    gather(place, start(queue, segment, copy, place))
 }
 
 /// Reads and verifies one block of one copy, unlike [`load_block`] without a way out.
@@ -211,17 +212,24 @@ pub async fn load_block(
         return Ok(block);
     }
     warn!(%err, "the second copy is good; the first is written again");
-    if let Err(err) = repair(queue, segment, place, &block).await {
+    if let Err(err) = write_copy(queue, segment, 0, place, &block).await {
         warn!(%err, "the repair failed");
     }
     Ok(block)
 }
 
-async fn repair(queue: &Rc<dyn Queue>, segment: &Segment, place: Place, good: &Block) -> Result<(), LsmError> {
+/// Writes a block again whose copy is bad; durable when it answers.
+pub async fn write_copy(
+    queue: &Rc<dyn Queue>,
+    segment: &Segment,
+    copy: usize,
+    place: Place,
+    good: &Block,
+) -> Result<(), LsmError> {
     let data = DmaBuf::copy_from(good.bytes(), true).freeze();
     let (mut at, mut done) = (place.at_bytes(), 0);
     while done < data.len() {
-        let Some((device_at, run)) = segment.meta.locate(0, at) else { break };
+        let Some((device_at, run)) = segment.meta.locate(copy, at) else { break };
         let len = (data.len() - done).min(usize::try_from(run).unwrap_or(usize::MAX));
         queue.write(device_at, data.slice(done..done + len), false).await?;
         at += len as u64;

@@ -190,6 +190,12 @@ impl Shard {
         });
     }
 
+    /// The manifest says that everything up to `through` is in segments: nothing of it is in memory. No flush's end, unlike
+    /// an edit: one may be running meanwhile.
+    pub fn advance(&self, through: Epoch) {
+        self.flushed_through.set(self.flushed_through.get().max(through));
+    }
+
     /// The edit could not be made durable: its new segments are given back.
     pub fn abandon(&self, edit: Edit) {
         self.end_flush(&edit);
@@ -206,15 +212,9 @@ impl Shard {
         }
     }
 
-    /// After the manifest says that everything through `epoch` is in segments, because there was nothing to write. A flush
-    /// that is under way goes on.
-    pub fn flushed_idly(&self, epoch: Epoch) {
-        self.flushed_through.set(self.flushed_through.get().max(epoch));
-    }
-
     /// One flush at a time: `None` when one is running.
     pub(super) fn begin_flush(&self) -> Option<FlushSlot<'_>> {
-        // Made only when it is ours: one that is dropped ends the flush.
+        // Not `then_some`: that makes the slot in any case, and one that is dropped ends the flush that runs.
         (!self.flushing.replace(true)).then(|| FlushSlot { shard: self, kept: false })
     }
 

@@ -50,11 +50,10 @@ impl Run {
 
     fn add(&mut self, segment: Rc<Segment>) {
         let at = self.segments.partition_point(|s| s.meta.first < segment.meta.first);
-        debug_assert!(
-            self.overlapping(&KeyRange { first: segment.meta.first, last: segment.meta.last }).is_empty(),
-            "segment {} overlaps others of its run",
-            segment.meta.id
-        );
+        let range = KeyRange { first: segment.meta.first, last: segment.meta.last };
+        if let Some(other) = self.overlapping(&range).first() {
+            debug_assert!(false, "segment {:?} overlaps another of its run: {:?}", segment.meta, other.meta);
+        }
         self.segments.insert(at, segment);
     }
 }

@@ -167,7 +167,7 @@ impl Stream {
             self.places.pop_front();
         }
         let whole = Place { at_blocks: first.at_blocks, len_blocks: end - first.at_blocks };
-        let reading = Box::pin(read_span(&self.queue, &segment, whole));
+        let reading = Box::pin(read_span(&self.queue, &segment, whole, 0));
         self.next = Some(Span { segment, places, first, reading });
         Ok(())
     }

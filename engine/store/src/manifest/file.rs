@@ -36,12 +36,19 @@ pub struct FoundManifest {
     pub records: u64,
     /// Places that did not verify and were made up for by the other copy.
     pub bad: Vec<(BlockAddr, BlockError)>,
+    /// The same of the last record, where it may be what a crash left. While the filesystem is served it is damage.
+    pub bad_last: Vec<(BlockAddr, BlockError)>,
 }
 
 impl ManifestFile {
     /// Before the first checkpoint.
     pub fn unwritten() -> ManifestFile {
         ManifestFile { area: 1, generation: 0, next_block: 0, sequence: 0, prev_hash: 0 }
+    }
+
+    /// Records that this one has and `shorter` has not.
+    pub fn records_after(&self, shorter: &ManifestFile) -> u64 {
+        self.sequence.saturating_sub(shorter.sequence)
     }
 
     /// Appends a record; false when the area has no room for it.
@@ -189,7 +196,7 @@ async fn read_area(
     if file.sequence == 1 && generation == sb.manifest_generation {
         bad.append(&mut last_bad);
     }
-    Ok(FoundManifest { records: file.sequence, file, state, bad })
+    Ok(FoundManifest { records: file.sequence, file, state, bad, bad_last: last_bad })
 }
 
 /// Reads one copy of an area in large pieces.

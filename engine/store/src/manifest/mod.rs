@@ -9,7 +9,7 @@ mod state;
 use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
-use vellum_base::ChunkIndex;
+use vellum_base::{BlockAddr, BlockRange, ChunkIndex, DmaBuf};
 use vellum_format::{ChunkUse, ManifestEdit, Superblock};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Mutex, OneshotSender, oneshot};
@@ -34,12 +34,13 @@ type Done = OneshotSender<Result<(), StoreError>>;
 pub struct Manifest {
     queue: Rc<dyn Queue>,
     superblock: RefCell<Superblock>,
-    superblock_turn: Mutex<()>,
     /// With every edit that was handed in; the device follows.
     state: RefCell<ManifestState>,
     file: Cell<ManifestFile>,
     pending: RefCell<Vec<(Vec<ManifestEdit>, Done)>>,
     writing: Cell<bool>,
+    /// Whoever writes the manifest or the superblock; taken before `pending` is.
+    turn: Mutex<()>,
     failed: RefCell<Option<StoreError>>,
     cursor: Cell<usize>,
 }
@@ -49,11 +50,11 @@ impl Manifest {
         Rc::new(Manifest {
             queue,
             superblock: RefCell::new(seed.superblock),
-            superblock_turn: Mutex::new(()),
             state: RefCell::new(seed.state),
             file: Cell::new(seed.file),
             pending: RefCell::default(),
             writing: Cell::new(false),
+            turn: Mutex::new(()),
             failed: RefCell::default(),
             cursor: Cell::new(0),
         })
@@ -69,7 +70,7 @@ impl Manifest {
 
     /// The superblock with other slots, durable in both copies. Checkpoints write the same superblock: one at a time.
     pub async fn change_slots(&self, slots: Vec<Vec<u8>>) -> Result<(), StoreError> {
-        let _turn = self.superblock_turn.lock().await;
+        let _turn = self.turn.lock().await;
         let mut sb = self.superblock.borrow().clone();
         sb.slots = slots;
         sb.generation += 1;
@@ -100,6 +101,7 @@ impl Manifest {
 
     async fn write_pending(self: Rc<Self>) {
         loop {
+            let _turn = self.turn.lock().await;
             let batch = self.pending.take();
             if batch.is_empty() {
                 break;
@@ -124,22 +126,93 @@ impl Manifest {
     }
 
     async fn write(&self, edits: &[ManifestEdit]) -> Result<(), StoreError> {
-        let _turn = self.superblock_turn.lock().await;
-        let (mut file, mut sb) = (self.file.get(), self.superblock.borrow().clone());
+        let (mut file, sb) = (self.file.get(), self.superblock());
         if !file.append(&self.queue, &sb, edits).await? {
-            // The state may hold edits that are still pending: they come again as records, so those must be harmless.
-            // They would not be (a segment added twice): everything pending is part of this checkpoint instead.
-            let state = self.state.borrow().clone();
-            let covered = self.pending.take();
-            let result = file.checkpoint(&self.queue, &mut sb, &state).await;
-            for (_, waiter) in covered {
-                let _ = waiter.send(result.clone());
-            }
-            result?;
-            *self.superblock.borrow_mut() = sb;
+            return self.checkpoint(file, sb).await;
         }
         self.file.set(file);
         Ok(())
+    }
+
+    /// Who calls it has the turn.
+    async fn checkpoint(&self, mut file: ManifestFile, mut sb: Superblock) -> Result<(), StoreError> {
+        // The state may hold edits that are still pending: they come again as records, so those must be harmless.
+        // They would not be (a segment added twice): everything pending is part of this checkpoint instead.
+        let state = self.state.borrow().clone();
+        let covered = self.pending.take();
+        let result = file.checkpoint(&self.queue, &mut sb, &state).await;
+        for (_, waiter) in covered {
+            let _ = waiter.send(result.clone());
+        }
+        if let Err(e) = &result {
+            // The superblock may be with the new generation or the old: a record in either could be lost.
+            self.failed.borrow_mut().get_or_insert_with(|| e.clone());
+        }
+        result?;
+        *self.superblock.borrow_mut() = sb;
+        self.file.set(file);
+        Ok(())
+    }
+
+    /// Makes the superblock say, durably, that the filesystem has so many blocks, and its copy a new place.
+    pub async fn enlarge(&self, blocks: u64, copy: BlockAddr) -> Result<Superblock, StoreError> {
+        let _turn = self.turn.lock().await;
+        let before = self.superblock();
+        let sb = Superblock { blocks, copy, generation: before.generation + 1, ..before };
+        superblock::write_copy_first(&self.queue, &sb).await?;
+        *self.superblock.borrow_mut() = sb.clone();
+        Ok(sb)
+    }
+
+    /// A checkpoint to other areas; the old ones are nobody's afterwards.
+    pub async fn move_areas(&self, areas: [[BlockRange; 2]; 2]) -> Result<Superblock, StoreError> {
+        let _turn = self.turn.lock().await;
+        let sb = Superblock { manifest: areas, ..self.superblock() };
+        self.checkpoint(self.file.get(), sb).await?;
+        Ok(self.superblock())
+    }
+
+    /// Reads both superblocks and writes again what is not as it is here; those places, and what was wrong.
+    pub async fn verify_superblocks(&self) -> Result<Vec<(BlockAddr, String)>, StoreError> {
+        let _turn = self.turn.lock().await;
+        let sb = self.superblock();
+        let mut bad = Vec::new();
+        for at in [BlockAddr(0), sb.copy] {
+            let error = match superblock::read_at(&self.queue, at).await {
+                Ok(Ok(found)) if found == sb => continue,
+                Ok(Ok(found)) => format!("it is of generation {}, and {} was written", found.generation, sb.generation),
+                Ok(Err(e)) => e.to_string(),
+                Err(e) => e.to_string(),
+            };
+            self.queue.write(at.bytes(), DmaBuf::copy_from(&sb.encode(at), true).freeze(), false).await?;
+            self.queue.flush().await?;
+            bad.push((at, error));
+        }
+        Ok(bad)
+    }
+
+    /// Reads both copies of the manifest; when not every record of both is what was written, a checkpoint takes their
+    /// place. What was wrong.
+    pub async fn verify(&self) -> Result<Vec<String>, StoreError> {
+        let _turn = self.turn.lock().await;
+        let sb = self.superblock();
+        let bad: Vec<String> = match file::read(&self.queue, &sb).await {
+            Ok(found) => {
+                let damage = found.bad.iter().chain(&found.bad_last).map(|(_, e)| e.to_string());
+                let short = (found.file != self.file.get())
+                    .then(|| format!("its last {} records are lost", self.file.get().records_after(&found.file)));
+                damage.chain(short).collect()
+            }
+            Err(e) => vec![e.to_string()],
+        };
+        if !bad.is_empty() {
+            self.checkpoint(self.file.get(), sb).await?;
+        }
+        Ok(bad)
+    }
+
+    pub fn superblock(&self) -> Superblock {
+        self.superblock.borrow().clone()
     }
 
     /// Takes up to `count` free chunks, leaving `keep` of them free; durable before it answers. At least one, or

@@ -94,6 +94,13 @@ impl CrashDevice {
         self.memory.snapshot()
     }
 
+    /// The device becomes larger while it is open.
+    pub fn enlarge(&self, size_bytes: u64) {
+        let mut state = self.state.lock().unwrap();
+        self.memory.enlarge(size_bytes);
+        state.durable.as_mut().unwrap().enlarge(size_bytes);
+    }
+
     /// From now on remembers the instant of every `every`th write or flush.
     pub fn cut_every(&self, every: u64) {
         self.state.lock().unwrap().every = every;
@@ -142,6 +149,10 @@ struct CrashQueue {
 impl Queue for CrashQueue {
     fn geometry(&self) -> &Geometry {
         &self.geometry
+    }
+
+    fn look_at_size(&self) -> Result<u64, DeviceError> {
+        self.inner.look_at_size()
     }
 
     fn submit(&self, op: IoOp) -> Ticket {

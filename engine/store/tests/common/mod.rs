@@ -1,6 +1,7 @@
 //! A filesystem in memory with any number of reactors' stores, all on the calling thread.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod count;
 pub mod crash;
 
 use std::rc::Rc;

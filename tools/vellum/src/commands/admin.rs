@@ -20,7 +20,13 @@ pub fn mkfs(args: &Mkfs) -> Result<()> {
     let slots = slots::to_table(&args.slots).exit(Exit::Usage)?;
     prepare_file(&args.device, args.size).exit(Exit::Device)?;
     let target = device::open_alone(&args.device)?;
-    let options = MkfsOptions { size: args.size, force: args.force, slots, ..MkfsOptions::default() };
+    let options = MkfsOptions {
+        size: args.size,
+        force: args.force,
+        slots,
+        metadata_copies: args.metadata_copies,
+        ..MkfsOptions::default()
+    };
     let sb = device::with_queue(&target, async |queue| {
         vellum_store::mkfs(&target, &queue, options).await.exit(Exit::Device)
     })?;
@@ -67,14 +73,46 @@ fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
     }
 }
 
+/// Repairs what has a second copy, and says what it did; `check` names the rest.
+fn repair(args: &Check) -> Result<()> {
+    let target = device::open_alone(&args.device)?;
+    let report = device::with_queue(&target, async |queue| {
+        let sb = vellum_store::read_superblock(&queue).await.exit(Exit::Device)?;
+        if sb.slots.iter().any(|slot| !slot.is_empty()) {
+            bail!(
+                "{} belongs to a cluster, whose members on other machines may use it: start them and run `vellum scrub file:{}`",
+                args.device,
+                args.device
+            );
+        }
+        vellum_store::repair(&target, &queue).await.map_err(damage)
+    })?;
+    for place in &report.repaired {
+        eprintln!("repaired: {place}");
+    }
+    for finding in &report.left {
+        eprintln!("lost: {}: {}", finding.place, finding.detail);
+        eprintln!("  affects {}", finding.affects);
+        eprintln!("  {}", finding.advice);
+    }
+    if report.left_count > report.left.len() as u64 {
+        eprintln!("and {} more", report.left_count - report.left.len() as u64);
+    }
+    Ok(())
+}
+
+fn damage(error: StoreError) -> anyhow::Error {
+    let code = if is_damage(&error) { Exit::NotClean } else { Exit::Device };
+    Coded { code, error: error.into() }.into()
+}
+
 pub fn check(args: &Check) -> Result<()> {
+    if args.repair {
+        repair(args)?;
+    }
     let target = device::open_still(&args.device)?;
     let options = CheckOptions { data: args.data };
-    let checked = vellum_rt::native::block_on(vellum_store::check_alone(&target, options));
-    let report = checked.map_err(|error| {
-        let code = if is_damage(&error) { Exit::NotClean } else { Exit::Device };
-        Coded { code, error: error.into() }
-    })?;
+    let report = vellum_rt::native::block_on(vellum_store::check_alone(&target, options)).map_err(damage)?;
     if args.json {
         let problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
         println!(

@@ -2,6 +2,7 @@
 
 mod admin;
 mod bench;
+mod grow;
 mod keys;
 mod mount;
 mod nvme;
@@ -10,6 +11,7 @@ mod query;
 mod quickstart;
 mod quorum;
 mod quorum_change;
+mod scrub;
 mod serve;
 mod worker;
 
@@ -21,6 +23,8 @@ use crate::cli::{Cli, Command};
 pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Mkfs(args) => admin::mkfs(&args),
+        Command::Grow(args) => grow::grow(&args),
+        Command::Scrub(args) => scrub::scrub(&args),
         Command::Check(args) => admin::check(&args),
         Command::Dump(args) => admin::dump(&args),
         Command::Serve(args) => serve::serve(&args),

@@ -155,6 +155,14 @@ fn summary(status: &Value) -> String {
     };
     line("log", of("/log_used_bytes", "/log_bound_bytes"));
     line("memtables", of("/memtable_bytes", "/memtable_bound_bytes"));
+    line("block cache", of("/cache_bytes", "/cache_bound_bytes"));
+    line("client memory", client_memory(reactors, &status["limits"]));
+    let scrub = &store["scrub"];
+    if scrub["running"] == Value::Bool(true) || number(&scrub["problems"]) > 0 {
+        let running = if scrub["running"] == Value::Bool(true) { "running, " } else { "" };
+        let (read, problems) = (size::show(number(&scrub["read_bytes"])), number(&scrub["problems"]));
+        line("scrub", format!("{running}{read} read, {problems} problems, {} repaired", number(&scrub["repaired"])));
+    }
     line(
         "compaction",
         format!(
@@ -182,6 +190,22 @@ fn summary(status: &Value) -> String {
         }
     }
     out
+}
+
+/// What clients hold of the engine's memory: requests not answered and their data, and the largest client's share.
+fn client_memory(reactors: &Value, limits: &Value) -> String {
+    let clients = || reactors.as_array().into_iter().flatten().filter_map(|r| r["client_list"].as_array()).flatten();
+    let sum_of = |name: &str| clients().map(|client| number(&client[name])).sum::<u64>();
+    let most = |name: &str| clients().map(|client| number(&client[name])).max().unwrap_or(0);
+    format!(
+        "{} in {} requests; the most of one client: {} of {}, {} of {} requests",
+        size::show(sum_of("bytes")),
+        sum_of("requests"),
+        size::show(most("bytes")),
+        size::show(number(&limits["data_bytes_per_client"])),
+        most("requests"),
+        number(&limits["requests_per_client"])
+    )
 }
 
 // ---- locks

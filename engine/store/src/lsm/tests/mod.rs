@@ -1,5 +1,6 @@
 //! A shard on a device in memory, beside a model that knows every version.
 
+mod flushes;
 mod jobs;
 mod media;
 mod model;
