@@ -181,6 +181,7 @@ pub(crate) enum Request {
     /// The superblock's slots, whole.
     ChangeSlots {
         slots: Vec<Vec<u8>>,
+    },
     Scrub(ScrubCommand),
     ScrubStep {
         cursor: Cursor,

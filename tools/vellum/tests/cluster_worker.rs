@@ -8,7 +8,8 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::cluster::{ClusterLab, Load};
+use common::cluster::ClusterLab;
+use common::load::Load;
 use common::{can_mount, vellum, wait_until};
 use serde_json::Value;
 
