@@ -49,9 +49,9 @@ fn l11_file_locks_outlive_their_leaders() {
 /// used without a look at the lease.)
 #[test]
 fn f1_a_client_that_slept_uses_nothing() {
-    for seed in [53, 54] {
+    for seed in [53] {
         let mut story = Story::of(1, seed).clients(&[Work::Names, Work::Names, Work::Names, Work::Names]);
-        for n in 0..8 {
+        for n in 0..4 {
             let machine = Machine::Client((n % 4) as usize);
             story = story.fault(ms(400 + 450 * n), Fault::Pause { machine, time: ms(895 + 5 * n) });
         }
