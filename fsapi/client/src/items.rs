@@ -144,6 +144,7 @@ impl Client {
                     return Ok(ScanPage { items, next });
                 }
                 None => {
+                    self.evict(); // before the fetch: the group itself may be what fills the cache
                     let _fetch = Fetch::new(self, vec![group]);
                     self.fetch_range(group, range, max).await?;
                     let known = self.cache.borrow_mut().scan(group, range, max.max(1));

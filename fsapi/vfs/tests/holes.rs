@@ -1,4 +1,4 @@
-//! Holes of many extents, room on the device, and nameless files of gateways that die.
+//! Holes of many extents, room on the device, nameless files of gateways that die, and listings that fill the cache.
 
 mod common;
 
@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use common::{ME, content, engine, fsck, pattern, read_handle, run, rw, vfs_on};
 use vellum_base::Ino;
+use vellum_client::ClientOptions;
 use vellum_client::testing::{FakeEngine, FakeOptions};
-use vellum_vfs::{Allocate, Seek, VfsError};
+use vellum_vfs::{Allocate, Seek, Vfs, VfsError, VfsOptions};
 
 const BLOCK: u64 = 4096;
 
@@ -89,5 +90,32 @@ fn a_nameless_file_dies_with_its_gateway() {
         assert_eq!(other.getattr(attr.ino).await, Err(VfsError::STALE));
         other.syncfs().await.unwrap();
         fsck::check(&engine.durable_items());
+    });
+}
+
+/// A listing reads nothing but ranges of one directory: those must make room for each other, or memory grows with it.
+#[test]
+fn a_listing_stays_within_the_cache() {
+    run(6, || async {
+        let engine = engine();
+        let vfs = vfs_on(&engine);
+        for i in 0..20_000 {
+            vfs.mknod(ME, Ino::ROOT, format!("name-{i:05}").as_bytes(), 0o644, 0).await.unwrap();
+        }
+        vfs.syncfs().await.unwrap();
+        vfs.shutdown().await.unwrap();
+        vfs.client().farewell().await.unwrap();
+        let options = ClientOptions { cache_bytes: 64 << 10, ..ClientOptions::default() };
+        let vfs = Vfs::new(engine.client(options), VfsOptions::default());
+        let (mut pos, mut count, mut most) = (2, 0, 0);
+        loop {
+            let page = vfs.readdir(Ino::ROOT, pos, 200, false).await.unwrap();
+            let Some(last) = page.last() else { break };
+            pos = last.next_pos;
+            count += page.len();
+            most = most.max(vfs.client().stats().cached_bytes);
+        }
+        assert_eq!(count, 20_000);
+        assert!(most < 512 << 10, "{most} bytes in the cache");
     });
 }

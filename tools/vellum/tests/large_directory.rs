@@ -98,8 +98,8 @@ fn many_names_take_no_more_memory() {
     }
     assert_eq!(count, n);
     println!("{n} names: made in {made:?}, listed in {:?}, gateway MiB at each tenth {memory:?}", start.elapsed());
-    let (early, last) = (memory[3], memory[9]);
-    assert!(last <= early + early / 2 + 32, "memory grows with the listing: {memory:?}");
+    // The item cache holds what it was told, at about 200 bytes a name, up to its bound (128 MiB as it counts).
+    assert!(memory.iter().all(|mib| *mib < 320), "memory grows with the listing: {memory:?}");
     lab.unmount(&m);
     lab.stop_server();
     lab.check();

@@ -79,7 +79,7 @@ exit 1
 fn mount(lab: &mut Lab) -> PathBuf {
     // pjdfstest 0.2.2 makes a path of PATH_MAX bytes from components of 127, and fails when they come out even. Its own two
     // directories have names of 10 letters.
-    let even = |name: &str| (4095 - lab.dir.path().join(name).as_os_str().len() - 22) % 127 == 0;
+    let even = |name: &str| (4095 - lab.dir.path().join(name).as_os_str().len() - 22).is_multiple_of(127);
     let name = if even("m") { "mm" } else { "m" };
     let mount = lab.mount(name, None);
     fs::set_permissions(lab.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
