@@ -93,9 +93,13 @@ fn rot_is_found_while_the_device_is_served_and_the_file_is_named() {
     let out = vellum(&["scrub", &lab.endpoint()]);
     let text = String::from_utf8_lossy(&out.stdout);
     assert_eq!(out.status.code(), Some(3), "{text}");
-    for part in
-        ["/letters/old (inode", "from byte 4096", "restore the file", "superblock at block 0", "repaired; nothing is lost"]
-    {
+    for part in [
+        "/letters/old (inode",
+        "from byte 4096",
+        "restore the file",
+        "superblock at block 0",
+        "repaired; nothing is lost",
+    ] {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
     assert!(!text.contains("letters/new"), "{text}");
