@@ -88,23 +88,23 @@ fn main() -> ExitCode {
         }
         _ if cli.mutants => all_mutants(&cli),
         (Some(seed), _) if cli.shrink => make_smaller(&cli, seed),
-        (Some(seed), _) => try_seed(&cli, seed),
+        (Some(seed), _) => try_seed(&cli, seed).0,
         (None, _) => try_many(&cli),
     };
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs a seed; true when it went well.
-fn try_seed(cli: &Cli, seed: u64) -> bool {
+/// Runs a seed: whether it went well, and whether the search for an order came to no end.
+fn try_seed(cli: &Cli, seed: u64) -> (bool, bool) {
     let outcome = run(Plan::draw(seed, cli.profile.of(seed)).edited(&cli.edit));
     println!("{outcome}");
     if outcome.violations.is_empty() {
-        return true;
+        return (true, outcome.gave_up);
     }
     tell(&outcome, cli.steps);
     let edit = if cli.edit == Edits::default() { String::new() } else { format!(" --edit \"{}\"", cli.edit) };
     println!("\nseed {seed} failed. Again: cargo xtask sim --profile {} --seed {seed}{edit}", cli.profile.name());
-    false
+    (false, outcome.gave_up)
 }
 
 fn tell(outcome: &Outcome, steps: bool) {
@@ -127,20 +127,22 @@ fn try_many(cli: &Cli) -> bool {
         None => ((now >> 10) % 1_000_000_000, u64::MAX),
     };
     let began = Instant::now();
-    let (mut runs, mut failed) = (0u64, 0u64);
+    let (mut runs, mut failed, mut undecided) = (0u64, 0u64, 0u64);
     for seed in (first..).take_while(|seed| seed - first < count) {
         if cli.count.is_none() && Instant::now() >= until {
             break;
         }
         runs += 1;
-        if !try_seed(cli, seed) {
+        let (good, gave_up) = try_seed(cli, seed);
+        undecided += u64::from(gave_up);
+        if !good {
             failed += 1;
             if !cli.keep_going {
                 break;
             }
         }
     }
-    println!("{runs} runs, {failed} failed, {:.0} s", began.elapsed().as_secs_f64());
+    println!("{runs} runs, {failed} failed, {undecided} not decided, {:.0} s", began.elapsed().as_secs_f64());
     failed == 0
 }
 

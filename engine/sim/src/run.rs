@@ -68,7 +68,7 @@ impl fmt::Display for Outcome {
         write!(
             f,
             "seed {seed}: {txns} transactions, {reads} reads, {syncs} syncs, {ordered} ordered{}, {walked} walked, {segments} segments, {} faults, ",
-            if self.gave_up { " (gave up)" } else { "" },
+            if self.gave_up { " (not decided)" } else { "" },
             self.faults.len()
         )?;
         write!(f, "{:.1} s in {steps} steps, trace {trace_hash:016x}", virtual_time.as_secs_f64())
@@ -301,7 +301,9 @@ impl Run {
         for node in 0..self.cluster.len() {
             let failure = self.cluster.failure(node).filter(|_| self.cluster.runs(node));
             let Some(why) = failure else { continue };
-            if self.shared.device_failed.get() {
+            // Who is off the device ends, as it should; a new process takes its place.
+            let off = self.shared.checks.borrow().quorum.is_off(self.cluster.process(node));
+            if self.shared.device_failed.get() || off {
                 continue;
             }
             self.violate("up", format!("node {node} failed: {why}"));

@@ -68,6 +68,11 @@ impl QuorumChecks {
         self.nodes.iter().filter(|(_, at)| **at == node).map(|(process, _)| *process).collect()
     }
 
+    /// It was fenced, or lost its device.
+    pub fn is_off(&self, process: ProcessId) -> bool {
+        self.off.contains(&process)
+    }
+
     pub fn device(&mut self, fact: &DeviceFact, out: &mut Out) {
         match fact {
             DeviceFact::Fenced { process } => {

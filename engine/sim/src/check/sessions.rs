@@ -16,7 +16,9 @@ pub struct Sessions {
     answered: BTreeSet<(Rid, u64)>,
     /// Records, and the epoch that made them.
     records: BTreeMap<Rid, (Term, Epoch)>,
-    gone: BTreeSet<Rid>,
+    /// Records that are gone, and the term that took them. A leader that was deposed in its sleep does not know of it, and
+    /// may welcome whom it knew: nothing of it reaches the device, and a client that has heard of a newer term does not listen.
+    gone: BTreeMap<Rid, Term>,
     /// Who has said something after its greeting was answered.
     heard: BTreeSet<Rid>,
 }
@@ -43,26 +45,26 @@ impl Sessions {
     pub fn store(&mut self, fact: &StoreFact, _: &mut Out) {
         match fact {
             StoreFact::RecordMade { term, rid, epoch } => drop(self.records.insert(*rid, (*term, *epoch))),
-            StoreFact::RecordGone { rid, .. } => {
-                self.records.remove(rid);
-                self.gone.insert(*rid);
-            }
+            StoreFact::RecordGone { term, rid } => drop(self.gone.insert(*rid, *term)),
             _ => {}
         }
     }
 
     pub fn server(&mut self, fact: &vellum_server::Fact, durability: &Durability, out: &mut Out) {
         let vellum_server::Fact::Greeted { term, rid, fresh } = fact else { return };
-        if *fresh {
+        let gone_in = self.gone.get(rid).copied();
+        if *fresh && gone_in.is_none_or(|gone_in| gone_in <= *term) {
             self.gone.remove(rid); // it holds nothing of its earlier attempt: a new client
         }
         let name = out.name(*rid);
         out.story.say(format!("the leader of term {term} welcomes {name}"));
+        let gone = self.gone.get(rid).is_some_and(|gone_in| gone_in <= term);
         // A client that no answer reached before it was given up has term 0, holds nothing, and begins anew.
-        if self.gone.contains(rid) && self.heard.contains(rid) {
+        if gone && self.heard.contains(rid) {
             out.violate("N6", format!("{name} was reclaimed, or has said farewell, and is admitted in term {term}"));
         }
-        let durable = self.records.get(rid).is_some_and(|(made_in, epoch)| durability.is_durable(*made_in, *epoch));
+        let made = self.records.get(rid).filter(|_| !gone);
+        let durable = made.is_some_and(|(made_in, epoch)| durability.is_durable(*made_in, *epoch));
         if !durable {
             out.violate("N5", format!("{name} is greeted in term {term} and has no durable record"));
         }
