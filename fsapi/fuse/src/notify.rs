@@ -71,14 +71,7 @@ impl Notifier {
 
     /// The same for many, with one wait.
     pub async fn inval_attributes_of(&self, inos: impl IntoIterator<Item = u64>) -> io::Result<()> {
-        let mut inos = inos.into_iter().peekable();
-        while let Some(ino) = inos.next() {
-            if inos.peek().is_none() {
-                return self.inval_attributes(ino).await; // jobs of a lane are done in order
-            }
-            self.queue(Lane::Attributes, Job { what: What::Attributes { ino }, done: None }).await;
-        }
-        Ok(())
+        self.wait_for_last(Lane::Attributes, inos.into_iter().map(|ino| What::Attributes { ino })).await
     }
 
     /// Drops cached attributes of `ino`, and its pages of `len` bytes from `offset` (`len` 0: to the end). It waits for
@@ -87,9 +80,10 @@ impl Notifier {
         self.wait(Lane::Pages, What::Pages { ino, offset, len }).await
     }
 
-    /// The same without waiting for the kernel.
-    pub async fn queue_inval_pages(&self, ino: u64, offset: u64, len: u64) {
-        self.queue(Lane::Pages, Job { what: What::Pages { ino, offset, len }, done: None }).await;
+    /// Drops all pages of many, with one wait.
+    pub async fn inval_pages_of(&self, inos: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        let all = |ino| What::Pages { ino, offset: 0, len: 0 };
+        self.wait_for_last(Lane::Pages, inos.into_iter().map(all)).await
     }
 
     /// Drops a cached name. Nothing may wait for it: the directory may be locked by a request that waits for us.
@@ -114,6 +108,18 @@ impl Notifier {
 
     async fn entry(&self, parent: u64, name: &[u8], expire_only: bool) {
         self.queue(Lane::Names, Job { what: What::Entry { parent, name: name.into(), expire_only }, done: None }).await;
+    }
+
+    /// Jobs of a lane are done in order.
+    async fn wait_for_last(&self, lane: Lane, jobs: impl Iterator<Item = What>) -> io::Result<()> {
+        let mut jobs = jobs.peekable();
+        while let Some(what) = jobs.next() {
+            if jobs.peek().is_none() {
+                return self.wait(lane, what).await;
+            }
+            self.queue(lane, Job { what, done: None }).await;
+        }
+        Ok(())
     }
 
     async fn wait(&self, lane: Lane, what: What) -> io::Result<()> {

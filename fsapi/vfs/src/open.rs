@@ -98,6 +98,11 @@ impl Vfs {
         }
     }
 
+    /// Whether a handle of this inode is open here, or content of it is not written back.
+    pub fn is_open(&self, ino: Ino) -> bool {
+        self.files.get(ino).is_some()
+    }
+
     pub fn open_handles(&self) -> usize {
         self.handles.len()
     }

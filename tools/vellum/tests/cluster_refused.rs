@@ -15,7 +15,7 @@ fn who_must_not_be_a_member_is_told_why() {
     vellum_fails(&["serve", &image, "--slot", "7"], 2, &["slot 7 is unknown", &lab.addresses[2]]);
     vellum_fails(&["serve", &image, "--slot", "15"], 2, &["0 to 14"]);
     vellum_fails(&["serve", "/no/such/device", "--slot", "1"], 4, &["/no/such/device"]);
-    vellum_fails(&["serve", &image, "--slot", "1", "--fence", "hope"], 2, &["host or script:PATH"]);
+    vellum_fails(&["serve", &image, "--slot", "1", "--fence", "hope"], 2, &["host", "reservation", "script:PATH"]);
     vellum_fails(&["serve", &image, "--slot", "1", "--fence", "script:/no/such"], 2, &["/no/such"]);
     // Everybody else is kept out of a device that is being served.
     vellum_fails(&["check", &image], 4, &["being served"]);

@@ -43,7 +43,8 @@ async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), LinkError> 
         }
         let victim = {
             let files = shared.files.borrow();
-            files[prng.below(files.len() as u64) as usize]
+            // Others may have deleted them all: then it goes for one that is not there.
+            files.get(prng.below(files.len().max(1) as u64) as usize).copied().unwrap_or(Ino::ROOT)
         };
         let request = some_request(victim, &mut prng);
         let may_succeed = matches!(request, Request::Unlock { .. });

@@ -80,9 +80,10 @@ pub struct Told {
 }
 
 impl Told {
-    /// How often the story says so.
+    /// How often the story says so, until everything is told to stop: members that leave in order hand their leadership on.
     pub fn says(&self, words: &str) -> usize {
-        self.outcome.story.iter().filter(|line| line.contains(words)).count()
+        let story = self.outcome.story.iter().take_while(|line| !line.contains(vellum_sim::ORDERLY_END));
+        story.filter(|line| line.contains(words)).count()
     }
 
     pub fn assert_says(&self, times: Range<usize>, words: &str) {

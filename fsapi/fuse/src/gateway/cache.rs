@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::Ino;
+use vellum_rt::timeout;
 use vellum_vfs::{OpenFlags, Vfs, is_acl};
 
 use super::convert::attr;
@@ -21,6 +22,9 @@ const GENERATION: u64 = 1;
 
 /// Of extended attributes.
 const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"vellum."];
+
+/// How long a lock that is given away waits for pages.
+const PAGES_WITHIN: Duration = Duration::from_millis(5);
 
 /// How long the kernel may trust an answer given now: the rest of the lease, when whoever gives locks away calls
 /// [`Gateway::let_go`] first; zero without that.
@@ -57,7 +61,7 @@ impl Gateway {
     }
 
     /// The kernel forgets the attributes of the group's inodes, and all names (it cannot forget those of one directory
-    /// without taking its lock). Resolves when it has; waits for no request of ours. Pages follow by themselves.
+    /// without taking its lock). Resolves when it has; waits for no request of ours.
     pub async fn let_go(&self, group: u64) {
         let Some((info, notifier)) = self.session.borrow().clone() else { return };
         if self.lease_left.borrow().is_none() {
@@ -72,8 +76,22 @@ impl Gateway {
         if let Err(error) = notifier.inval_attributes_of(inos.iter().map(|ino| ino.0)).await {
             tracing::warn!(%error, group, "attributes stay in the kernel's cache until their timeout");
         }
-        for ino in inos {
-            notifier.queue_inval_pages(ino.0, 0, 0).await; // for mappings, which do not ask for attributes
+        self.let_pages_go(&notifier, inos).await;
+    }
+
+    /// Mappings do not ask for attributes: pages of files that are open here go at once, those of others at the next open.
+    ///
+    /// Linux throws the answer to a GETATTR away when an invalidation of the inode, also one of pages, came between question
+    /// and answer (`attr_version` in fs/fuse/inode.c), and the read that asked goes on with the old size. So pages go before
+    /// anybody else may write, as attributes do. But they wait in the kernel for reads that wait for the lock that is
+    /// being given away: then they are left to follow.
+    async fn let_pages_go(&self, notifier: &Notifier, inos: Vec<Ino>) {
+        let (open, closed): (Vec<Ino>, Vec<Ino>) = inos.into_iter().partition(|ino| self.vfs.is_open(*ino));
+        closed.into_iter().for_each(|ino| self.known.pages_are_stale(ino));
+        let all = notifier.inval_pages_of(open.iter().map(|ino| ino.0));
+        match timeout(PAGES_WITHIN, all).await {
+            Ok(Err(error)) => tracing::warn!(%error, "mapped pages stay in the kernel's cache"),
+            Ok(Ok(())) | Err(_) => {}
         }
     }
 
@@ -115,10 +133,10 @@ impl Gateway {
     /// How the kernel treats an open file: appends come to us as they are, and so do reads of what may be offline. Who can
     /// only write fills no page cache either: each write is a request all the same, and the kernel spares the copy, and the
     /// question for `security.capability` that it asks before the first cached write of an inode.
-    pub(super) fn opened(&self, fh: u64, flags: OpenFlags, offline: bool) -> Opened {
+    pub(super) fn opened(&self, ino: Ino, fh: u64, flags: OpenFlags, offline: bool) -> Opened {
         let write_only = flags.write && !flags.read;
         let direct_io = flags.append || write_only || offline;
-        let keep_cache = !direct_io && self.attr_ttl() > Duration::ZERO;
+        let keep_cache = !direct_io && self.attr_ttl() > Duration::ZERO && self.known.may_keep_pages(ino);
         Opened { fh, direct_io, keep_cache, ..Opened::default() }
     }
 

@@ -97,7 +97,7 @@ impl Filesystem for Gateway {
     async fn open(&self, _ctx: &Context, ino: u64, request: &OpenRequest) -> Result<Opened> {
         let flags = open_flags(request);
         let (handle, found) = self.stale.note(self.vfs.open(Gateway::ino(ino), flags).await)?;
-        Ok(self.opened(handle.0, flags, found.offline_blocks > 0))
+        Ok(self.opened(found.ino, handle.0, flags, found.offline_blocks > 0))
     }
 
     async fn create(
@@ -111,13 +111,13 @@ impl Filesystem for Gateway {
     ) -> Result<Created> {
         let flags = open_flags(request);
         let (made, handle) = self.vfs.create(caller(ctx, umask), Gateway::ino(parent), name, mode, flags).await?;
-        Ok((self.entry(&made), self.opened(handle.0, flags, made.offline_blocks > 0)))
+        Ok((self.entry(&made), self.opened(made.ino, handle.0, flags, made.offline_blocks > 0)))
     }
 
     async fn tmpfile(&self, ctx: &Context, dir: u64, mode: u32, umask: u32, request: &OpenRequest) -> Result<Created> {
         let flags = open_flags(request);
         let (made, handle) = self.vfs.tmpfile(caller(ctx, umask), Gateway::ino(dir), mode, flags).await?;
-        Ok((self.entry(&made), self.opened(handle.0, flags, false)))
+        Ok((self.entry(&made), self.opened(made.ino, handle.0, flags, false)))
     }
 
     async fn read(&self, _ctx: &Context, _ino: u64, request: &ReadRequest) -> Result<Payload> {

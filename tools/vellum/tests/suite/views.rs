@@ -92,7 +92,7 @@ pub fn open_files_see_what_others_write(m: &Mounts) {
     let dirs = m.fresh("open");
     let open = |dir: &Path| OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join("f"));
     let files: Vec<File> = dirs.iter().map(|dir| open(dir).unwrap()).collect();
-    for round in 0..60 {
+    for round in 0..400 {
         let writer = &files[round % files.len()];
         let (at, len) = ((round * 1777) as u64 % 20_000, 1 + (round * 977) % 9_000);
         let data = bytes(round as u64, len);
