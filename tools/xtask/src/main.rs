@@ -14,7 +14,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// What decides whether work lands: format, clippy, cargo-deny, every test. Read-only.
+    /// What decides whether work lands: format, clippy, cargo-deny, every test, the runtime's also on glommio. Read-only.
     Ci,
     /// Formats the tree and applies what clippy can mend by itself.
     Fix,
@@ -91,6 +91,17 @@ fn ci() -> Result<()> {
         println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
+    cargo(&[
+        "nextest",
+        "run",
+        "-p",
+        "vellum-rt",
+        "--features",
+        "glommio",
+        "--locked",
+        "-E",
+        "test(glommio) | binary(glommio)",
+    ])?;
     cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
 }
 
