@@ -11,9 +11,11 @@ use vellum_base::prng::Prng;
 use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key, Rid, View};
 use vellum_format::ItemKind;
 use vellum_nvme::{OpenMode, Queue};
-use vellum_rt::{Class, native};
+use vellum_rt::Class;
+use vellum_rt::native::{self, Config};
 use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store};
 
+use crate::executors;
 use crate::peers::kv::Fjall;
 use crate::recorder::{Recorder, Usage};
 use crate::report::{Report, Row};
@@ -39,7 +41,9 @@ const VALUE_LEN: usize = 100;
 pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     let mut report = Report::new("items", "fjall");
     peer(&dir.join("fjall"), shape, &mut report)?;
-    vellum(&dir.join("items.img"), shape, &mut report)?;
+    for (system, config) in executors::all() {
+        vellum(&dir.join("items.img"), system, config, shape, &mut report)?;
+    }
     Ok(report)
 }
 
@@ -109,11 +113,11 @@ fn batch(number: u64, first: usize, keys: &[[u8; 24]]) -> Batch {
     Batch { number: BatchNo(number), ops }
 }
 
-fn vellum(image: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
+fn vellum(image: &Path, system: &str, config: Config, shape: &Shape, report: &mut Report) -> Result<()> {
     std::fs::File::create(image)?.set_len((shape.keys as u64 * 1000).max(1 << 30))?;
     let device = vellum_nvme::open(&image.display().to_string(), OpenMode { exclusive: true, ..OpenMode::default() })?;
     let shape = *shape;
-    let rows = native::block_on(async move {
+    let rows = native::block_on_with(config, async move {
         let queue: Rc<dyn Queue> = device.open_queue(64)?;
         let polled = queue.clone();
         let poller = vellum_rt::add_poller("mkfs", move || polled.process_completions());
@@ -127,8 +131,8 @@ fn vellum(image: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
         let rows = cases(&store, &shape).await?;
         store.shutdown().await?;
         Ok::<_, anyhow::Error>(rows)
-    })?;
-    rows.into_iter().for_each(|row| report.push(row));
+    })??;
+    rows.into_iter().for_each(|row| executors::push(report, Row { system: system.into(), ..row }));
     std::fs::remove_file(image).context("removing the image")
 }
 
@@ -217,7 +221,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shape = Shape { keys: 4000, batch: 100, synced_batches: 16, gets: 500 };
         match run(dir.path(), &shape) {
-            Ok(report) => assert_eq!(report.rows.len(), 7, "{}", report.table()),
+            Ok(report) => assert_eq!(report.rows.len(), 3 + 4 * executors::all().len(), "{}", report.table()),
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
             Err(e) => panic!("{e:#}"),
         }

@@ -5,6 +5,7 @@
 
 pub mod compaction;
 pub mod data;
+pub mod executors;
 pub mod files;
 pub mod fill;
 pub mod gateways;

@@ -9,9 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vellum_base::{BLOCK_SIZE, DmaBuf, prng::Prng};
 use vellum_nvme::{OpenMode, Queue};
+use vellum_rt::native::{self, Config};
 use vellum_rt::net::{Endpoint, Listener, Stream};
-use vellum_rt::{Class, channel, native};
+use vellum_rt::{Class, channel};
 
+use crate::executors;
 use crate::link;
 use crate::peers::sockets::{self, Wait};
 use crate::recorder::{Recorder, Usage};
@@ -41,8 +43,15 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     for (wait, name) in [(Wait::Block, "blocking"), (Wait::Spin, "spinning")] {
         report.push(case("echo 64 B", name, |r| sockets::echo(wait, shape.rounds, MESSAGE_BYTES, r))?);
     }
-    report.push(case("echo 64 B", "vellum", |r| echo(&dir.join("echo.sock"), shape.rounds, r))?);
-    report.push(case("core to core", "vellum", |r| messages(shape.rounds, r))?);
+    for (name, config) in &executors::all() {
+        executors::push(
+            &mut report,
+            case("echo 64 B", name, |r| echo(config, &dir.join("echo.sock"), shape.rounds, r))?,
+        );
+    }
+    for (name, config) in &executors::all() {
+        executors::push(&mut report, case("core to core", name, |r| messages(config, shape.rounds, r))?);
+    }
     links(dir, shape, &mut report)?;
     let file = dir.join("reads.img");
     fill(&file, shape.file_bytes)?;
@@ -51,9 +60,14 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     report.push(case("read 4 KiB qd1", "blocking", |r| sockets::reads(&plain, blocks, shape.reads / 4, r))?);
     for depth in [1usize, 32, 128] {
         let count = if depth == 1 { shape.reads / 4 } else { shape.reads };
-        report.push(case(&format!("read 4 KiB qd{depth}"), "vellum", |r| reads(&file, blocks, depth, count, r))?);
+        for (name, config) in &executors::all() {
+            let work = |r: &mut Recorder| reads(config, &file, blocks, depth, count, r);
+            executors::push(&mut report, case(&format!("read 4 KiB qd{depth}"), name, work)?);
+        }
     }
-    report.push(idle()?);
+    for (name, config) in executors::all() {
+        report.push(idle(name, config)?);
+    }
     std::fs::remove_file(&file)?;
     Ok(report)
 }
@@ -108,11 +122,11 @@ fn open_direct(path: &Path) -> Result<File> {
 }
 
 /// Round trips between two reactors over a unix socket.
-fn echo(socket: &Path, rounds: usize, recorder: &mut Recorder) -> Result<()> {
+fn echo(config: &Config, socket: &Path, rounds: usize, recorder: &mut Recorder) -> Result<()> {
     let endpoint = Endpoint::Unix(socket.to_owned());
     let (ready_in, mut ready_out) = channel::bounded::<()>(1);
     let at = endpoint.clone();
-    let server = native::spawn_thread("echo", None, move || async move {
+    let server = native::spawn_thread_with("echo", None, config.clone(), move || async move {
         let listener = Listener::bind(&at)?;
         let _ = ready_in.send(()).await;
         let stream = listener.accept().await?;
@@ -132,7 +146,7 @@ fn echo(socket: &Path, rounds: usize, recorder: &mut Recorder) -> Result<()> {
             head = h;
         }
     })?;
-    native::block_on(async {
+    native::block_on_with(config.clone(), async {
         ready_out.recv().await;
         let stream = Stream::connect(&endpoint).await?;
         let mut buf = DmaBuf::new(BLOCK_SIZE);
@@ -155,23 +169,23 @@ fn echo(socket: &Path, rounds: usize, recorder: &mut Recorder) -> Result<()> {
         }
         stream.shutdown();
         Ok(())
-    })?;
+    })??;
     server.join()??;
     Ok(())
 }
 
 /// Round trips of a message between two reactors.
-fn messages(rounds: usize, recorder: &mut Recorder) -> Result<()> {
+fn messages(config: &Config, rounds: usize, recorder: &mut Recorder) -> Result<()> {
     let (there_in, mut there_out) = channel::bounded::<u64>(64);
     let (back_in, mut back_out) = channel::bounded::<u64>(64);
-    let peer = native::spawn_thread("peer", None, move || async move {
+    let peer = native::spawn_thread_with("peer", None, config.clone(), move || async move {
         while let Some(m) = there_out.recv().await {
             if back_in.send(m).await.is_err() {
                 break;
             }
         }
     })?;
-    native::block_on(async {
+    native::block_on_with(config.clone(), async {
         for i in 0..rounds as u64 {
             let start = std::time::Instant::now();
             let _ = there_in.send(i).await;
@@ -180,18 +194,18 @@ fn messages(rounds: usize, recorder: &mut Recorder) -> Result<()> {
         }
         drop(there_in);
         Ok(())
-    })?;
+    })??;
     peer.join()?;
     Ok(())
 }
 
 /// Random 4 KiB reads through the Device trait, `depth` in flight.
-fn reads(path: &Path, blocks: u64, depth: usize, count: usize, recorder: &mut Recorder) -> Result<()> {
+fn reads(config: &Config, path: &Path, blocks: u64, depth: usize, count: usize, recorder: &mut Recorder) -> Result<()> {
     let spec = format!("uring:{}", path.display());
     let device = vellum_nvme::open(&spec, OpenMode { read_only: true, ..OpenMode::default() })?;
     let recorded = Rc::new(std::cell::RefCell::new(std::mem::take(recorder)));
     let shared = recorded.clone();
-    native::block_on(async move {
+    native::block_on_with(config.clone(), async move {
         let queue: Rc<dyn Queue> = device.open_queue(depth as u32)?;
         let polled = queue.clone();
         let _poller = vellum_rt::add_poller("device", move || polled.process_completions());
@@ -216,16 +230,16 @@ fn reads(path: &Path, blocks: u64, depth: usize, count: usize, recorder: &mut Re
             worker.await.map_err(|_| anyhow::anyhow!("a reader was cancelled"))??;
         }
         Ok::<(), anyhow::Error>(())
-    })?;
+    })??;
     *recorder = recorded.take();
     Ok(())
 }
 
 /// CPU share of two reactors with nothing to do.
-fn idle() -> Result<Row> {
+fn idle(system: &str, config: Config) -> Result<Row> {
     let stop = Arc::new(Mutex::new(Vec::new()));
     let keep = stop.clone();
-    let reactors = native::start(&[None, None], native::Config::default(), move |_| {
+    let reactors = native::start(&[None, None], config, move |_| {
         let (tell, mut told) = channel::bounded::<()>(1);
         keep.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(tell);
         async move {
@@ -242,7 +256,7 @@ fn idle() -> Result<Row> {
     let mut recorder = Recorder::default();
     recorder.record(span, 0);
     let share = used.cpu_us as f64 / span.as_micros() as f64 * 100.0;
-    Ok(Row::of("two idle reactors", "vellum", &recorder, span, used).note(format!("{share:.2} % of a core")))
+    Ok(Row::of("two idle reactors", system, &recorder, span, used).note(format!("{share:.2} % of a core")))
 }
 
 #[cfg(test)]
@@ -254,7 +268,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shape = Shape { rounds: 20, frames: 10, reads: 256, file_bytes: 1 << 20 };
         match run(dir.path(), &shape) {
-            Ok(report) => assert!(report.rows.len() >= 14, "{}", report.table()),
+            Ok(report) => assert_eq!(report.rows.len(), 9 + 6 * executors::all().len(), "{}", report.table()),
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
             Err(e) => panic!("{e:#}"),
         }

@@ -1,4 +1,4 @@
-//! Character devices such as `/dev/fuse`: native only.
+//! Character devices such as `/dev/fuse`: not in the simulation.
 
 use std::fmt;
 use std::io;
@@ -9,12 +9,12 @@ use std::rc::Rc;
 use vellum_base::{DmaBuf, DmaSlice};
 
 use crate::backend::Backend;
-use crate::{native, reactor};
+use crate::{kernel, reactor};
 
 /// A descriptor with messages: each read returns one, each write is one. A clone is the same one.
 #[derive(Clone)]
 pub struct AsyncFd {
-    inner: Rc<native::AsyncFd>,
+    inner: Rc<kernel::AsyncFd>,
 }
 
 impl AsyncFd {
@@ -22,7 +22,7 @@ impl AsyncFd {
     pub fn new(fd: OwnedFd) -> io::Result<AsyncFd> {
         let reactor = reactor::with(Rc::clone);
         match &reactor.backend {
-            Backend::Native(driver) => Ok(AsyncFd { inner: Rc::new(native::AsyncFd::new(driver, fd)?) }),
+            Backend::Kernel(driver) => Ok(AsyncFd { inner: Rc::new(kernel::AsyncFd::new(driver, fd)?) }),
             Backend::Sim(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "no descriptors in the simulation")),
         }
     }

@@ -1,8 +1,8 @@
 //! The runtime seam: everything above devices and sockets runs on this small set of words, in one of several worlds.
 //!
 //! Free functions act on the *current reactor* of the calling thread, so no generic parameter leaks upward. Natively
-//! each thread installs one reactor ([`native`]); in the simulation ([`sim`]) one thread holds many and the world
-//! installs the right one before each poll.
+//! each thread installs one reactor ([`native`], which with the feature `glommio` has a second executor for it); in the
+//! simulation ([`sim`]) one thread holds many and the world installs the right one before each poll.
 //!
 //! Invariants:
 //! - A task, its timers and its local primitives belong to one reactor for life; futures are `!Send`.
@@ -18,6 +18,9 @@ pub mod net;
 pub mod sim;
 
 mod backend;
+#[cfg(feature = "glommio")]
+mod glommio;
+mod kernel;
 mod poller;
 mod reactor;
 mod ready;

@@ -5,8 +5,9 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 
-use crate::native;
+use crate::backend::Backend;
 use crate::reactor;
+use crate::{kernel, native};
 
 pub(crate) struct Poller {
     pub name: &'static str,
@@ -101,8 +102,11 @@ pub fn add_poller(name: &'static str, f: impl FnMut() -> usize + 'static) -> Pol
 /// Registration of a file descriptor that ends the reactor's sleep.
 pub(crate) struct Watch {
     pub fd: RawFd,
-    /// The ring operation that polls it, while there is one.
+    /// The native ring's operation that polls it, while there is one.
     pub armed: Cell<Option<native::OpId>>,
+    /// The same under glommio.
+    #[cfg(feature = "glommio")]
+    pub wait: RefCell<Option<crate::glommio::Wait>>,
 }
 
 #[derive(Default)]
@@ -112,7 +116,12 @@ pub(crate) struct Watches {
 
 impl Watches {
     pub fn add(&self, fd: RawFd) -> Rc<Watch> {
-        let watch = Rc::new(Watch { fd, armed: Cell::new(None) });
+        let watch = Rc::new(Watch {
+            fd,
+            armed: Cell::new(None),
+            #[cfg(feature = "glommio")]
+            wait: RefCell::new(None),
+        });
         self.list.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
@@ -156,6 +165,10 @@ impl fmt::Debug for FdWatch {
 pub fn watch_fd(fd: RawFd) -> FdWatch {
     reactor::with(|reactor| {
         let watch = reactor.watches.add(fd);
-        FdWatch { watch, native: reactor.backend.native() }
+        let native = match &reactor.backend {
+            Backend::Kernel(kernel::Driver::Native(driver)) => Some(driver.clone()),
+            _ => None,
+        };
+        FdWatch { watch, native }
     })
 }

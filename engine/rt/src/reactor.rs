@@ -17,6 +17,11 @@ use crate::time::{Instant, WallTime, nanos};
 use crate::timer::Timers;
 use crate::wake::{Remote, RemoteWakes};
 
+/// Task polls between two looks at the IO.
+const POLLS_PER_TURN: usize = 128;
+/// Task time between two looks at the IO.
+const TURN: Duration = Duration::from_micros(200);
+
 pub(crate) struct Reactor {
     pub id: ReactorId,
     pub tasks: Tasks,
@@ -103,10 +108,11 @@ impl Reactor {
         count
     }
 
-    /// Runs ready tasks until `until`, at most `limit`; `began` is the present. Returns the count and the new present.
-    pub fn run_tasks(&self, limit: usize, until: Instant, mut began: Instant) -> (usize, Instant) {
+    /// Runs the ready tasks of one turn; `began` is the present. Returns the count and the new present.
+    pub fn run_tasks(&self, mut began: Instant) -> (usize, Instant) {
+        let until = began + TURN;
         let mut count = 0;
-        while count < limit && began < until {
+        while count < POLLS_PER_TURN && began < until {
             let Some((class, task)) = self.tasks.pop() else { break };
             self.poll_began.set(began);
             let Some(polled) = self.tasks.poll(task) else { continue };

@@ -1,6 +1,7 @@
-//! What only the native reactor has: sleep in the kernel, threads on cores, descriptors.
+//! What only reactors on the kernel have: sleep in the kernel, threads on cores, descriptors. Each test runs on each executor.
 
 use std::cell::Cell;
+use std::future::Future;
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
@@ -15,15 +16,54 @@ use rt::net::{Endpoint, Listener, Stream};
 use vellum_base::DmaBuf;
 use vellum_rt as rt;
 
+/// Makes tests of functions that take a configuration.
+macro_rules! on_each_executor {
+    ($($name:ident,)*) => {$(
+        mod $name {
+            use super::Config;
+            #[test]
+            fn native() {
+                super::$name(Config::default());
+            }
+            #[cfg(feature = "glommio")]
+            #[test]
+            fn glommio() {
+                super::$name(Config { executor: super::native::Executor::Glommio, ..Config::default() });
+            }
+        }
+    )*};
+}
+
+on_each_executor! {
+    an_idle_reactor_sleeps_in_the_kernel,
+    a_poller_lets_go_of_what_it_holds_at_once,
+    a_channel_message_ends_a_sleep_soon,
+    a_watched_fd_ends_a_sleep_and_runs_the_pollers,
+    a_poller_that_keeps_awake_sees_its_device_at_once,
+    always_polling_never_sleeps,
+    reactors_start_on_cores_and_are_joined,
+    a_reactor_ends_with_operations_in_flight,
+    an_async_fd_reads_and_writes_messages,
+    the_main_future_may_borrow,
+    a_left_over_socket_file_is_taken_over_and_a_live_one_is_not,
+    no_wake_up_is_lost_between_two_sleepers,
+    hundreds_of_streams_wait_in_one_ring,
+    a_panic_in_a_task_ends_its_reactor_and_leaves_the_thread_usable,
+    pollers_run_after_a_task_and_before_a_sleep,
+}
+
+fn block_on<F: Future>(config: &Config, future: F) -> F::Output {
+    native::block_on_with(config.clone(), future).unwrap()
+}
+
 /// CPU time of the calling thread.
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-#[test]
-fn an_idle_reactor_sleeps_in_the_kernel() {
-    native::block_on(async {
+fn an_idle_reactor_sleeps_in_the_kernel(config: Config) {
+    block_on(&config, async {
         // Everything that could keep it awake: a listener, a stream with a receive, a poller with a watched fd, timers.
         let listener = Listener::bind(&"tcp:127.0.0.1:0".parse::<Endpoint>().unwrap()).unwrap();
         let client = Stream::connect(&listener.local_endpoint().unwrap()).await.unwrap();
@@ -45,9 +85,8 @@ fn an_idle_reactor_sleeps_in_the_kernel() {
 
 /// A controller had one queue pair; the poller of the queue that recovery had used kept it until the next turn, so that the
 /// store found none (met in the virtual machine).
-#[test]
-fn a_poller_lets_go_of_what_it_holds_at_once() {
-    native::block_on(async {
+fn a_poller_lets_go_of_what_it_holds_at_once(config: Config) {
+    block_on(&config, async {
         let held = std::rc::Rc::new(());
         let holds = held.clone();
         let poller = rt::add_poller("holder", move || std::rc::Rc::strong_count(&holds) - 2);
@@ -57,10 +96,9 @@ fn a_poller_lets_go_of_what_it_holds_at_once() {
     });
 }
 
-#[test]
-fn a_channel_message_ends_a_sleep_soon() {
-    let (sender, mut receiver) = rt::channel::bounded::<std::time::Instant>(1);
-    let sleeper = native::spawn_thread("sleeper", None, move || async move {
+fn a_channel_message_ends_a_sleep_soon(config: Config) {
+    let (sender, mut receiver) = rt::channel::bounded::<std::time::Instant>(30);
+    let sleeper = native::spawn_thread_with("sleeper", None, config, move || async move {
         let mut latencies = Vec::new();
         while let Some(sent) = receiver.recv().await {
             latencies.push(sent.elapsed());
@@ -80,9 +118,8 @@ fn a_channel_message_ends_a_sleep_soon() {
     assert!(median < Duration::from_millis(5), "{median:?}");
 }
 
-#[test]
-fn a_watched_fd_ends_a_sleep_and_runs_the_pollers() {
-    native::block_on(async {
+fn a_watched_fd_ends_a_sleep_and_runs_the_pollers(config: Config) {
+    block_on(&config, async {
         let (read, mut write) = std::io::pipe().unwrap();
         rustix::io::ioctl_fionbio(&read, true).unwrap();
         let watch = rt::watch_fd(read.as_raw_fd());
@@ -117,9 +154,8 @@ fn a_watched_fd_ends_a_sleep_and_runs_the_pollers() {
     });
 }
 
-#[test]
-fn a_poller_that_keeps_awake_sees_its_device_at_once() {
-    native::block_on(async {
+fn a_poller_that_keeps_awake_sees_its_device_at_once(config: Config) {
+    block_on(&config, async {
         let poller = rt::add_poller("busy", || 0);
         poller.keep_awake(true);
         let before = rt::stats();
@@ -130,9 +166,8 @@ fn a_poller_that_keeps_awake_sees_its_device_at_once() {
     });
 }
 
-#[test]
-fn always_polling_never_sleeps() {
-    let config = Config { poll: PollMode::Always, ..Config::default() };
+fn always_polling_never_sleeps(config: Config) {
+    let config = Config { poll: PollMode::Always, ..config };
     let sleeps = native::block_on_with(config, async {
         rt::sleep(Duration::from_millis(10)).await;
         rt::stats().sleeps
@@ -140,11 +175,10 @@ fn always_polling_never_sleeps() {
     assert_eq!(sleeps.unwrap(), 0);
 }
 
-#[test]
-fn reactors_start_on_cores_and_are_joined() {
+fn reactors_start_on_cores_and_are_joined(config: Config) {
     let ran = Arc::new(AtomicUsize::new(0));
     let count = ran.clone();
-    let reactors = native::start(&[Some(0), None, None], Config::default(), move |id| {
+    let reactors = native::start(&[Some(0), None, None], config.clone(), move |id| {
         let count = count.clone();
         async move {
             assert_eq!(rt::reactor_id(), id);
@@ -154,14 +188,13 @@ fn reactors_start_on_cores_and_are_joined() {
     });
     reactors.unwrap().join().unwrap();
     assert_eq!(ran.load(Ordering::Relaxed), 6);
-    let nowhere = native::start(&[Some(1 << 20)], Config::default(), |_| async {});
+    let nowhere = native::start(&[Some(1 << 20)], config, |_| async {});
     assert!(nowhere.is_err());
 }
 
-#[test]
-fn a_reactor_ends_with_operations_in_flight() {
+fn a_reactor_ends_with_operations_in_flight(config: Config) {
     for _ in 0..20 {
-        native::block_on(async {
+        block_on(&config, async {
             let listener = Listener::bind(&"tcp:127.0.0.1:0".parse::<Endpoint>().unwrap()).unwrap();
             let client = Stream::connect(&listener.local_endpoint().unwrap()).await.unwrap();
             let server = listener.accept().await.unwrap();
@@ -177,9 +210,8 @@ fn a_reactor_ends_with_operations_in_flight() {
     }
 }
 
-#[test]
-fn an_async_fd_reads_and_writes_messages() {
-    native::block_on(async {
+fn an_async_fd_reads_and_writes_messages(config: Config) {
+    block_on(&config, async {
         let (a, b) = std::os::unix::net::UnixDatagram::pair().unwrap();
         let (a, b) = (AsyncFd::new(OwnedFd::from(a)).unwrap(), AsyncFd::new(OwnedFd::from(b)).unwrap());
         let reader = rt::spawn(Class::Request, "reads", async move {
@@ -202,22 +234,20 @@ fn an_async_fd_reads_and_writes_messages() {
     });
 }
 
-#[test]
-fn the_main_future_may_borrow() {
+fn the_main_future_may_borrow(config: Config) {
     let mut value = 1;
-    native::block_on(async {
+    block_on(&config, async {
         rt::yield_now().await;
         value += 1;
     });
     assert_eq!(value, 2);
 }
 
-#[test]
-fn a_left_over_socket_file_is_taken_over_and_a_live_one_is_not() {
+fn a_left_over_socket_file_is_taken_over_and_a_live_one_is_not(config: Config) {
     let path = std::env::temp_dir().join(format!("vellum-rt-stale-{}.sock", std::process::id()));
     let at = Endpoint::Unix(path.clone());
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap()); // std leaves the file behind
-    native::block_on(async {
+    block_on(&config, async {
         let listener = Listener::bind(&at).unwrap();
         assert!(Listener::bind(&at).is_err(), "somebody listens there");
         drop(listener);
@@ -228,15 +258,14 @@ fn a_left_over_socket_file_is_taken_over_and_a_live_one_is_not() {
 /// Both sides sleep after every message (no spinning), each on a core, and falls asleep about when the
 /// other's message comes. A lost wake-up leaves both asleep for ever (as it does when the
 /// reactor sleeps although its last look at the queue found something).
-#[test]
-fn no_wake_up_is_lost_between_two_sleepers() {
+fn no_wake_up_is_lost_between_two_sleepers(config: Config) {
     const ROUNDS: u64 = 20_000;
     let (there, from_first) = rt::channel::bounded::<u64>(1);
     let (back, from_second) = rt::channel::bounded::<u64>(1);
     let first = std::sync::Mutex::new(Some((there, from_second)));
     let second = std::sync::Mutex::new(Some((back, from_first)));
     let ends = Arc::new([first, second]);
-    let config = Config { spin: Duration::ZERO, ..Config::default() };
+    let config = Config { spin: Duration::ZERO, ..config };
     let cores = if std::thread::available_parallelism().unwrap().get() > 1 { [Some(0), Some(1)] } else { [None; 2] };
     let reactors = native::start(&cores, config, move |id| {
         let (sender, mut receiver) = ends[id.0 as usize].lock().unwrap().take().unwrap();
@@ -262,10 +291,9 @@ fn no_wake_up_is_lost_between_two_sleepers() {
 }
 
 /// More operations in flight than the ring has entries, and more receives than may spin.
-#[test]
-fn hundreds_of_streams_wait_in_one_ring() {
+fn hundreds_of_streams_wait_in_one_ring(config: Config) {
     const STREAMS: usize = 300;
-    let config = Config { ring_entries: 8, ..Config::default() };
+    let config = Config { ring_entries: 8, ..config };
     native::block_on_with(config, async {
         let path = std::env::temp_dir().join(format!("vellum-rt-many-{}.sock", std::process::id()));
         let listener = Listener::bind(&Endpoint::Unix(path)).unwrap();
@@ -309,24 +337,22 @@ fn hundreds_of_streams_wait_in_one_ring() {
     .unwrap();
 }
 
-#[test]
-fn a_panic_in_a_task_ends_its_reactor_and_leaves_the_thread_usable() {
+fn a_panic_in_a_task_ends_its_reactor_and_leaves_the_thread_usable(config: Config) {
     let caught = std::panic::catch_unwind(|| {
-        native::block_on(async {
+        block_on(&config, async {
             rt::spawn(Class::Request, "waits", rt::sleep(Duration::from_secs(60))).detach();
             rt::spawn(Class::Request, "panics", async { panic!("on purpose") }).await
         })
     });
     assert!(caught.is_err());
     assert!(!rt::has_reactor());
-    native::block_on(rt::yield_now());
+    block_on(&config, rt::yield_now());
 }
 
 /// A task that spun on its socket hands work to a poller: the reactor may not sleep before that poller has run, even if
 /// it never spins otherwise. (The turn in which a spinning task succeeded was once taken for an idle one.)
-#[test]
-fn pollers_run_after_a_task_and_before_a_sleep() {
-    let config = Config { spin: Duration::ZERO, ..Config::default() };
+fn pollers_run_after_a_task_and_before_a_sleep(config: Config) {
+    let config = Config { spin: Duration::ZERO, ..config };
     native::block_on_with(config, async {
         let queued = Rc::new(rt::local::Semaphore::new(0));
         let submitted = Rc::new(Cell::new(0usize));

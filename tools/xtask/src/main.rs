@@ -14,7 +14,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// What decides whether work lands: format, clippy, cargo-deny, every test. Read-only.
+    /// What decides whether work lands: format, clippy, cargo-deny, every test, the runtime's also on glommio. Read-only.
     Ci,
     /// Formats the tree and applies what clippy can mend by itself.
     Fix,
@@ -89,11 +89,17 @@ fn ci() -> Result<()> {
         println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
-    // The feature has an optional dependency and a test binary of its own; no SPDK is needed.
-    let spdk = ["-p", "vellum-nvme", "--features", "spdk", "--locked"];
-    cargo(&[&["clippy"][..], &spdk, &["--all-targets", "--", "-D", "warnings"]].concat())?;
-    cargo(&[&["nextest", "run"][..], &spdk, &["--test", "spdk"]].concat())?;
+    // Features with optional dependencies and tests of their own; no SPDK is needed.
+    feature("vellum-nvme", "spdk", &["--test", "spdk"])?;
+    feature("vellum-rt", "glommio", &["-E", "test(glommio) | binary(glommio)"])?;
     cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
+}
+
+/// Clippy and the named tests of a package with a feature that the default build is without.
+fn feature(package: &str, name: &str, tests: &[&str]) -> Result<()> {
+    let of = ["-p", package, "--features", name, "--locked"];
+    cargo(&[&["clippy"][..], &of, &["--all-targets", "--", "-D", "warnings"]].concat())?;
+    cargo(&[&["nextest", "run"][..], &of, tests].concat())
 }
 
 fn vm(jobs: &[String]) -> Result<()> {

@@ -11,8 +11,21 @@ pub enum PollMode {
     Always,
 }
 
+/// What drives a reactor. Everything above is the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Executor {
+    /// The reactor itself, on an io_uring of its own.
+    #[default]
+    Native,
+    /// One task of a glommio executor. It locks memory (`RLIMIT_MEMLOCK` must be 512 KiB or more) and has a helper
+    /// thread of its own.
+    #[cfg(feature = "glommio")]
+    Glommio,
+}
+
 #[derive(Clone, Debug)]
 pub struct Config {
+    pub executor: Executor,
     pub poll: PollMode,
     /// A task poll longer than this is recorded as a stall.
     pub stall: Duration,
@@ -27,6 +40,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
+            executor: Executor::Native,
             poll: PollMode::Adaptive,
             stall: Duration::from_millis(20),
             slice: Duration::from_micros(250),

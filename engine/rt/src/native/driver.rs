@@ -1,8 +1,7 @@
-//! The native backend of a reactor: its ring, clock and entropy.
+//! The native executor's part of a reactor: its ring, and how it waits.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -12,12 +11,11 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::io::Errno;
-use rustix::time::{ClockId, clock_gettime};
 use vellum_base::prng::Prng;
 
 use super::config::Config;
 use super::ring::Ring;
-use crate::time::{Instant, WallTime};
+use crate::kernel::{clock, unpredictable};
 use crate::wake::Doorbell;
 
 /// Tasks that may spin on their descriptors at a time; the others wait in the ring at once.
@@ -37,10 +35,9 @@ pub(crate) struct Driver {
 impl Driver {
     pub fn new(config: &Config, doorbell: Arc<OwnedFd>) -> io::Result<Driver> {
         let ring = Rc::new(Ring::new(config.ring_entries, doorbell)?);
-        let seed = RandomState::new().build_hasher().finish() ^ clock().0; // RandomState draws from the kernel
         Ok(Driver {
             ring,
-            prng: RefCell::new(Prng::new(seed)),
+            prng: RefCell::new(unpredictable()),
             spinners: RefCell::default(),
             spins_ended: Cell::new(0),
         })
@@ -121,16 +118,6 @@ impl Driver {
         let result = self.ring.poll(file, events.bits() as i16).await.result;
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
-}
-
-pub(crate) fn clock() -> Instant {
-    let t = clock_gettime(ClockId::Boottime);
-    Instant(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
-}
-
-pub(crate) fn wall_clock() -> WallTime {
-    let t = clock_gettime(ClockId::Realtime);
-    WallTime { secs: t.tv_sec, nanos: t.tv_nsec as u32 }
 }
 
 /// An eventfd that the ring polls.

@@ -1,26 +1,21 @@
-//! The native world: one reactor per thread on one io_uring each.
+//! The native world: one reactor per thread, each on one io_uring (or, with the feature `glommio`, on one executor of
+//! glommio's: [`Executor`]).
 //!
-//! - [`ring`]: the ring and every operation in flight (the crate's one home of unsafe code);
+//! - [`ring`]: the ring and every operation in flight (unsafe code);
 //! - [`run`]: the reactor's loop, and when it sleeps;
 //! - [`threads`]: reactors on threads and cores;
-//! - [`driver`]: clock, entropy, doorbell; [`stream`], [`listener`], [`datagram`], [`async_fd`]: IO.
+//! - [`driver`]: how tasks wait, entropy, doorbell; [`socket`]: connected sockets on the ring.
 
-mod async_fd;
 mod config;
-mod datagram;
 mod driver;
-mod listener;
 mod ring;
 mod run;
-mod stream;
+mod socket;
 mod threads;
 
-pub use config::{Config, PollMode};
-pub use threads::{ReactorThread, Reactors, block_on, block_on_with, spawn_thread, start};
+pub use config::{Config, Executor, PollMode};
+pub use threads::{ReactorThread, Reactors, block_on, block_on_with, spawn_thread, spawn_thread_with, start};
 
-pub(crate) use async_fd::AsyncFd;
-pub(crate) use datagram::Datagram;
-pub(crate) use driver::{Driver, clock, wall_clock};
-pub(crate) use listener::Listener;
+pub(crate) use driver::Driver;
 pub(crate) use ring::OpId;
-pub(crate) use stream::Stream;
+pub(crate) use socket::Socket;

@@ -22,8 +22,9 @@ use std::time::Duration;
 
 use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use vellum_base::{DmaBuf, DmaSlice};
+use vellum_base::DmaBuf;
 
+use crate::kernel::Parts;
 use crate::poller::Watch;
 
 /// Completions of cancellations: nobody waits for them.
@@ -53,7 +54,7 @@ pub(super) enum Hold {
     None,
     File { _file: Rc<OwnedFd> },
     Recv { buf: DmaBuf, _file: Rc<OwnedFd> },
-    Send { head: Vec<u8>, payload: Option<DmaSlice>, _file: Rc<OwnedFd> },
+    Send { parts: Parts, _file: Rc<OwnedFd> },
     Watch(Rc<Watch>),
 }
 
@@ -158,20 +159,14 @@ impl Ring {
         self.start(Hold::Recv { buf, _file: file.clone() }, |_| entry)
     }
 
-    /// Sends `head` and `payload` without their first `skip` bytes.
-    pub(super) fn send(
-        self: &Rc<Self>,
-        file: &Rc<OwnedFd>,
-        head: Vec<u8>,
-        payload: Option<DmaSlice>,
-        skip: usize,
-    ) -> Op {
+    /// Sends `parts` without their first `skip` bytes.
+    pub(super) fn send(self: &Rc<Self>, file: &Rc<OwnedFd>, parts: Parts, skip: usize) -> Op {
         let fd = Fd(file.as_raw_fd());
-        self.start(Hold::Send { head, payload, _file: file.clone() }, |slot| {
-            let Hold::Send { head, payload, .. } = &slot.hold else { unreachable!("set by start") };
-            let body = payload.as_deref().unwrap_or_default();
-            let parts = [&head[skip.min(head.len())..], &body[skip.saturating_sub(head.len()).min(body.len())..]];
-            slot.iov = parts.map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
+        self.start(Hold::Send { parts, _file: file.clone() }, |slot| {
+            let Hold::Send { parts, .. } = &slot.hold else { unreachable!("set by start") };
+            slot.iov = parts
+                .after(skip)
+                .map(|part| libc::iovec { iov_base: part.as_ptr().cast_mut().cast(), iov_len: part.len() });
             // SAFETY: a msghdr of zeros is valid.
             slot.msg = unsafe { std::mem::zeroed() };
             slot.msg.msg_iov = slot.iov.as_mut_ptr();

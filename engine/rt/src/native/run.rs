@@ -12,14 +12,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::config::{Config, PollMode};
-use super::driver::{Driver, clock};
+use super::driver::Driver;
+use crate::kernel::clock;
 use crate::reactor::Reactor;
 use crate::time::Instant;
 
-/// Task polls between two looks at the ring.
-const POLLS_PER_TURN: usize = 128;
-/// Task time between two looks at the ring.
-const TURN: Duration = Duration::from_micros(200);
 /// A yield of the core that took longer than this says that somebody else wants it: sleep instead of spinning.
 const CONTENDED: Duration = Duration::from_micros(5);
 
@@ -63,7 +60,7 @@ impl Loop {
         let timers = reactor.timers.fire(now);
         let events = reactor.pollers.run();
         let spinners = self.driver.turn_spinners();
-        let (polls, now) = reactor.run_tasks(POLLS_PER_TURN, now + TURN, now);
+        let (polls, now) = reactor.run_tasks(now);
         main();
         let in_vain = spinners.saturating_sub(self.driver.take_spins_ended());
         let progress = wakes + completions + timers + events + polls.saturating_sub(in_vain);

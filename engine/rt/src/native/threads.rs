@@ -1,57 +1,42 @@
 //! Reactors on threads: started together on cores, one at a time, or on the calling thread.
 
-use std::cell::RefCell;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::mpsc;
-use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use vellum_base::ReactorId;
 
-use super::config::Config;
+use super::config::{Config, Executor};
 use super::driver::{Driver, EventfdDoorbell, new_eventfd};
 use super::run::Loop;
-use crate::Class;
 use crate::backend::Backend;
+use crate::kernel::{self, MainFuture};
 use crate::reactor::{self, Reactor};
 use crate::wake;
 
 /// Runs `main` on a reactor of the calling thread until it is done; then whatever else runs there is dropped.
-///
-/// The main future may borrow, so it is no task of the slab: a stand-in task is scheduled for it and lends it its waker.
 fn run<F: Future>(id: ReactorId, config: &Config, main: impl FnOnce() -> F) -> io::Result<F::Output> {
     assert!(!reactor::has_reactor(), "this thread runs a reactor already");
+    match config.executor {
+        Executor::Native => run_natively(id, config, main),
+        #[cfg(feature = "glommio")]
+        Executor::Glommio => crate::glommio::run(id, config, main),
+    }
+}
+
+fn run_natively<F: Future>(id: ReactorId, config: &Config, main: impl FnOnce() -> F) -> io::Result<F::Output> {
     let doorbell = new_eventfd()?;
     let driver = Rc::new(Driver::new(config, doorbell.clone())?);
     let wakes = wake::remote(Box::new(EventfdDoorbell(doorbell)));
-    let reactor = Reactor::new(id, Backend::Native(driver.clone()), wakes, config.stall, config.slice);
+    let backend = Backend::Kernel(kernel::Driver::Native(driver.clone()));
+    let reactor = Reactor::new(id, backend, wakes, config.stall, config.slice);
     let _installed = reactor::install(&reactor);
     let _cleared = ClearOnDrop(&reactor);
-    let due: Rc<RefCell<Option<Waker>>> = Rc::default();
-    let stand_in = due.clone();
-    crate::spawn(Class::Request, "main", async move {
-        poll_fn(|cx| {
-            *stand_in.borrow_mut() = Some(cx.waker().clone());
-            Poll::<()>::Pending
-        })
-        .await;
-    })
-    .detach();
-    let mut main = pin!(main());
-    Loop::new(reactor.clone(), driver, config).run_until(|| {
-        let waker = due.borrow_mut().take()?;
-        let mut output = None;
-        reactor.run_as("main", Class::Request, || {
-            if let Poll::Ready(done) = main.as_mut().poll(&mut Context::from_waker(&waker)) {
-                output = Some(done);
-            }
-        });
-        output
-    })
+    let mut main = MainFuture::new(main());
+    Loop::new(reactor.clone(), driver, config).run_until(|| main.poll_if_due(&reactor))
 }
 
 /// Tasks are dropped while their reactor is installed, also when one of them panics.
@@ -71,7 +56,7 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     block_on_with(Config::default(), future).unwrap_or_else(|e| panic!("no reactor: {e}"))
 }
 
-/// [`block_on`] with a configuration, and an error where the kernel gives no io_uring.
+/// [`block_on`] with a configuration, and an error where the kernel gives no io_uring (or not what glommio needs).
 pub fn block_on_with<F: Future>(config: Config, future: F) -> io::Result<F::Output> {
     run(ReactorId(0), &config, || future)
 }
@@ -138,7 +123,22 @@ where
     Fut: Future + 'static,
     Fut::Output: Send + 'static,
 {
-    spawn_as(name, ReactorId(0), core, Config::default(), main)
+    spawn_thread_with(name, core, Config::default(), main)
+}
+
+/// [`spawn_thread`] with a configuration.
+pub fn spawn_thread_with<F, Fut>(
+    name: &str,
+    core: Option<usize>,
+    config: Config,
+    main: F,
+) -> io::Result<ReactorThread<Fut::Output>>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future + 'static,
+    Fut::Output: Send + 'static,
+{
+    spawn_as(name, ReactorId(0), core, config, main)
 }
 
 /// Reactors that were started together.

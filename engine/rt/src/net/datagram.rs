@@ -6,10 +6,10 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use crate::backend::Backend;
-use crate::{native, reactor, sim};
+use crate::{kernel, reactor, sim};
 
 enum Inner {
-    Native(native::Datagram),
+    Kernel(kernel::Datagram),
     Sim(sim::net::Datagram),
 }
 
@@ -21,7 +21,7 @@ impl Datagram {
     pub fn bind(at: SocketAddr) -> io::Result<Datagram> {
         let reactor = reactor::with(Rc::clone);
         let inner = match &reactor.backend {
-            Backend::Native(driver) => Inner::Native(native::Datagram::bind(driver, at)?),
+            Backend::Kernel(driver) => Inner::Kernel(kernel::Datagram::bind(driver, at)?),
             Backend::Sim(driver) => Inner::Sim(sim::net::Datagram::bind(driver, at)?),
         };
         Ok(Datagram { inner })
@@ -29,7 +29,7 @@ impl Datagram {
 
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         match &self.inner {
-            Inner::Native(socket) => socket.local_addr(),
+            Inner::Kernel(socket) => socket.local_addr(),
             Inner::Sim(socket) => Ok(socket.local_addr()),
         }
     }
@@ -37,7 +37,7 @@ impl Datagram {
     /// Sends one datagram; success does not say that it arrives.
     pub async fn send_to(&self, data: &[u8], to: SocketAddr) -> io::Result<()> {
         match &self.inner {
-            Inner::Native(socket) => socket.send_to(data, to).await,
+            Inner::Kernel(socket) => socket.send_to(data, to).await,
             Inner::Sim(socket) => socket.send_to(data, to),
         }
     }
@@ -45,7 +45,7 @@ impl Datagram {
     /// The next datagram, cut to `buf`. Dropping the future loses none.
     pub async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         match &self.inner {
-            Inner::Native(socket) => socket.recv_from(buf).await,
+            Inner::Kernel(socket) => socket.recv_from(buf).await,
             Inner::Sim(socket) => socket.recv_from(buf).await,
         }
     }

@@ -7,10 +7,10 @@ use std::rc::Rc;
 use super::stream::Inner as StreamInner;
 use super::{Endpoint, Stream};
 use crate::backend::Backend;
-use crate::{native, reactor, sim};
+use crate::{kernel, reactor, sim};
 
 enum Inner {
-    Native(native::Listener),
+    Kernel(kernel::Listener),
     Sim(sim::net::Listener),
 }
 
@@ -23,7 +23,7 @@ impl Listener {
     pub fn bind(at: &Endpoint) -> io::Result<Listener> {
         let reactor = reactor::with(Rc::clone);
         let inner = match &reactor.backend {
-            Backend::Native(driver) => Inner::Native(native::Listener::bind(driver, at)?),
+            Backend::Kernel(driver) => Inner::Kernel(kernel::Listener::bind(driver, at)?),
             Backend::Sim(driver) => Inner::Sim(sim::net::Listener::bind(driver, at)?),
         };
         Ok(Listener { inner })
@@ -32,7 +32,7 @@ impl Listener {
     /// The bound endpoint, with the port that was chosen when 0 was asked for.
     pub fn local_endpoint(&self) -> io::Result<Endpoint> {
         match &self.inner {
-            Inner::Native(listener) => listener.local_endpoint(),
+            Inner::Kernel(listener) => listener.local_endpoint(),
             Inner::Sim(listener) => Ok(listener.local_endpoint()),
         }
     }
@@ -40,7 +40,7 @@ impl Listener {
     /// The next connection. Dropping the future loses none.
     pub async fn accept(&self) -> io::Result<Stream> {
         let inner = match &self.inner {
-            Inner::Native(listener) => StreamInner::Native(Rc::new(listener.accept().await?)),
+            Inner::Kernel(listener) => StreamInner::Kernel(Rc::new(listener.accept().await?)),
             Inner::Sim(listener) => StreamInner::Sim(Rc::new(listener.accept().await?)),
         };
         Ok(Stream { inner })

@@ -10,7 +10,7 @@ use vellum_base::{DmaBuf, DmaSlice};
 
 use super::Endpoint;
 use crate::backend::Backend;
-use crate::{native, reactor, sim};
+use crate::{kernel, reactor, sim};
 
 /// Who is at the other end of a unix socket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,7 +22,7 @@ pub struct PeerCred {
 
 #[derive(Clone)]
 pub(super) enum Inner {
-    Native(Rc<native::Stream>),
+    Kernel(Rc<kernel::Stream>),
     Sim(Rc<sim::net::Stream>),
 }
 
@@ -37,7 +37,7 @@ impl Stream {
     pub async fn connect(to: &Endpoint) -> io::Result<Stream> {
         let reactor = reactor::with(Rc::clone);
         let inner = match &reactor.backend {
-            Backend::Native(driver) => Inner::Native(Rc::new(native::Stream::connect(driver, to).await?)),
+            Backend::Kernel(driver) => Inner::Kernel(Rc::new(kernel::Stream::connect(driver, to).await?)),
             Backend::Sim(driver) => Inner::Sim(Rc::new(sim::net::Stream::connect(driver, to).await?)),
         };
         Ok(Stream { inner })
@@ -51,7 +51,7 @@ impl Stream {
     pub async fn recv(&self, buf: DmaBuf, range: Range<usize>) -> (io::Result<usize>, DmaBuf) {
         assert!(range.start < range.end && range.end <= buf.len(), "nothing to receive into");
         match &self.inner {
-            Inner::Native(stream) => stream.recv(buf, range).await,
+            Inner::Kernel(stream) => stream.recv(buf, range).await,
             Inner::Sim(stream) => stream.recv(buf, range).await,
         }
     }
@@ -60,7 +60,7 @@ impl Stream {
     /// the end) an unknown part has been sent: the stream can only be given up.
     pub async fn send_all(&self, head: Vec<u8>, payload: Option<DmaSlice>) -> (io::Result<()>, Vec<u8>) {
         match &self.inner {
-            Inner::Native(stream) => stream.send_all(head, payload).await,
+            Inner::Kernel(stream) => stream.send_all(head, payload).await,
             Inner::Sim(stream) => stream.send_all(head, payload).await,
         }
     }
@@ -68,7 +68,7 @@ impl Stream {
     /// Ends both directions: the peer sees the end after what was sent, and receives here return 0.
     pub fn shutdown(&self) {
         match &self.inner {
-            Inner::Native(stream) => stream.shutdown(),
+            Inner::Kernel(stream) => stream.shutdown(),
             Inner::Sim(stream) => stream.shutdown(),
         }
     }
@@ -76,7 +76,7 @@ impl Stream {
     /// The peer's credentials; `None` over TCP.
     pub fn peer_cred(&self) -> Option<PeerCred> {
         match &self.inner {
-            Inner::Native(stream) => stream.peer_cred(),
+            Inner::Kernel(stream) => stream.peer_cred(),
             Inner::Sim(stream) => stream.peer_cred(),
         }
     }
@@ -84,7 +84,7 @@ impl Stream {
     /// The peer's address; `None` over unix sockets and in a simulation.
     pub fn peer_ip(&self) -> Option<IpAddr> {
         match &self.inner {
-            Inner::Native(stream) => stream.peer_ip(),
+            Inner::Kernel(stream) => stream.peer_ip(),
             Inner::Sim(_) => None,
         }
     }

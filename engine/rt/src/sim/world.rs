@@ -297,7 +297,7 @@ impl World {
     pub fn spend(time: Duration) {
         reactor::with(|reactor| match &reactor.backend {
             Backend::Sim(driver) => driver.shared.with(|core| core.now += nanos(time)),
-            Backend::Native(_) => std::thread::sleep(time),
+            Backend::Kernel(_) => std::thread::sleep(time),
         });
     }
 

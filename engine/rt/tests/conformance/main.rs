@@ -1,4 +1,5 @@
-//! One suite for every world: what the runtime seam promises holds natively and in the simulation alike.
+//! One suite for every world: what the runtime seam promises holds natively, on glommio's executor (with the feature
+//! `glommio`) and in the simulation alike.
 //!
 //! A scenario is an async function on one reactor, or a pair of them on two. The macros at the end make a test of each
 //! in each world; the simulated ones run with several seeds, and also under a hostile configuration where they must.

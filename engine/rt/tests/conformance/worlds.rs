@@ -4,8 +4,9 @@ use std::future::Future;
 use std::pin::Pin;
 use std::time::Duration;
 
+use vellum_rt::Class;
+use vellum_rt::native::{self, Config};
 use vellum_rt::sim::{SimConfig, World};
-use vellum_rt::{Class, native};
 
 pub type Main = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
@@ -17,13 +18,22 @@ pub fn main<F: Future<Output = ()> + 'static>(f: impl FnOnce() -> F + Send + 'st
     Box::new(move || Box::pin(f()))
 }
 
-pub fn native_one(scenario: Main) {
-    native::block_on(scenario());
+pub fn native() -> Config {
+    Config::default()
 }
 
-pub fn native_two(pair: (Main, Main)) {
-    let other = native::spawn_thread("second", None, pair.1).unwrap();
-    native::block_on((pair.0)());
+#[cfg(feature = "glommio")]
+pub fn glommio() -> Config {
+    Config { executor: native::Executor::Glommio, ..Config::default() }
+}
+
+pub fn kernel_one(config: Config, scenario: Main) {
+    native::block_on_with(config, scenario()).unwrap();
+}
+
+pub fn kernel_two(config: Config, pair: (Main, Main)) {
+    let other = native::spawn_thread_with("second", None, config.clone(), pair.1).unwrap();
+    native::block_on_with(config, (pair.0)()).unwrap();
     other.join().unwrap();
 }
 
@@ -60,7 +70,12 @@ macro_rules! conformance {
         mod $name {
             #[test]
             fn native() {
-                $crate::worlds::native_one($crate::worlds::main($crate::$module::$name));
+                $crate::worlds::kernel_one($crate::worlds::native(), $crate::worlds::main($crate::$module::$name));
+            }
+            #[cfg(feature = "glommio")]
+            #[test]
+            fn glommio() {
+                $crate::worlds::kernel_one($crate::worlds::glommio(), $crate::worlds::main($crate::$module::$name));
             }
             #[test]
             fn sim() {
@@ -72,7 +87,12 @@ macro_rules! conformance {
         mod $name {
             #[test]
             fn native() {
-                $crate::worlds::native_two($crate::$module::$name());
+                $crate::worlds::kernel_two($crate::worlds::native(), $crate::$module::$name());
+            }
+            #[cfg(feature = "glommio")]
+            #[test]
+            fn glommio() {
+                $crate::worlds::kernel_two($crate::worlds::glommio(), $crate::$module::$name());
             }
             #[test]
             fn sim() {

@@ -1,4 +1,4 @@
-//! Listening sockets: accepts are rare beside requests, so a poll by the ring and a plain accept will do.
+//! Listening sockets: accepts are rare beside requests, so a poll and a plain accept will do.
 
 use std::io;
 use std::net::TcpListener;
@@ -16,12 +16,12 @@ use crate::net::Endpoint;
 
 pub(crate) struct Listener {
     fd: Rc<OwnedFd>,
-    driver: Rc<Driver>,
+    driver: Driver,
     endpoint: Endpoint,
 }
 
 impl Listener {
-    pub fn bind(driver: &Rc<Driver>, at: &Endpoint) -> io::Result<Listener> {
+    pub fn bind(driver: &Driver, at: &Endpoint) -> io::Result<Listener> {
         let (fd, endpoint) = match at {
             Endpoint::Unix(path) => {
                 let listener = bind_unix(path)?;

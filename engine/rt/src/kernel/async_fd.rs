@@ -1,5 +1,5 @@
-//! Devices with messages. Tried at once, and polled by the ring when there is nothing: `/dev/fuse` answers no
-//! asynchronous read, so that a read given to the ring would be handed to a kernel worker thread.
+//! Devices with messages. Tried at once, and polled when there is nothing: `/dev/fuse` answers no asynchronous read, so
+//! that a read given to an io_uring would be handed to a kernel worker thread.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,18 +12,18 @@ use super::driver::Driver;
 
 pub(crate) struct AsyncFd {
     fd: Rc<OwnedFd>,
-    driver: Rc<Driver>,
+    driver: Driver,
 }
 
 impl AsyncFd {
-    pub fn new(driver: &Rc<Driver>, fd: OwnedFd) -> io::Result<AsyncFd> {
+    pub fn new(driver: &Driver, fd: OwnedFd) -> io::Result<AsyncFd> {
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(AsyncFd { fd: Rc::new(fd), driver: driver.clone() })
     }
 
     pub async fn read(&self, buf: &mut [u8]) -> io::Result<usize> {
         loop {
-            match self.driver.spin(|| rustix::io::read(&*self.fd, &mut *buf)).await {
+            match self.driver.attempt(|| rustix::io::read(&*self.fd, &mut *buf)).await {
                 Some(done) => return Ok(done?),
                 None => self.driver.readable(&self.fd).await?,
             }

@@ -1,4 +1,4 @@
-//! UDP sockets: tried at once, polled by the ring when there is nothing (or no room).
+//! UDP sockets: tried at once, polled when there is nothing (or no room).
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -9,13 +9,13 @@ use super::driver::Driver;
 
 pub(crate) struct Datagram {
     socket: UdpSocket,
-    /// The same socket, in the form that the ring keeps alive.
+    /// The same socket, in the form that a driver keeps alive.
     fd: Rc<OwnedFd>,
-    driver: Rc<Driver>,
+    driver: Driver,
 }
 
 impl Datagram {
-    pub fn bind(driver: &Rc<Driver>, at: SocketAddr) -> io::Result<Datagram> {
+    pub fn bind(driver: &Driver, at: SocketAddr) -> io::Result<Datagram> {
         let socket = UdpSocket::bind(at)?;
         socket.set_nonblocking(true)?;
         let fd = Rc::new(OwnedFd::from(socket.try_clone()?));

@@ -1,4 +1,4 @@
-//! Connected sockets on the ring.
+//! Connected sockets.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -8,7 +8,6 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType,
@@ -16,8 +15,7 @@ use rustix::net::{
 };
 use vellum_base::{DmaBuf, DmaSlice};
 
-use super::driver::Driver;
-use super::ring::Hold;
+use super::driver::{Driver, Parts, Socket};
 use crate::net::{Endpoint, PeerCred};
 
 /// Between two attempts at a unix socket whose backlog is full.
@@ -25,15 +23,14 @@ const BACKLOG_RETRY: Duration = Duration::from_millis(1);
 
 pub(crate) struct Stream {
     fd: Rc<OwnedFd>,
-    driver: Rc<Driver>,
+    driver: Driver,
+    socket: Socket,
     peer_cred: Option<PeerCred>,
     peer_ip: Option<IpAddr>,
 }
 
 impl Stream {
-    /// `fd` must block: the ring waits for a blocking socket and fails a non-blocking one at once.
-    fn new(driver: &Rc<Driver>, fd: Rc<OwnedFd>, is_unix: bool) -> io::Result<Stream> {
-        fcntl_setfl(&*fd, fcntl_getfl(&*fd)? - OFlags::NONBLOCK)?;
+    fn new(driver: &Driver, fd: Rc<OwnedFd>, is_unix: bool) -> io::Result<Stream> {
         let (mut peer_cred, mut peer_ip) = (None, None);
         if is_unix {
             let cred = sockopt::socket_peercred(&*fd)?;
@@ -43,14 +40,15 @@ impl Stream {
             sockopt::set_tcp_nodelay(&*fd, true)?;
             peer_ip = getpeername(&*fd)?.and_then(|addr| SocketAddr::try_from(addr).ok()).map(|addr| addr.ip());
         }
-        Ok(Stream { fd, driver: driver.clone(), peer_cred, peer_ip })
+        let socket = driver.socket(&fd)?;
+        Ok(Stream { fd, driver: driver.clone(), socket, peer_cred, peer_ip })
     }
 
-    pub fn accepted(driver: &Rc<Driver>, fd: OwnedFd, is_unix: bool) -> io::Result<Stream> {
+    pub fn accepted(driver: &Driver, fd: OwnedFd, is_unix: bool) -> io::Result<Stream> {
         Stream::new(driver, Rc::new(fd), is_unix)
     }
 
-    pub async fn connect(driver: &Rc<Driver>, to: &Endpoint) -> io::Result<Stream> {
+    pub async fn connect(driver: &Driver, to: &Endpoint) -> io::Result<Stream> {
         match to {
             Endpoint::Unix(path) => Stream::connect_unix(driver, path).await,
             Endpoint::Tcp(addr) => {
@@ -69,7 +67,7 @@ impl Stream {
         }
     }
 
-    async fn connect_unix(driver: &Rc<Driver>, path: &Path) -> io::Result<Stream> {
+    async fn connect_unix(driver: &Driver, path: &Path) -> io::Result<Stream> {
         let addr = SocketAddrUnix::new(path)?;
         let fd = socket(AddressFamily::UNIX)?;
         loop {
@@ -84,16 +82,13 @@ impl Stream {
 
     pub async fn recv(&self, mut buf: DmaBuf, range: Range<usize>) -> (io::Result<usize>, DmaBuf) {
         let attempt = || recv(&*self.fd, &mut buf[range.clone()], RecvFlags::DONTWAIT).map(|(n, _)| n);
-        if let Some(done) = self.driver.spin(attempt).await {
+        if let Some(done) = self.driver.attempt(attempt).await {
             return (done.map_err(io::Error::from), buf);
         }
         loop {
-            let done = self.driver.ring.recv(&self.fd, buf, range.clone()).await;
-            let Hold::Recv { buf: back, .. } = done.hold else {
-                unreachable!("an operation returns what it was given")
-            };
+            let (result, back) = self.socket.recv(buf, range.clone()).await;
             buf = back;
-            match to_result(done.result) {
+            match result {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 result => return (result, buf),
             }
@@ -102,33 +97,24 @@ impl Stream {
 
     /// Tries at once: most sends find room in the socket, and the answer is on its way before this task yields.
     pub async fn send_all(&self, head: Vec<u8>, payload: Option<DmaSlice>) -> (io::Result<()>, Vec<u8>) {
-        let total = head.len() + payload.as_ref().map_or(0, |payload| payload.len());
-        let (mut head, mut payload) = (head, payload);
-        let mut sent = match self.try_send(&head, payload.as_deref().unwrap_or_default()) {
+        let mut parts = Parts { head, payload };
+        let total = parts.len();
+        let mut sent = match try_send(&self.fd, parts.after(0)) {
             Ok(n) => n,
             Err(Errno::AGAIN | Errno::INTR) => 0,
-            Err(e) => return (Err(e.into()), head),
+            Err(e) => return (Err(e.into()), parts.head),
         };
         while sent < total {
-            let done = self.driver.ring.send(&self.fd, head, payload, sent).await;
-            let Hold::Send { head: back, payload: rest, .. } = done.hold else {
-                unreachable!("an operation returns what it was given")
-            };
-            (head, payload) = (back, rest);
-            match to_result(done.result) {
-                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), head),
+            let (result, back) = self.socket.send(parts, sent).await;
+            parts = back;
+            match result {
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), parts.head),
                 Ok(n) => sent += n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return (Err(e), head),
+                Err(e) => return (Err(e), parts.head),
             }
         }
-        (Ok(()), head)
-    }
-
-    fn try_send(&self, head: &[u8], payload: &[u8]) -> Result<usize, Errno> {
-        let parts = [IoSlice::new(head), IoSlice::new(payload)];
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        sendmsg(&*self.fd, &parts, &mut SendAncillaryBuffer::default(), flags)
+        (Ok(()), parts.head)
     }
 
     pub fn shutdown(&self) {
@@ -150,6 +136,8 @@ fn socket(family: AddressFamily) -> io::Result<Rc<OwnedFd>> {
     Ok(Rc::new(rustix::net::socket_with(family, SocketType::STREAM, flags, None)?))
 }
 
-fn to_result(result: i32) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+/// One vectored send of as much as there is room for.
+pub(crate) fn try_send(fd: &OwnedFd, parts: [&[u8]; 2]) -> Result<usize, Errno> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    sendmsg(fd, &parts.map(IoSlice::new), &mut SendAncillaryBuffer::default(), flags)
 }
