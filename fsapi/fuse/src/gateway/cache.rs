@@ -89,9 +89,8 @@ impl Gateway {
         let (open, closed): (Vec<Ino>, Vec<Ino>) = inos.into_iter().partition(|ino| self.vfs.is_open(*ino));
         closed.into_iter().for_each(|ino| self.known.pages_are_stale(ino));
         let all = notifier.inval_pages_of(open.iter().map(|ino| ino.0));
-        match timeout(PAGES_WITHIN, all).await {
-            Ok(Err(error)) => tracing::warn!(%error, "mapped pages stay in the kernel's cache"),
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(error)) = timeout(PAGES_WITHIN, all).await {
+            tracing::warn!(%error, "mapped pages stay in the kernel's cache");
         }
     }
 
