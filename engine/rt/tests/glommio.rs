@@ -49,7 +49,7 @@ fn executors_leave_no_descriptors_behind() {
     for _ in 0..RUNS {
         run();
     }
-    // glommio's helper threads end in their own time.
+    // The executors' second threads end in their own time.
     let began = Instant::now();
     while open_descriptors() > before + RUNS && began.elapsed() < Duration::from_secs(20) {
         std::thread::sleep(Duration::from_millis(20));

@@ -17,8 +17,7 @@ pub enum Executor {
     /// The reactor itself, on an io_uring of its own.
     #[default]
     Native,
-    /// One task of a glommio executor. It locks memory (`RLIMIT_MEMLOCK` must be 512 KiB or more) and has a helper
-    /// thread of its own.
+    /// One task of a glommio executor. `RLIMIT_MEMLOCK` must be 512 KiB or more; each has a second thread, which sleeps.
     #[cfg(feature = "glommio")]
     Glommio,
 }
