@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vellum_base::Mutant;
 use vellum_base::mutant;
 
-use crate::plan::{Plan, Profile};
+use crate::plan::{Plan, Profile, Season};
 use crate::run::run;
 
 /// Who found a bug, and after how many runs.
@@ -22,6 +22,24 @@ pub struct Found {
 pub fn profile_of(bug: Mutant) -> Profile {
     // Those of the quorum stand last in the list.
     if bug >= Mutant::VoteBeforeDurable { Profile::Cluster } else { Profile::Single }
+}
+
+/// The season in which a bug can show at all, where there is one.
+fn season_of(bug: Mutant) -> Option<Season> {
+    match bug {
+        Mutant::FreeBeforeDurable => Some(Season::Churn),
+        Mutant::SkipDataFlush | Mutant::NameUnflushedSegment => Some(Season::Strike),
+        Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Some(Season::LockFiles),
+        Mutant::ReleaseBeforeSettled | Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Some(Season::Doze),
+        Mutant::LetAllGo => Some(Season::Leave),
+        _ => None,
+    }
+}
+
+/// Seeds from `first` on; of a bug that only one season shows, those of that season.
+pub fn seeds(bug: Mutant, profile: Profile, first: u64) -> impl Iterator<Item = u64> {
+    let season = season_of(bug);
+    (first..).filter(move |seed| season.is_none() || Plan::draw(*seed, profile).season == season)
 }
 
 /// Runs seeds until one fails that does not fail without the bug; `None` when none of `bound` does.
