@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vellum_base::Mutant;
 use vellum_base::mutant;
 
-use crate::plan::{Plan, Profile, Season};
+use crate::plan::{Plan, Profile, Season, Work};
 use crate::run::run;
 
 /// Who found a bug, and after how many runs.
@@ -24,22 +24,23 @@ pub fn profile_of(bug: Mutant) -> Profile {
     if bug >= Mutant::VoteBeforeDurable { Profile::Cluster } else { Profile::Single }
 }
 
-/// The season in which a bug can show at all, where there is one.
-fn season_of(bug: Mutant) -> Option<Season> {
-    match bug {
-        Mutant::FreeBeforeDurable => Some(Season::Churn),
-        Mutant::SkipDataFlush | Mutant::NameUnflushedSegment => Some(Season::Strike),
-        Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Some(Season::LockFiles),
-        Mutant::ReleaseBeforeSettled | Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Some(Season::Doze),
-        Mutant::LetAllGo => Some(Season::Leave),
-        _ => None,
-    }
+/// Whether a bug can show in this run at all, or hardly.
+fn may_show(bug: Mutant, plan: &Plan) -> bool {
+    let season = match bug {
+        Mutant::FreeBeforeDurable => Season::Churn,
+        Mutant::SkipDataFlush | Mutant::NameUnflushedSegment | Mutant::ReleaseBeforeTombstone => Season::Strike,
+        Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Season::LockFiles,
+        Mutant::ReleaseBeforeSettled | Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
+        Mutant::LetAllGo => Season::Leave,
+        Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
+        _ => return true,
+    };
+    plan.season == Some(season)
 }
 
-/// Seeds from `first` on; of a bug that only one season shows, those of that season.
+/// Seeds from `first` on whose runs may show the bug.
 pub fn seeds(bug: Mutant, profile: Profile, first: u64) -> impl Iterator<Item = u64> {
-    let season = season_of(bug);
-    (first..).filter(move |seed| season.is_none() || Plan::draw(*seed, profile).season == season)
+    (first..).filter(move |seed| may_show(bug, &Plan::draw(*seed, profile)))
 }
 
 /// Runs seeds until one fails that does not fail without the bug; `None` when none of `bound` does.

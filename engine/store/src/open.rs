@@ -220,8 +220,8 @@ fn release_rest(state: &mut ManifestState, run: &Run, end: &RunEnd, chunk_blocks
         free.extend(log.chunks.split_off(rest(&log.chunks, used)));
     }
     if end.parts.is_empty() {
-        free.extend(kept.seal_chunks.drain(..));
-        kept.logs.iter_mut().for_each(|log| free.extend(log.chunks.drain(..)));
+        free.append(&mut kept.seal_chunks);
+        kept.logs.iter_mut().for_each(|log| free.append(&mut log.chunks));
         state.runs.retain(|kept| kept.term != run.term);
         if end.epochs > 0 {
             state.base_epoch = state.base_epoch.max(end.last_epoch);
