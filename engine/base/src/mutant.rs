@@ -134,6 +134,8 @@ mutants! {
     KeepSlowLeader,
     /// A member writes its block although another process does.
     ShareSlot,
+    /// Members are let go though no majority remains and clients are mounted.
+    LetAllGo,
 }
 
 #[cfg(debug_assertions)]

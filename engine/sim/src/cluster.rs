@@ -300,6 +300,11 @@ impl Cluster {
         }
     }
 
+    /// It was told to stop, and has done so.
+    pub fn ended_well(&self, node: usize) -> bool {
+        lock(&self.nodes[node].said).ended
+    }
+
     /// Why a node that should run does not.
     pub fn failure(&self, node: usize) -> Option<String> {
         lock(&self.nodes[node].said).failed.clone()

@@ -175,7 +175,8 @@ fn one_mutant(cli: &Cli, name: &str) -> bool {
         Kind::Single => Profile::Single,
         Kind::Cluster => Profile::Cluster,
     };
-    let seeds: Vec<u64> = cli.seed.map_or_else(|| (cli.from..).take(cli.bound).collect(), |seed| vec![seed]);
+    let fit = || mutants::seeds(bug, profile, cli.from).take(cli.bound).collect();
+    let seeds: Vec<u64> = cli.seed.map_or_else(fit, |seed| vec![seed]);
     if let Some(seed) = cli.seed {
         // One run with the bug, as a story.
         mutant::replace(Some(bug));

@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vellum_base::Mutant;
 use vellum_base::mutant;
 
-use crate::plan::{Plan, Profile};
+use crate::plan::{Plan, Profile, Season, Work};
 use crate::run::run;
 
 /// Who found a bug, and after how many runs.
@@ -22,6 +22,25 @@ pub struct Found {
 pub fn profile_of(bug: Mutant) -> Profile {
     // Those of the quorum stand last in the list.
     if bug >= Mutant::VoteBeforeDurable { Profile::Cluster } else { Profile::Single }
+}
+
+/// Whether a bug can show in this run at all, or hardly.
+fn may_show(bug: Mutant, plan: &Plan) -> bool {
+    let season = match bug {
+        Mutant::FreeBeforeDurable => Season::Churn,
+        Mutant::SkipDataFlush | Mutant::NameUnflushedSegment | Mutant::ReleaseBeforeTombstone => Season::Strike,
+        Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Season::LockFiles,
+        Mutant::ReleaseBeforeSettled | Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
+        Mutant::LetAllGo => Season::Leave,
+        Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
+        _ => return true,
+    };
+    plan.season == Some(season)
+}
+
+/// Seeds from `first` on whose runs may show the bug.
+pub fn seeds(bug: Mutant, profile: Profile, first: u64) -> impl Iterator<Item = u64> {
+    (first..).filter(move |seed| may_show(bug, &Plan::draw(*seed, profile)))
 }
 
 /// Runs seeds until one fails that does not fail without the bug; `None` when none of `bound` does.

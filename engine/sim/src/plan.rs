@@ -51,6 +51,25 @@ pub struct Plan {
     pub fencing: Fencing,
     /// The nodes are stopped in the end, instead of losing their power.
     pub ends_cleanly: bool,
+    /// What makes the run unusual.
+    pub season: Option<Season>,
+}
+
+/// What some runs are about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Season {
+    /// Few files that are written again and again, on a slow device: what is freed is wanted at once.
+    Churn,
+    /// The power fails where it hurts.
+    Strike,
+    /// The device lies to the node now and then.
+    Lie,
+    /// Locks of files outlive their leaders.
+    LockFiles,
+    /// Clients are stopped for about as long as they are waited for.
+    Doze,
+    /// Members are told to stop while others are off.
+    Leave,
 }
 
 /// How orders to fence are carried out.
@@ -113,6 +132,7 @@ impl Plan {
                 cuts_off: prng.one_in(2),
             },
             ends_cleanly: prng.one_in(2),
+            season: None,
         };
         plan.season(&mut Prng::new(seed ^ 0xf1a7));
         plan
@@ -120,20 +140,29 @@ impl Plan {
 
     /// What makes some runs unusual. Drawn apart from the rest.
     fn season(&mut self, prng: &mut Prng) {
-        match prng.below(8) {
-            0 => self.churn(prng),
-            1 => self.strike(prng),
-            2 if self.nodes == 1 => self.lie(prng),
-            3 => self.lock_files(prng),
-            4 => self.doze(prng),
-            _ => {}
+        self.season = match prng.below(8) {
+            0 => Some(Season::Churn),
+            1 => Some(Season::Strike),
+            2 if self.nodes == 1 => Some(Season::Lie),
+            2 if self.nodes > 2 => Some(Season::Leave),
+            3 => Some(Season::LockFiles),
+            4 => Some(Season::Doze),
+            _ => None,
+        };
+        match self.season {
+            Some(Season::Churn) => self.churn(prng),
+            Some(Season::Strike) => self.strike(prng),
+            Some(Season::Lie) => self.lie(prng),
+            Some(Season::LockFiles) => self.lock_files(prng),
+            Some(Season::Doze) => self.doze(prng),
+            Some(Season::Leave) => self.leave(prng),
+            None => {}
         }
         // Nothing drawn at a moment that never came is left in the second phase.
         let last_end = self.faults.iter().map(Timed::end).max().unwrap_or_default();
         self.calm_at = self.calm_at.max(last_end);
     }
 
-    /// Few files that are written again and again, on a slow device: what is freed is wanted at once.
     fn churn(&mut self, prng: &mut Prng) {
         self.clients = vec![Work::Items; 2 + prng.below(3) as usize];
         (self.groups, self.max_files) = (1, 4);
@@ -141,7 +170,6 @@ impl Plan {
         self.store.log_bytes = 1 << 20;
     }
 
-    /// Locks of files outlive their leaders.
     fn lock_files(&mut self, prng: &mut Prng) {
         self.clients.truncate(1);
         self.clients.extend(vec![Work::FileLocks; 2 + prng.below(2) as usize]);
@@ -153,8 +181,11 @@ impl Plan {
         }
     }
 
-    /// Clients are stopped for about as long as they are waited for.
     fn doze(&mut self, prng: &mut Prng) {
+        // On a slow network they do not hear at once that they were given up, and answers wait for who is stopped.
+        if prng.one_in(2) {
+            self.network.latency = Duration::from_millis(5)..Duration::from_millis(30);
+        }
         // No names: many lives that end with something lost leave too many orders to search.
         self.clients = vec![Work::Items, Work::Gateway, Work::Items];
         for n in 0..6 {
@@ -165,7 +196,20 @@ impl Plan {
         }
     }
 
-    /// The power fails where it hurts.
+    fn leave(&mut self, prng: &mut Prng) {
+        self.faults.retain(|timed| !matches!(timed.fault, Fault::PowerLoss { .. } | Fault::FlushFails { .. }));
+        for n in 0..3 {
+            let at = Duration::from_millis(1200 + 3500 * n + prng.below(300));
+            let off = prng.below(self.nodes as u64) as usize;
+            self.faults.push(Timed { at, fault: Fault::NodeOff { node: off, down: Duration::from_millis(2500) } });
+            for other in 1..self.nodes.div_ceil(2) {
+                let at = at + Duration::from_millis(1000 + prng.below(500));
+                let node = (off + other) % self.nodes;
+                self.faults.push(Timed { at, fault: Fault::Stop { node, down: Duration::from_millis(300) } });
+            }
+        }
+    }
+
     fn strike(&mut self, prng: &mut Prng) {
         self.faults.retain(|timed| !matches!(timed.fault, Fault::FlushFails { .. }));
         self.slow_device = prng.one_in(2);
@@ -176,7 +220,6 @@ impl Plan {
         }
     }
 
-    /// The device lies to the node now and then.
     fn lie(&mut self, prng: &mut Prng) {
         self.store.cache_bytes = 64 << 10;
         for _ in 0..1 + prng.below(4) {

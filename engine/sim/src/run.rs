@@ -1,11 +1,12 @@
 //! One run of the simulation: a plan carried out. Everything in it follows from the plan.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use vellum_base::Rid;
 use vellum_base::prng::Prng;
 use vellum_nvme::Image;
 use vellum_nvme::fault::{Delays, Fault as DeviceFault, On, Rule};
@@ -16,6 +17,7 @@ use vellum_server::NodeOptions;
 use vellum_server::cluster::FenceError;
 
 use crate::check::inspect::inspect;
+use crate::check::leaving::NodeSeen;
 use crate::check::linear::Verdict;
 use crate::check::rot;
 use crate::check::{self, Checks, Violation};
@@ -239,6 +241,7 @@ impl Run {
                     self.carry_out(due);
                 }
             }
+            self.look_at_members();
             if self.now() >= at {
                 break;
             }
@@ -253,6 +256,7 @@ impl Run {
                 self.put_down(self.now() + later, Due::Strike(down));
             }
             self.take_orders();
+            self.look_at_members();
             self.look_at_nodes();
         }
         !self.failed.get()
@@ -297,6 +301,30 @@ impl Run {
             self.put_down(at, Due::Restart(node));
         }
         order.answer(Ok(()));
+    }
+
+    fn tell_to_stop(&mut self, node: usize) {
+        let (process, now, lives) = (self.cluster.process(node), self.now(), self.lives());
+        self.shared.checks.borrow_mut().told_to_stop(process, now, lives.into_iter());
+        self.cluster.stop(node);
+    }
+
+    fn lives(&self) -> BTreeSet<Rid> {
+        self.shared.lives.borrow().values().copied().collect()
+    }
+
+    fn look_at_members(&self) {
+        if self.plan.nodes == 1 {
+            return;
+        }
+        let seen = |node| NodeSeen {
+            process: self.cluster.process(node),
+            here: self.cluster.runs(node) && !self.cluster.watch_stopped(node)(),
+            ended_well: self.cluster.ended_well(node),
+            up_since: self.up_since.get(&node).copied().unwrap_or_default(),
+        };
+        let nodes: Vec<NodeSeen> = (0..self.cluster.len()).map(seen).collect();
+        self.shared.checks.borrow_mut().look_at_members(&nodes, self.now(), &self.lives());
     }
 
     fn look_at_nodes(&mut self) {
@@ -451,7 +479,7 @@ impl Run {
                 self.cluster.device.add_rule(rule.by(self.cluster.process(*node)));
             }
             Fault::SuperblockRots => self.cluster.device.flip_bit(100, 3),
-            Fault::Stop { node, .. } => self.cluster.stop(*node),
+            Fault::Stop { node, .. } => self.tell_to_stop(*node),
             Fault::Storm { .. } => {
                 let storm = SimConfig { reset_one_in: 100, ..SimConfig::hostile() };
                 self.world.configure(|config| *config = storm);
@@ -596,7 +624,7 @@ impl Run {
                 self.violate("live", format!("the nodes {left:?} do not stop"));
                 return false;
             }
-            left.iter().for_each(|node| self.cluster.stop(*node));
+            left.iter().for_each(|node| self.tell_to_stop(*node));
             let next = self.now() + STOP_AGAIN;
             if !self.run_until(next, || false) {
                 return false;

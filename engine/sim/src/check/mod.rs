@@ -23,12 +23,17 @@ pub mod space;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::rc::Rc;
+use std::time::Duration;
 
 use vellum_base::probe;
 use vellum_base::{BlockRange, Rid};
+use vellum_nvme::fault::ProcessId;
 use vellum_rt::sim::WorldClock;
+
+use self::leaving::NodeSeen;
 
 use crate::fault::Moment;
 use crate::story::Story;
@@ -164,6 +169,18 @@ impl Checks {
         self.locks.void(rid);
         self.fencing.died(rid);
         self.file_locks.died(rid);
+    }
+
+    /// An operator tells a member to stop, while these clients live.
+    pub fn told_to_stop(&mut self, process: ProcessId, now: Duration, lives: impl Iterator<Item = Rid>) {
+        let mounted = lives.filter(|rid| self.sessions.is_known(*rid)).collect();
+        self.leaving.told(process, now, mounted);
+    }
+
+    /// The members at a moment of the run, and the clients that live.
+    pub fn look_at_members(&mut self, nodes: &[NodeSeen], now: Duration, lives: &BTreeSet<Rid>) {
+        let is_mounted = |rid| lives.contains(&rid) && self.sessions.is_known(rid);
+        self.leaving.look(nodes, now, is_mounted, &mut self.out);
     }
 
     fn see(&mut self, fact: &dyn Any) {

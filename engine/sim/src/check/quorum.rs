@@ -141,6 +141,7 @@ impl QuorumChecks {
         {
             out.story.say(format!("slot {slot} has seen off all leaders before term {}", fence.term));
             self.older_are_gone("Q8", fence.term, out);
+            self.is_newest(fence.term, out);
             if let Some(leadership) = self.leaderships.get_mut(&fence.term) {
                 leadership.fenced = true;
             }
@@ -161,13 +162,23 @@ impl QuorumChecks {
         }
     }
 
-    /// Every leader elected before `term` has stopped, or can write nothing any more.
+    /// Every older leader that may write has stopped, or can write nothing any more. One whose ELECT is younger than our look
+    /// at the blocks may not write yet, and never will: it finds our ELECT ([`Self::is_newest`]).
     fn older_are_gone(&self, invariant: &'static str, term: Term, out: &mut Out) {
         for (older, leadership) in self.leaderships.range(..term) {
-            if !leadership.stopped && !self.off.contains(&leadership.process) {
+            if leadership.fenced && !leadership.stopped && !self.off.contains(&leadership.process) {
                 let process = leadership.process.0;
                 out.violate(invariant, format!("term {term} leads, and process {process} of term {older} is not off"));
             }
+        }
+    }
+
+    /// Who has seen the leaders before it off is not older than one that has done so before.
+    fn is_newest(&self, term: Term, out: &mut Out) {
+        let is_off = |term: &Term| self.leaderships.get(term).is_some_and(|l| self.off.contains(&l.process));
+        let newer = self.leaderships.iter().rev().find(|(_, leadership)| leadership.fenced).map(|(newer, _)| *newer);
+        if let Some(newer) = newer.filter(|newer| *newer > term && !is_off(&term)) {
+            out.violate("Q8", format!("term {term} leads after term {newer} did"));
         }
     }
 

@@ -42,6 +42,11 @@ impl Sessions {
         }
     }
 
+    /// It has a record, and nobody has taken it.
+    pub fn is_known(&self, rid: Rid) -> bool {
+        self.records.contains_key(&rid) && !self.gone.contains_key(&rid)
+    }
+
     pub fn store(&mut self, fact: &StoreFact, _: &mut Out) {
         match fact {
             StoreFact::RecordMade { term, rid, epoch } => drop(self.records.insert(*rid, (*term, *epoch))),
@@ -68,5 +73,36 @@ impl Sessions {
         if !durable {
             out.violate("N5", format!("{name} is greeted in term {term} and has no durable record"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vellum_rt::sim::{SimConfig, World};
+    use vellum_server::Fact as ServerFact;
+
+    use super::*;
+    use crate::check::Checks;
+
+    const RID: Rid = Rid(7);
+
+    /// A client of term 1 is given up in term 2: what is said when the leader of `term` then greets it.
+    fn greeted_in(term: u64) -> Vec<&'static str> {
+        let checks = Checks::new(World::new(1, SimConfig::default()).clock());
+        let mut checks = checks.borrow_mut();
+        checks.see(&StoreFact::RecordMade { term: Term(1), rid: RID, epoch: Epoch(3) });
+        checks.see(&StoreFact::Durable { term: Term(1), epoch: Epoch(3) });
+        checks.see(&SessionFact::Handled { term: Term(1), rid: RID, request: 1 });
+        checks.see(&StoreFact::RecordGone { term: Term(2), rid: RID });
+        checks.see(&ServerFact::Greeted { term: Term(term), rid: RID, fresh: false });
+        checks.violations().iter().map(|violation| violation.invariant).collect()
+    }
+
+    /// A leader that was stopped and deposed wakes, and answers what lay in its socket. (Cluster seed 136.)
+    #[test]
+    fn n6_n5_a_deposed_leader_that_wakes_may_greet_whom_it_knew() {
+        assert!(greeted_in(1).is_empty());
+        assert_eq!(greeted_in(2), ["N6", "N5"]);
+        assert_eq!(greeted_in(3), ["N6", "N5"]);
     }
 }

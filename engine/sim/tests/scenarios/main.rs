@@ -11,6 +11,8 @@ mod space;
 use std::ops::Range;
 use std::time::Duration;
 
+#[cfg(debug_assertions)]
+use vellum_base::mutant::{self, Mutant};
 use vellum_rt::sim::SimConfig;
 use vellum_sim::fault::{Fault, Timed};
 use vellum_sim::plan::{Fencing, Work};
@@ -72,6 +74,16 @@ impl Story {
         let violations: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
         assert!(violations.is_empty(), "{violations:#?}\n{}", outcome.story.join("\n"));
         Told { outcome }
+    }
+
+    /// With a deliberate bug this is what is violated first.
+    #[cfg(debug_assertions)]
+    pub fn breaks(self, bug: Mutant, invariant: &str) {
+        mutant::replace(Some(bug));
+        let outcome = run(self.plan);
+        mutant::replace(None);
+        let found = outcome.violations.first().map(|violation| violation.invariant);
+        assert_eq!(found, Some(invariant), "{}", outcome.story.join("\n"));
     }
 }
 

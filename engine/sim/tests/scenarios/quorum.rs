@@ -1,8 +1,11 @@
 //! Who leads, and what an earlier leader may still do: 26 to 35, and the members' part of E11. The quorum's machine has stories
 //! of its own for each (`net/proto/tests/quorum`); here the engine, its clients and the device take part.
 
+#[cfg(debug_assertions)]
+use vellum_base::Mutant;
 use vellum_sim::fault::{FOLLOWER, Fault, LEADER, Machine};
 use vellum_sim::plan::Work;
+use vellum_sim::{Plan, Profile, run};
 
 use crate::{Story, ms};
 
@@ -121,6 +124,40 @@ fn e11_two_members_elect_themselves() {
             .holds();
         told.assert_says(2..20, "is elected in term");
         told.assert_says(1..20, "is fenced from the device");
+    }
+}
+
+/// With one member of three off, an operator tells another one to stop while clients are mounted.
+fn told_to_stop(node: usize) -> Story {
+    Story::of(3, 41)
+        .clients(&[Work::Gateway, Work::Items, Work::Items])
+        .fault(ms(1500), Fault::NodeOff { node: 0, down: ms(3000) })
+        .fault(ms(3500), Fault::Stop { node, down: ms(300) })
+        .fault(ms(7000), Fault::Stop { node, down: ms(300) })
+}
+
+/// U1: it stays, for without it no majority would be left, until it is killed; once all are back, one of them may go.
+#[test]
+fn u1_members_stay_while_clients_need_them() {
+    for node in [LEADER, FOLLOWER] {
+        told_to_stop(node).holds().assert_says(1..20, "is told to stop");
+    }
+}
+
+/// The checker of U1 bites.
+#[test]
+#[cfg(debug_assertions)]
+fn u1_members_that_are_all_let_go_are_found() {
+    told_to_stop(LEADER).breaks(Mutant::LetAllGo, "U1");
+}
+
+/// Two slots: both may be elected at once, the older one after the newer one has looked at the blocks. The older one finds the
+/// newer one's ELECT and never leads (Q8; cluster seed 116 and 146).
+#[test]
+fn q8_an_older_term_that_is_elected_later_never_leads() {
+    for seed in [116, 146] {
+        let outcome = run(Plan::draw(seed, Profile::Cluster));
+        assert!(outcome.violations.is_empty(), "{:?}\n{}", outcome.violations, outcome.story.join("\n"));
     }
 }
 

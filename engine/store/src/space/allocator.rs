@@ -242,6 +242,10 @@ impl Allocator {
         for change in changes {
             for (start, len) in &change.frees {
                 self.mark(*start, *len, false, &mut touched);
+                if mutant::active(Mutant::FreeBeforeDurable) {
+                    self.free.insert(*start, *len);
+                    continue;
+                }
                 self.waiting_blocks += len;
                 self.freed.entry(epoch).or_default().push((*start, *len));
             }
@@ -276,8 +280,7 @@ impl Allocator {
 
     /// `epoch` is durable: what it freed cools down. True when something does.
     pub fn durable(&mut self, epoch: Epoch) -> bool {
-        let early = mutant::active(Mutant::FreeBeforeDurable);
-        while let Some(entry) = self.freed.first_entry().filter(|e| *e.key() <= epoch || early) {
+        while let Some(entry) = self.freed.first_entry().filter(|e| *e.key() <= epoch) {
             self.cooling.extend(entry.remove());
         }
         !self.cooling.is_empty()
