@@ -43,8 +43,9 @@ async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), LinkError> 
         }
         let victim = {
             let files = shared.files.borrow();
-            files[prng.below(files.len() as u64) as usize]
+            files.get(prng.below(files.len().max(1) as u64) as usize).copied()
         };
+        let Some(victim) = victim else { break }; // all are deleted
         let request = some_request(victim, &mut prng);
         let may_succeed = matches!(request, Request::Unlock { .. });
         let said = format!("{request:?}");

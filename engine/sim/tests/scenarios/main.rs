@@ -16,6 +16,7 @@ use vellum_base::mutant::{self, Mutant};
 use vellum_rt::sim::SimConfig;
 use vellum_sim::fault::{Fault, Timed};
 use vellum_sim::plan::{Fencing, Work};
+use vellum_sim::run::ENDS;
 use vellum_sim::{Outcome, Plan, Profile, run};
 
 pub fn ms(n: u64) -> Duration {
@@ -92,9 +93,10 @@ pub struct Told {
 }
 
 impl Told {
-    /// How often the story says so.
+    /// How often the story says so before the nodes are stopped: then each leader that leaves has a successor.
     pub fn says(&self, words: &str) -> usize {
-        self.outcome.story.iter().filter(|line| line.contains(words)).count()
+        let story = self.outcome.story.iter().take_while(|line| !line.ends_with(ENDS));
+        story.filter(|line| line.contains(words)).count()
     }
 
     pub fn assert_says(&self, times: Range<usize>, words: &str) {
