@@ -20,4 +20,4 @@ pub mod story;
 pub mod work;
 
 pub use plan::{Edits, Plan, Profile};
-pub use run::{ORDERLY_END, Outcome, run};
+pub use run::{Outcome, run};

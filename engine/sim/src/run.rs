@@ -37,8 +37,8 @@ const LIVENESS: Duration = Duration::from_secs(25);
 const RECOVERS: Duration = Duration::from_millis(500);
 /// Of so many images that a crash leaves, one is looked at once more with a lie in it.
 const ROT_ONE_IN: u64 = 3;
-/// Stories say this when everything is told to stop.
-pub const ORDERLY_END: &str = "everything is told to stop";
+/// What the story says when all work is done.
+pub const ENDS: &str = "all nodes are told to stop";
 /// How often nodes are told to stop.
 const STOP_AGAIN: Duration = Duration::from_millis(100);
 
@@ -612,7 +612,7 @@ impl Run {
 
     /// Every node is told to stop, again and again: a fence may start one anew meanwhile.
     fn stop_all(&mut self) -> bool {
-        self.say(ORDERLY_END.into());
+        self.say(ENDS.into());
         let until = self.now() + LIVENESS;
         loop {
             let left: Vec<usize> =

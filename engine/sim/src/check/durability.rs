@@ -37,6 +37,8 @@ impl Batches {
 pub struct Durability {
     /// Per term, the newest durable epoch.
     durable: BTreeMap<Term, Epoch>,
+    /// The newest term that has opened the device. What an older leader still applies, deposed in its sleep, never lands.
+    term: Term,
     /// What the newest recovery found.
     recovered: Epoch,
     /// Epochs of the newest run that hold something; empty ones leave no trace.
@@ -57,6 +59,7 @@ impl Durability {
                 out.story.say(format!(
                     "term {term} opens the device: the log ends at epoch {recovered}, new ones begin at {first_epoch}"
                 ));
+                self.term = self.term.max(*term);
                 let promised = self.promised;
                 self.filled.clear();
                 if *recovered < promised {
@@ -78,6 +81,7 @@ impl Durability {
                     batches.settle(|t, e| t == *term && e <= *epoch);
                 }
             }
+            StoreFact::RecordMade { term, .. } | StoreFact::Applied { term, .. } if *term < self.term => {}
             StoreFact::RecordMade { epoch, .. } => {
                 self.filled.insert(*epoch);
             }

@@ -72,7 +72,7 @@ impl Leaving {
             if waited || stranger {
                 continue;
             }
-            let remains = |other: &usize| self.gone.get(other).is_none_or(|since| now <= *since + MISSED_AFTER);
+            let remains = |other: &usize| self.gone.get(other).is_none_or(|since| told.at <= *since + MISSED_AFTER);
             let remain = (0..nodes.len()).filter(|other| *other != node).filter(remains).count();
             // Of fewer than three, one is enough.
             let majority = if nodes.len() < 3 { 1 } else { nodes.len() / 2 + 1 };

@@ -40,7 +40,8 @@ pub struct Locks {
     tables: BTreeMap<Term, Modes>,
     /// Their views count no more: dead, reclaimed, or gone.
     void: BTreeSet<Rid>,
-    newest: BTreeMap<LockName, u64>,
+    /// The newest grant of each: its term and write sequence.
+    newest: BTreeMap<LockName, (Term, u64)>,
     /// Clients of the term before that this term still waits for.
     expected: BTreeMap<Term, BTreeSet<Rid>>,
 }
@@ -83,15 +84,17 @@ impl Locks {
                 out.story.detail(|s| {
                     format!("term {term} grants {:?} for {:?} to {}", grant.name, grant.mode, s.name(*rid))
                 });
-                let newest = self.newest.entry(grant.name).or_default();
-                if grant.write_seq <= *newest {
+                let (newest_term, newest) = self.newest.entry(grant.name).or_default();
+                // A leader that was deposed in its sleep may answer what lay in its socket; its client has another leader.
+                let deposed = term < newest_term;
+                if grant.write_seq <= *newest && !deposed {
                     let (seq, newest) = (grant.write_seq, *newest);
                     out.violate(
                         "L4",
                         format!("{:?} is granted with sequence {seq}, and had {newest} before", grant.name),
                     );
                 }
-                *newest = grant.write_seq.max(*newest);
+                (*newest_term, *newest) = (*newest_term, *newest).max((*term, grant.write_seq));
                 if let Some(first) = self.expected.get(term).and_then(BTreeSet::first) {
                     let (to, missing) = (out.name(*rid), out.name(*first));
                     out.violate("L7", format!("term {term} grants {:?} to {to} before {missing} is back", grant.name));

@@ -43,9 +43,9 @@ async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), LinkError> 
         }
         let victim = {
             let files = shared.files.borrow();
-            // Others may have deleted them all: then it goes for one that is not there.
-            files.get(prng.below(files.len().max(1) as u64) as usize).copied().unwrap_or(Ino::ROOT)
+            files.get(prng.below(files.len().max(1) as u64) as usize).copied()
         };
+        let Some(victim) = victim else { break }; // all are deleted
         let request = some_request(victim, &mut prng);
         let may_succeed = matches!(request, Request::Unlock { .. });
         let said = format!("{request:?}");

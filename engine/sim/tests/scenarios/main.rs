@@ -16,6 +16,7 @@ use vellum_base::mutant::{self, Mutant};
 use vellum_rt::sim::SimConfig;
 use vellum_sim::fault::{Fault, Timed};
 use vellum_sim::plan::{Fencing, Work};
+use vellum_sim::run::ENDS;
 use vellum_sim::{Outcome, Plan, Profile, run};
 
 pub fn ms(n: u64) -> Duration {
@@ -92,9 +93,9 @@ pub struct Told {
 }
 
 impl Told {
-    /// How often the story says so, until everything is told to stop: members that leave in order hand their leadership on.
+    /// How often the story says so before the nodes are stopped: then each leader that leaves has a successor.
     pub fn says(&self, words: &str) -> usize {
-        let story = self.outcome.story.iter().take_while(|line| !line.contains(vellum_sim::ORDERLY_END));
+        let story = self.outcome.story.iter().take_while(|line| !line.ends_with(ENDS));
         story.filter(|line| line.contains(words)).count()
     }
 

@@ -122,8 +122,8 @@ pub fn waiters_are_woken_and_interrupted(m: &Mounts) {
     }
 }
 
-/// Each mount's owner holds one file and wants the next one's: the last to ask is told EDEADLK, the others are served when
-/// it has given up.
+/// Each mount holds a file and waits for the next one's. Whose wait closes the circle is refused, and gives up what it holds:
+/// then all others get what they wait for. (A new leader hears of the waits in an order of its own.)
 pub fn a_circle_of_waiters_is_refused(m: &Mounts) {
     let dirs = m.fresh("deadlock");
     let n = dirs.len();
@@ -132,23 +132,27 @@ pub fn a_circle_of_waiters_is_refused(m: &Mounts) {
         for (mount, file) in files.iter().enumerate() {
             set(&file[mount], Of::Process, Kind::Write, 0, 10).unwrap();
         }
-        std::thread::scope(|scope| {
-            let mut waiters = Vec::new();
-            for mount in 0..n - 1 {
-                let file = &files[mount + 1][mount];
-                waiters.push(scope.spawn(move || {
-                    wait(file, Of::Process, Kind::Read, 0, 10)?;
-                    set(file, Of::Process, Kind::Unlock, 0, 0)
-                }));
-                std::thread::sleep(A_WHILE);
+        let turn = &|mount: usize| {
+            let (own, next) = (&files[mount][mount], &files[(mount + 1) % n][mount]);
+            let (kind, start, len) = if mount + 1 < n { (Kind::Read, 0, 10) } else { (Kind::Write, 5, 1) };
+            let waited = wait(next, Of::Process, kind, start, len);
+            set(own, Of::Process, Kind::Unlock, 0, 0).unwrap();
+            match waited {
+                Ok(()) => {
+                    set(next, Of::Process, Kind::Unlock, 0, 0).unwrap();
+                    false
+                }
+                refused => {
+                    fails(refused, Errno::DEADLK);
+                    true
+                }
             }
-            assert!(waiters.iter().all(|waiter| !waiter.is_finished()));
-            fails(wait(&files[0][n - 1], Of::Process, Kind::Write, 5, 1), Errno::DEADLK);
-            for (mount, file) in files.iter().enumerate().rev() {
-                set(&file[mount], Of::Process, Kind::Unlock, 0, 0).unwrap();
-            }
-            waiters.into_iter().for_each(|waiter| waiter.join().unwrap().unwrap());
+        };
+        let refused: usize = std::thread::scope(|scope| {
+            let waiters: Vec<_> = (0..n).map(|mount| scope.spawn(move || turn(mount))).collect();
+            waiters.into_iter().map(|waiter| usize::from(waiter.join().unwrap())).sum()
         });
+        assert_eq!(refused, 1, "one wait closes the circle");
     }
 }
 
