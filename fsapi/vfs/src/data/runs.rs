@@ -100,7 +100,11 @@ impl Runs {
             }
             _ => {
                 let len = until_next.min(FRAME_BLOCKS);
-                let mut buf = DmaBuf::new(len.max(growth_blocks.min(FRAME_BLOCKS)) * BLOCK_SIZE);
+                // Behind a full run somebody writes on and on: twice as much as there.
+                let goes_on =
+                    before.filter(|(first, used, _)| block == first + used).map_or(0, |(_, used, _)| 2 * used);
+                let ahead = growth_blocks.max(goes_on as usize).min(FRAME_BLOCKS);
+                let mut buf = DmaBuf::new(len.max(ahead) * BLOCK_SIZE);
                 buf.set_len(len * BLOCK_SIZE);
                 self.len_blocks += len;
                 self.by_first.insert(block, buf);
@@ -208,6 +212,18 @@ mod tests {
 
     fn image(byte: u8, blocks: usize) -> Vec<u8> {
         vec![byte; blocks * BLOCK_SIZE]
+    }
+
+    #[test]
+    fn memory_is_taken_ahead_of_writers_that_go_on() {
+        let mut runs = Runs::default();
+        let capacities =
+            |runs: &Runs| runs.by_first.values().map(|buf| buf.capacity() / BLOCK_SIZE).collect::<Vec<_>>();
+        runs.write(50, &image(1, 1), 1);
+        runs.write(100, &image(2, 1), 1);
+        assert_eq!(capacities(&runs), [1, 1], "blocks at random places");
+        (101..107).for_each(|block| runs.write(block, &image(3, 1), 1));
+        assert_eq!(capacities(&runs), [1, 1, 2, 4]);
     }
 
     #[test]

@@ -195,8 +195,8 @@ pub(crate) fn inline_key(ino: Ino) -> vellum_base::Key {
 }
 
 fn copy_in(buffer: &mut Buffer, at: u64, data: &[u8], bases: Bases, size: u64) {
-    // Memory taken ahead doubles as the file grows, up to a frame.
-    let growth = size.max(at).div_ceil(BLOCK).clamp(1, FRAME_BLOCKS as u64) as usize;
+    // Memory taken ahead doubles as the file grows, up to a frame. A write within the file takes none.
+    let growth = if at + BLOCK > size { at.div_ceil(BLOCK).clamp(1, FRAME_BLOCKS as u64) as usize } else { 1 };
     let (mut pos, mut rest) = (at, data);
     let within = (pos % BLOCK) as usize;
     if within != 0 || rest.len() < BLOCK_SIZE {
