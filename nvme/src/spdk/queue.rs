@@ -154,7 +154,9 @@ impl Queue for SpdkQueue {
 
     fn submit(&self, op: IoOp) -> Ticket {
         let inner = &mut *self.inner.borrow_mut();
-        let checked = self.shared.health.check().and_then(|()| op.check(self.geometry(), self.shared.read_only));
+        let geometry = self.geometry();
+        let in_order = || op.check(geometry, geometry.size_bytes, self.shared.read_only);
+        let checked = self.shared.health.check().and_then(|()| in_order());
         if checked.is_err() || (op.extent().1 == 0 && !matches!(op, IoOp::Flush)) {
             return inner.trackers.start_done(op.into_done(checked));
         }
