@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Mounts, names};
 
-/// Names that are there during the whole test; `VELLUM_COHERENCE_ENTRIES` asks for more.
+/// Names that are there during the whole test.
 const ENTRIES: usize = 3_000;
+const MANY_ENTRIES: usize = 100_000;
 /// Names that come and go meanwhile, of each mount.
 const COMING: usize = 300;
 
@@ -34,11 +35,18 @@ pub fn makers_race_for_one_name(m: &Mounts) {
     dirs.iter().for_each(|dir| assert_eq!(names(dir).len(), 40));
 }
 
+pub fn a_large_directory_is_listed_while_it_changes(m: &Mounts) {
+    listed_while_it_changes(m, ENTRIES);
+}
+
+pub fn a_directory_of_many_names_is_listed_while_it_changes(m: &Mounts) {
+    listed_while_it_changes(m, MANY_ENTRIES);
+}
+
 /// Listings on all mounts while others make and remove names: what is there all the time is listed exactly once, and
 /// nothing twice.
-pub fn a_large_directory_is_listed_while_it_changes(m: &Mounts) {
+fn listed_while_it_changes(m: &Mounts, entries: usize) {
     let dirs = m.fresh("large");
-    let entries = std::env::var("VELLUM_COHERENCE_ENTRIES").ok().and_then(|n| n.parse().ok()).unwrap_or(ENTRIES);
     // One mount after the other, so that 10^5 take no handover each.
     for (n, dir) in dirs.iter().enumerate() {
         for entry in (n..entries).step_by(m.len()) {
