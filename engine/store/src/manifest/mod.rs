@@ -71,12 +71,10 @@ impl Manifest {
     /// The superblock with other slots, durable in both copies. Checkpoints write the same superblock: one at a time.
     pub async fn change_slots(&self, slots: Vec<Vec<u8>>) -> Result<(), StoreError> {
         let _turn = self.turn.lock().await;
-        let mut sb = self.superblock.borrow().clone();
-        sb.slots = slots;
-        sb.generation += 1;
-        superblock::write(&self.queue, &sb).await?;
-        *self.superblock.borrow_mut() = sb;
-        Ok(())
+        let before = self.superblock();
+        let sb = Superblock { slots, generation: before.generation + 1, ..before };
+        let written = superblock::write(&self.queue, &sb).await;
+        self.settle(written, sb)
     }
 
     /// Applies `edits` in memory at once and ends when they, and all before them, are durable.
@@ -144,14 +142,19 @@ impl Manifest {
         for (_, waiter) in covered {
             let _ = waiter.send(result.clone());
         }
-        if let Err(e) = &result {
-            // The superblock may be with the new generation or the old: a record in either could be lost.
-            self.failed.borrow_mut().get_or_insert_with(|| e.clone());
-        }
-        result?;
-        *self.superblock.borrow_mut() = sb;
+        self.settle(result, sb)?;
         self.file.set(file);
         Ok(())
+    }
+
+    /// After a write of the superblock. When it failed the device may have the new one, the old one or both, and what is
+    /// written by either could be lost: nothing is written any more.
+    fn settle(&self, written: Result<(), StoreError>, sb: Superblock) -> Result<(), StoreError> {
+        match &written {
+            Ok(()) => *self.superblock.borrow_mut() = sb,
+            Err(e) => drop(self.failed.borrow_mut().get_or_insert_with(|| e.clone())),
+        }
+        written
     }
 
     /// Makes the superblock say, durably, that the filesystem has so many blocks, and its copy a new place.
@@ -159,8 +162,8 @@ impl Manifest {
         let _turn = self.turn.lock().await;
         let before = self.superblock();
         let sb = Superblock { blocks, copy, generation: before.generation + 1, ..before };
-        superblock::write_copy_first(&self.queue, &sb).await?;
-        *self.superblock.borrow_mut() = sb.clone();
+        let written = superblock::write_copy_first(&self.queue, &sb).await;
+        self.settle(written, sb.clone())?;
         Ok(sb)
     }
 
