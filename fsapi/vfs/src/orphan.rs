@@ -36,6 +36,7 @@ const MAX_SEEN: usize = 65_536;
 #[derive(Default)]
 pub(crate) struct Orphans {
     seen: RefCell<HashMap<Ino, u32>>,
+    cleaner: RefCell<Option<rt::JoinHandle<()>>>,
 }
 
 pub(crate) fn orphan_key(ino: Ino) -> Key {
@@ -54,14 +55,11 @@ impl Vfs {
     pub(crate) fn start_orphan_cleaner(&self) {
         let weak = self.this.clone();
         let period = self.options.orphan_scan;
-        rt::spawn(Class::Request, "orphans", async move {
+        let cleaner = rt::spawn(Class::Request, "orphans", async move {
             let (mut next, mut count) = (0u16, 256u16);
             loop {
                 {
                     let Some(vfs) = weak.upgrade() else { return };
-                    if vfs.stopped.get() {
-                        return;
-                    }
                     for bucket in next..next + count {
                         if let Err(error) = vfs.scan_orphans(bucket as u8).await {
                             tracing::debug!(%error, "orphans");
@@ -73,8 +71,17 @@ impl Vfs {
                 }
                 rt::sleep(period).await;
             }
-        })
-        .detach();
+        });
+        *self.orphans.cleaner.borrow_mut() = Some(cleaner);
+    }
+
+    /// Ends the search, also in the middle of a question: an answer to it would come after the farewell.
+    pub(crate) async fn stop_orphan_cleaner(&self) {
+        let cleaner = self.orphans.cleaner.borrow_mut().take();
+        if let Some(cleaner) = cleaner {
+            cleaner.cancel();
+            let _ = cleaner.await; // it says that it was cancelled
+        }
     }
 
     async fn scan_orphans(&self, bucket: u8) -> Result<()> {

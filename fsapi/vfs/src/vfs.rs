@@ -117,6 +117,7 @@ impl Vfs {
     /// Everything that was written is made durable; background work ends. Open handles are useless afterwards.
     pub async fn shutdown(&self) -> Result<()> {
         self.stopped.set(true);
+        self.stop_orphan_cleaner().await;
         self.syncfs().await
     }
 
