@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use common::cluster::ClusterLab;
 use common::{Lab, VELLUM, vellum_fails, vellum_ok, wait_until};
 use serde_json::Value;
 
@@ -98,4 +99,32 @@ fn metrics_are_given_and_strangers_cost_nothing() {
         http(&socket, b"GET /metrics HTTP/1.1\r\n\r\n").0.contains("200")
     });
     vellum_fails(&["serve", &lab.image_str(), "--metrics", "8.8.8.8:9"], 2, &["loopback"]);
+}
+
+/// Every member of a cluster answers for itself, whether it leads or not; a follower says who does.
+#[test]
+fn followers_are_scraped_and_name_their_leader() {
+    let mut lab = ClusterLab::new(3, "128M");
+    let sockets: Vec<_> = (0..3).map(|slot| lab.dir.path().join(format!("metrics{slot}.sock"))).collect();
+    for (slot, socket) in sockets.iter().enumerate() {
+        lab.start_with(slot, &["--metrics", &format!("unix:{}", socket.display())]);
+    }
+    let (leader, term) = lab.wait_leader(0);
+    for (slot, socket) in sockets.iter().enumerate() {
+        let follows = slot != leader;
+        let leads = format!("vellum_leads {}", u8::from(!follows));
+        wait_until(&format!("slot {slot} says {leads}"), Duration::from_secs(30), || {
+            UnixStream::connect(socket).is_ok()
+                && http(socket, b"GET /metrics HTTP/1.1\r\n\r\n").1.lines().any(|line| line == leads)
+        });
+        let body = http(socket, b"GET /metrics HTTP/1.1\r\n\r\n").1;
+        assert_eq!(body.contains("vellum_leader_heard_ms_ago "), follows, "{body}");
+        assert_eq!(body.contains("vellum_store_durable_epoch "), !follows, "{body}");
+        let status: Value = serde_json::from_str(&http(socket, b"GET /status HTTP/1.1\r\n\r\n").1).unwrap();
+        assert_eq!(status["leads"], u8::from(!follows), "{status}");
+        let text = vellum_ok(&["status", &format!("metrics:unix:{}", socket.display())]);
+        let says = if follows { format!("slot {leader} at {}", lab.addresses[leader]) } else { format!("term {term}") };
+        assert!(text.contains(&says), "{says:?} is not in {text}");
+    }
+    lab.finish();
 }

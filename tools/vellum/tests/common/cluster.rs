@@ -119,10 +119,15 @@ impl ClusterLab {
     }
 
     pub fn start(&mut self, slot: usize) {
+        self.start_with(slot, &[]);
+    }
+
+    pub fn start_with(&mut self, slot: usize, more: &[&str]) {
         assert!(self.members[slot].is_none(), "slot {slot} runs");
         let child = self
             .node(slot)
             .args(["-v", "serve", &self.image(), "--slot", &slot.to_string(), "--cores", "0"])
+            .args(more)
             .stdin(Stdio::null())
             .stdout(self.log(&format!("member{slot}.out")))
             .stderr(self.log(&format!("member{slot}.log")))
