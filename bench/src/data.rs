@@ -42,9 +42,7 @@ fn look(block: &[u8], number: u64) -> Result<()> {
 /// Runs every case on a file below `root` and appends the rows for `system`.
 pub fn run(root: &Path, system: &str, shape: &Shape, report: &mut Report) -> Result<()> {
     let path = root.join("data");
-    write_stream(&path, system, shape, report)?;
-    drop_caches();
-    read_stream("stream read", &path, system, shape, report)?;
+    streams(&path, system, shape.stream_bytes, report)?;
     let places = |seed| {
         let mut prng = Prng::new(seed);
         move || prng.below(shape.stream_bytes / BLOCK as u64)
@@ -71,7 +69,7 @@ pub fn run(root: &Path, system: &str, shape: &Shape, report: &mut Report) -> Res
     })?);
     drop_caches();
     // What copy-on-write has done to the file's order on the device.
-    read_stream("stream read, again", &path, system, shape, report)?;
+    read_stream("stream read, again", &path, system, shape.stream_bytes, report)?;
     Ok(std::fs::remove_file(&path)?)
 }
 
@@ -81,11 +79,12 @@ fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
-fn write_stream(path: &Path, system: &str, shape: &Shape, report: &mut Report) -> Result<()> {
+/// A file written (and fsynced), and read back when the kernel has forgotten it, in calls of 1 MiB.
+pub fn streams(path: &Path, system: &str, bytes: u64, report: &mut Report) -> Result<()> {
     report.push(measure("stream write+fsync", system, 1, |_, r| {
         let mut file = File::create(path)?;
         let mut frame = noise(FRAME);
-        for n in 0..shape.stream_bytes / FRAME as u64 {
+        for n in 0..bytes / FRAME as u64 {
             for (i, block) in frame.chunks_mut(BLOCK).enumerate() {
                 stamp(block, n * (FRAME / BLOCK) as u64 + i as u64);
             }
@@ -93,14 +92,15 @@ fn write_stream(path: &Path, system: &str, shape: &Shape, report: &mut Report) -
         }
         Ok(file.sync_all()?)
     })?);
-    Ok(())
+    drop_caches();
+    read_stream("stream read", path, system, bytes, report)
 }
 
-fn read_stream(case: &str, path: &Path, system: &str, shape: &Shape, report: &mut Report) -> Result<()> {
+fn read_stream(case: &str, path: &Path, system: &str, bytes: u64, report: &mut Report) -> Result<()> {
     report.push(measure(case, system, 1, |_, r| {
         let mut file = File::open(path)?;
         let mut frame = vec![0; FRAME];
-        for n in 0..shape.stream_bytes / FRAME as u64 {
+        for n in 0..bytes / FRAME as u64 {
             r.time(FRAME as u64, || file.read_exact(&mut frame))?;
             for (i, block) in frame.chunks(BLOCK).enumerate() {
                 look(block, n * (FRAME / BLOCK) as u64 + i as u64)?;

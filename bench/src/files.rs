@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::data;
 use crate::recorder::measure;
 use crate::report::Report;
 
@@ -32,8 +33,6 @@ impl Default for Shape {
         }
     }
 }
-
-const FRAME: usize = 1 << 20;
 
 fn path_of(root: &Path, shape: &Shape, thread: usize, file: usize) -> PathBuf {
     root.join(format!("t{thread}/d{}/f{file}", file / shape.files_per_dir))
@@ -112,7 +111,9 @@ pub fn run(root: &Path, system: &str, shape: &Shape, report: &mut Report) -> Res
         })
     })?);
     synced(root, system, shape, report)?;
-    stream(root, system, shape, report)
+    let streamed = root.join("stream");
+    data::streams(&streamed, system, shape.stream_bytes, report)?;
+    Ok(fs::remove_file(streamed)?)
 }
 
 /// create, write and fsync of small files by eight threads.
@@ -129,31 +130,6 @@ fn synced(root: &Path, system: &str, shape: &Shape, report: &mut Report) -> Resu
             })
         })
     })?);
-    Ok(())
-}
-
-/// One file written (and fsynced) and read back in 1 MiB calls.
-fn stream(root: &Path, system: &str, shape: &Shape, report: &mut Report) -> Result<()> {
-    let path = root.join("stream");
-    let frames = shape.stream_bytes / FRAME as u64;
-    let mut frame = vec![0u8; FRAME];
-    vellum_base::prng::Prng::new(1).fill(&mut frame);
-    report.push(measure("stream write+fsync", system, 1, |_, r| {
-        let mut f = File::create(&path)?;
-        (0..frames).try_for_each(|_| r.time(FRAME as u64, || f.write_all(&frame)))?;
-        Ok(f.sync_all()?)
-    })?);
-    drop_caches();
-    report.push(measure("stream read", system, 1, |_, r| {
-        let mut f = File::open(&path)?;
-        let mut buf = vec![0u8; FRAME];
-        for _ in 0..frames {
-            r.time(FRAME as u64, || f.read_exact(&mut buf))?;
-            anyhow::ensure!(buf == frame, "the stream came back with other content");
-        }
-        Ok(())
-    })?);
-    fs::remove_file(&path)?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use vellum_base::Ino;
-use vellum_client::Client;
+use vellum_client::{Address, Client};
 use vellum_format::Inode;
 use vellum_link::InProcessDialer;
 use vellum_rt::native;
@@ -52,9 +52,7 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
 /// Creates, lookups and unlinks of empty files, each gateway in a directory of its own, all durable at the end.
 fn own_directories(dialer: InProcessDialer, gateways: usize, files: usize) -> Result<Row> {
     measure("create+stat+unlink", "", gateways, |gateway, recorder| {
-        native::block_on(async {
-            let client = node::client(dialer.clone()).await?;
-            let (vfs, caller) = node::gateway(&client).await?;
+        node::on_vfs(Address::InProcess(dialer.clone()), async |vfs, caller| {
             let dir = format!("{gateways}-{gateway}");
             let dir = vfs.mkdir(caller, Ino::ROOT, dir.as_bytes(), 0o755).await?.ino;
             let flags = OpenFlags { write: true, ..OpenFlags::default() };
@@ -67,8 +65,7 @@ fn own_directories(dialer: InProcessDialer, gateways: usize, files: usize) -> Re
                 vfs.unlink(dir, name.as_bytes()).await?;
                 recorder.record(start.elapsed(), 0);
             }
-            vfs.shutdown().await?;
-            Ok(client.farewell().await?)
+            Ok(())
         })
     })
 }

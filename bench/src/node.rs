@@ -63,6 +63,19 @@ pub async fn merge_everything(dialer: vellum_link::InProcessDialer) -> Result<()
     Ok(connection.farewell().await?)
 }
 
+/// What a gateway does, without its kernel: work on a filesystem, made durable, by a client that leaves in order.
+pub fn on_vfs<T>(to: Address, work: impl AsyncFnOnce(&Rc<Vfs>, Caller) -> Result<T>) -> Result<T> {
+    native::block_on(async {
+        let (link, options) = (ConnectOptions::default(), ClientOptions::default());
+        let client = Client::connect(to, None, link, options).await?;
+        let (vfs, caller) = gateway(&client).await?;
+        let done = work(&vfs, caller).await?;
+        vfs.shutdown().await?;
+        client.farewell().await?;
+        Ok(done)
+    })
+}
+
 /// What a gateway has, without its kernel.
 pub async fn gateway(client: &Rc<Client>) -> Result<(Rc<Vfs>, Caller)> {
     let vfs = Vfs::new(client.clone(), VfsOptions::default());

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use vellum_base::{BLOCK_SIZE, Ino};
-use vellum_client::Client;
-use vellum_rt::native;
+use vellum_client::{Address, Client};
 
 use crate::fill::fill;
 use crate::node;
@@ -65,24 +64,20 @@ fn rows_of(dir: &Path, files: usize, bytes: usize) -> Result<Vec<Row>> {
     let image = dir.join("small.img");
     let node = node::on_file(&image, (files as u64 * (bytes as u64 * 2 + 4096)).max(2 << 30), 1)?;
     let dialer = node.dialer();
-    let rows = native::block_on(async {
-        let client = node::client(dialer.clone()).await?;
-        let (vfs, caller) = node::gateway(&client).await?;
+    let rows = node::on_vfs(Address::InProcess(dialer.clone()), async |vfs, caller| {
         let content = vec![b'x'; bytes];
-        let empty = now_used(&client).await?;
+        let empty = now_used(vfs.client()).await?;
         let (before, began) = (Usage::now(), Instant::now());
-        fill(&vfs, caller, Ino::ROOT, 0..files, &content).await?;
-        let (filled, took, spent) = (now_used(&client).await?, began.elapsed(), Usage::now().since(before));
+        fill(vfs, caller, Ino::ROOT, 0..files, &content).await?;
+        let (filled, took, spent) = (now_used(vfs.client()).await?, began.elapsed(), Usage::now().since(before));
         node::merge_everything(dialer).await?;
-        let merged = now_used(&client).await?;
-        vfs.shutdown().await?;
-        client.farewell().await?;
+        let merged = now_used(vfs.client()).await?;
         let row = |when: &str, now: Used| {
             let metadata = (now.metadata - empty.metadata) / files as f64;
             let blocks = (now.content - empty.content) / files as f64;
             rows_for(&format!("{bytes} B files, {when}"), files, metadata, blocks, took, spent)
         };
-        Ok::<_, anyhow::Error>([row("made", filled), row("merged", merged)].concat())
+        Ok([row("made", filled), row("merged", merged)].concat())
     })?;
     node.shutdown()?;
     std::fs::remove_file(&image)?;

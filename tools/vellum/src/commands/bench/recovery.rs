@@ -2,7 +2,6 @@
 //! that was stopped in order takes, also with many files.
 
 use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,10 +9,8 @@ use serde_json::Value;
 use vellum_base::Ino;
 use vellum_bench::recorder::{Recorder, Usage};
 use vellum_bench::{Report, Row, fill, node};
-use vellum_client::Client;
-use vellum_rt::native;
+use vellum_client::Address;
 use vellum_rt::net::Endpoint;
-use vellum_vfs::{Caller, Vfs};
 
 use crate::processes::{self, Engine};
 
@@ -70,7 +67,7 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     for files in &shape.files {
         processes::mkfs(&image, *files as u64 * 4096 + (2 << 30))?;
         let engine = Engine::start(&image, &socket)?;
-        on_vfs(&socket, async |vfs, caller, _| fill::fill(vfs, caller, Ino::ROOT, 0..*files, b"").await)?;
+        node::on_vfs(at(&socket), async |vfs, caller| fill::fill(vfs, caller, Ino::ROOT, 0..*files, b"").await)?;
         engine.stop()?;
         let mut starts = Starts::default();
         (0..shape.repeats).try_for_each(|_| starts.add(&image, &socket))?;
@@ -101,28 +98,20 @@ impl Starts {
     }
 }
 
-/// What a gateway does, on an engine at that socket.
-fn on_vfs<T>(socket: &Path, work: impl AsyncFnOnce(&Rc<Vfs>, Caller, &Client) -> Result<T>) -> Result<T> {
-    native::block_on(async {
-        let client = node::client_at(Endpoint::Unix(socket.to_owned())).await?;
-        let (vfs, caller) = node::gateway(&client).await?;
-        let done = work(&vfs, caller, &client).await?;
-        vfs.shutdown().await?;
-        client.farewell().await?;
-        Ok(done)
-    })
+fn at(socket: &Path) -> Address {
+    Address::Net(Endpoint::Unix(socket.to_owned()))
 }
 
 /// Makes files until the logs hold so many bytes, or hold no more for having been flushed; what they hold then.
 fn fill_logs(socket: &Path, wanted: u64) -> Result<u64> {
-    on_vfs(socket, async |vfs, caller, client| {
+    node::on_vfs(at(socket), async |vfs, caller| {
         let root = format!("{:x}", vellum_rt::random_u64());
         let root = vfs.mkdir(caller, Ino::ROOT, root.as_bytes(), 0o755).await?.ino;
         let (mut held, mut files) = (0, 0);
         loop {
             fill::fill(vfs, caller, root, files..files + fill::FILES_PER_DIR, CONTENT).await?;
             files += fill::FILES_PER_DIR;
-            let now = log_bytes(&client.status().await?)?;
+            let now = log_bytes(&vfs.client().status().await?)?;
             if now >= wanted || now < held {
                 return Ok(now);
             }

@@ -11,6 +11,7 @@ use vellum_archive::Walk;
 use vellum_base::Ino;
 use vellum_bench::recorder::{Recorder, Usage};
 use vellum_bench::{Report, Row, fill, node};
+use vellum_client::Address;
 use vellum_format::IndexKind;
 use vellum_rt::native;
 
@@ -41,13 +42,8 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
 fn tree(dir: &Path, files: usize, shape: &Shape, report: &mut Report) -> Result<()> {
     let (image, socket) = (dir.join("walk.img"), dir.join("walk.sock"));
     let made = node::on_file(&image, files as u64 * 4096 + (2 << 30), 1)?;
-    let dialer = made.dialer();
-    native::block_on(async {
-        let client = node::client(dialer).await?;
-        let (vfs, caller) = node::gateway(&client).await?;
-        fill::fill(&vfs, caller, Ino::ROOT, 0..files, b"").await?;
-        vfs.shutdown().await?;
-        Ok::<_, anyhow::Error>(client.farewell().await?)
+    node::on_vfs(Address::InProcess(made.dialer()), async |vfs, caller| {
+        fill::fill(vfs, caller, Ino::ROOT, 0..files, b"").await
     })?;
     made.shutdown()?;
     let engine = Engine::start(&image, &socket)?;
