@@ -113,7 +113,7 @@ impl Reactor {
         };
         let table = agent.judge(edit).await.map_err(judged)?;
         self.backend.change_slots(table).await?;
-        let slots = agent.changed(edit).await.ok_or_else(|| refused("this member ends".into()))?;
+        let slots = agent.changed().await.ok_or_else(|| refused("this member ends".into()))?;
         tracing::warn!(slot = %edit.slot, address = ?edit.address, "an operator has changed the quorum");
         Ok(json!({ "changed": slots }))
     }

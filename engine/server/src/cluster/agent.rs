@@ -321,7 +321,7 @@ impl Agent {
                 let _ = answer.try_send(quorum_status(&status, &self.members()));
             }
             Question::Judge { edit, answer } => self.judge(edit, answer),
-            Question::Changed { edit, answer } => self.changed(edit, answer),
+            Question::Changed { answer } => self.changed(answer),
         }
     }
 

@@ -182,7 +182,7 @@ impl Agent {
     }
 
     /// The table was written: from here on this member goes by it.
-    pub(super) fn changed(self: &Rc<Self>, _: SlotEdit, answer: Sender<Value>) {
+    pub(super) fn changed(self: &Rc<Self>, answer: Sender<Value>) {
         let agent = self.clone();
         spawn(Class::Request, "a change of slots", async move {
             agent.read_members().await;

@@ -26,7 +26,6 @@ pub(super) enum Question {
     },
     /// They were written: answered when this member goes by them.
     Changed {
-        edit: SlotEdit,
         answer: Sender<Value>,
     },
 }
@@ -53,9 +52,9 @@ impl AgentHandle {
     }
 
     /// The superblock was written as judged. The slots as they are now.
-    pub(crate) async fn changed(&self, edit: SlotEdit) -> Option<Value> {
+    pub(crate) async fn changed(&self) -> Option<Value> {
         let (answer, mut answered) = bounded(1);
-        self.questions.send(Question::Changed { edit, answer }).await.ok()?;
+        self.questions.send(Question::Changed { answer }).await.ok()?;
         answered.recv().await
     }
 

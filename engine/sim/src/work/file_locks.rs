@@ -9,8 +9,8 @@ use vellum_base::{Ino, Rid};
 use vellum_rt::{random_u64, sleep};
 use vellum_vfs::{FileLock, FileLockMode, FileLockSpace, Vfs, VfsError};
 
-use super::mount::{CALLER, End, Mount, READ_WRITE, tolerate};
-use super::{REPLACE, Shared};
+use super::Shared;
+use super::mount::{CALLER, End, Mount, READ_WRITE, lives, tolerate};
 
 const FILES: u64 = 2;
 /// Bytes that are fought for.
@@ -20,18 +20,7 @@ const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Its task for the whole run.
 pub async fn live(shared: Rc<Shared>, machine: usize) {
-    while !shared.stop.get() {
-        match one_life(&shared, machine).await {
-            Ok(()) => {}
-            Err(End::Lost) => shared.end_life(machine),
-            Err(End::Wrong(what)) => {
-                shared.end_life(machine);
-                shared.history.borrow_mut().violate("end", format!("file locks {machine}: {what}"));
-            }
-        }
-        sleep(REPLACE).await;
-    }
-    shared.finish(machine);
+    lives(shared, machine, "file locks", one_life).await;
 }
 
 async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), End> {

@@ -96,3 +96,24 @@ pub(super) fn tolerate<T>(result: Result<T, VfsError>) -> Result<Option<T>, VfsE
         Err(error) => Err(error),
     }
 }
+
+/// Lives one after the other until the run's end; what no fault excuses in one is a violation.
+pub(super) async fn lives(
+    shared: Rc<Shared>,
+    machine: usize,
+    what: &str,
+    one_life: impl AsyncFn(&Rc<Shared>, usize) -> Result<(), End>,
+) {
+    while !shared.stop.get() {
+        match one_life(&shared, machine).await {
+            Ok(()) => {}
+            Err(End::Lost) => shared.end_life(machine),
+            Err(End::Wrong(wrong)) => {
+                shared.end_life(machine);
+                shared.history.borrow_mut().violate("end", format!("{what} {machine}: {wrong}"));
+            }
+        }
+        sleep(REPLACE).await;
+    }
+    shared.finish(machine);
+}

@@ -11,8 +11,8 @@ use vellum_base::{Ino, Rid};
 use vellum_rt::{random_u64, sleep};
 use vellum_vfs::{FileHandle, OpenFlags, RenameMode, Vfs, VfsError};
 
-use super::mount::{CALLER, End, Mount, READ_WRITE, tolerate};
-use super::{REPLACE, Shared};
+use super::Shared;
+use super::mount::{CALLER, End, Mount, READ_WRITE, lives, tolerate};
 use crate::check::linear::{Answer, FileId, Name, Op};
 
 const NAMES: u64 = 4;
@@ -34,18 +34,7 @@ struct Names {
 
 /// Its task for the whole run.
 pub async fn live(shared: Rc<Shared>, machine: usize) {
-    while !shared.stop.get() {
-        match one_life(&shared, machine).await {
-            Ok(()) => {}
-            Err(End::Lost) => shared.end_life(machine),
-            Err(End::Wrong(what)) => {
-                shared.end_life(machine);
-                shared.history.borrow_mut().violate("end", format!("client {machine}: {what}"));
-            }
-        }
-        sleep(REPLACE).await;
-    }
-    shared.finish(machine);
+    lives(shared, machine, "client", one_life).await;
 }
 
 async fn one_life(shared: &Rc<Shared>, machine: usize) -> Result<(), End> {
