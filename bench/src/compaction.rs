@@ -22,6 +22,7 @@ use vellum_server::{Node, NodeOptions};
 use vellum_store::{MkfsOptions, OpenOptions, Prefer};
 use vellum_wire::{LockMode, LockName, LockWant, Request, Response};
 
+use crate::node::fresh_image;
 use crate::recorder::{Recorder, Usage};
 use crate::report::{Report, Row};
 
@@ -55,7 +56,7 @@ const LONGEST: Duration = Duration::from_secs(1800);
 pub fn run<W>(dir: &Path, shape: &Shape, worker: impl FnOnce(&Path, &Path) -> Result<W>) -> Result<Report> {
     let (image, socket) = (dir.join("compaction.img"), dir.join("engine.sock"));
     let mut report = Report::new("compaction", "idle");
-    std::fs::File::create(&image)?.set_len((shape.items * shape.value_bytes as u64 * 8).max(2 << 30))?;
+    fresh_image(&image, (shape.items * shape.value_bytes as u64 * 8).max(2 << 30))?;
     // Not exclusively: the worker opens it too.
     let device = vellum_nvme::open(&image.display().to_string(), OpenMode::default())?;
     let made = device.clone();

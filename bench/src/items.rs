@@ -16,6 +16,7 @@ use vellum_rt::native::{self, Config};
 use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store};
 
 use crate::executors;
+use crate::node::fresh_image;
 use crate::peers::kv::Fjall;
 use crate::recorder::{Recorder, Usage};
 use crate::report::{Report, Row};
@@ -114,7 +115,7 @@ fn batch(number: u64, first: usize, keys: &[[u8; 24]]) -> Batch {
 }
 
 fn vellum(image: &Path, system: &str, config: Config, shape: &Shape, report: &mut Report) -> Result<()> {
-    std::fs::File::create(image)?.set_len((shape.keys as u64 * 1000).max(1 << 30))?;
+    fresh_image(image, (shape.keys as u64 * 1000).max(1 << 30))?;
     let device = vellum_nvme::open(&image.display().to_string(), OpenMode { exclusive: true, ..OpenMode::default() })?;
     let shape = *shape;
     let rows = native::block_on_with(config, async move {

@@ -37,9 +37,15 @@ pub fn in_memory(reactors: usize) -> Result<Node> {
     start(Arc::new(MemoryDevice::new(256 << 20)), reactors)
 }
 
+/// A file as the device, whose blocks are allocated, so that flushes cost what they cost on a device.
+pub fn fresh_image(path: &Path, bytes: u64) -> Result<()> {
+    std::fs::File::create(path)?;
+    Ok(vellum_nvme::uring::fill::extend_written(path, bytes)?)
+}
+
 /// A fresh filesystem in a file, direct IO, and its node.
 pub fn on_file(path: &Path, bytes: u64, reactors: usize) -> Result<Node> {
-    std::fs::File::create(path)?.set_len(bytes)?;
+    fresh_image(path, bytes)?;
     start(vellum_nvme::open(&format!("uring:{}", path.display()), OpenMode::default())?, reactors)
 }
 

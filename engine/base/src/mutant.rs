@@ -29,7 +29,7 @@ mutants! {
     // ---- store
     /// An epoch is called durable without a flush.
     SkipFlush,
-    /// New file data is not flushed before the seal that names it.
+    /// A seal neither waits for the flush of new file data nor lists it.
     SkipDataFlush,
     /// A batch is called durable as soon as it is applied.
     AcknowledgeBeforeDurable,

@@ -28,6 +28,6 @@ pub use item::{
 pub use log::{PartBuilder, PartPlace, Record};
 pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};
 pub use quorum::{ProcessIdentity, SlotBlock, SlotEvent, SlotState};
-pub use seal::{PartRef, Seal};
+pub use seal::{MAX_NEW_DATA, PartRef, Seal};
 pub use segment::{Place, SegmentError, SegmentMeta};
 pub use superblock::Superblock;

@@ -45,6 +45,8 @@ fn constants_are_those_of_the_code() {
         ("PART_HEADER", log::PART_HEADER as u64),
         ("SEAL_HEADER", seal::SEAL_HEADER as u64),
         ("PART_REF", seal::PART_REF as u64),
+        ("DATA_RUN", seal::DATA_RUN as u64),
+        ("MAX_NEW_DATA", seal::MAX_NEW_DATA as u64),
         ("MAX_PARTS", seal::MAX_PARTS as u64),
         ("MAX_SLOTS", sb::MAX_SLOTS as u64),
         ("SLOT_BYTES", sb::SLOT_BYTES as u64),
@@ -156,7 +158,7 @@ fn the_block_header_is_as_described() {
             ("crc", int(crc32c_seeded(addr.0, tag, &bytes[4..]))),
             ("magic", int(block::MAGIC)),
             ("kind", int(kind)),
-            ("version", int(1)),
+            ("version", int(if name == "seal" { seal::SEAL_VERSION } else { 1 })),
             ("body_len", int(body(&bytes).len() as u64)),
             ("addr", int(addr.0)),
             ("fsid", int(tag)),
@@ -393,7 +395,9 @@ fn parts_and_seals_are_as_described() {
         ("prev_hash", int(seal.prev_hash)),
         ("durable_number", int(seal.durable_number)),
         ("count", int(seal.parts.len() as i128)),
-        ("parts", raw(parts)),
+        ("data_count", int(seal.new_data.len() as i128)),
+        ("parts", raw(&parts[..seal.parts.len() * seal::PART_REF])),
+        ("new_data", raw(&parts[seal.parts.len() * seal::PART_REF..])),
     ];
     check("seal", seal.parts.len(), body(&bytes), &want);
     for (part, bytes) in seal.parts.iter().zip(parts.chunks(seal::PART_REF)) {
@@ -405,6 +409,9 @@ fn parts_and_seals_are_as_described() {
             ("crc", int(part.crc)),
         ];
         check("part reference", 0, bytes, &want);
+    }
+    for (run, bytes) in seal.new_data.iter().zip(parts[seal.parts.len() * seal::PART_REF..].chunks(seal::DATA_RUN)) {
+        check("data run", 0, bytes, &[("addr", int(run.start.0 as i128)), ("len_blocks", int(run.len_blocks as i128))]);
     }
 }
 

@@ -162,14 +162,14 @@ impl Store {
         match message {
             Message::Dirty { epoch } => central.machine.borrow_mut().dirty(epoch, now()),
             Message::Want { epoch } => central.machine.borrow_mut().want(epoch),
-            Message::PartReady { from, epoch, part, data, oldest_reader, debt } => {
+            Message::PartReady { from, epoch, part, new_data, oldest_reader, debt } => {
                 if let Some(known) = central.debts.borrow_mut().get_mut(usize::from(from.0)) {
                     *known = debt;
                 }
                 if let Some(oldest) = central.oldest_readers.borrow_mut().get_mut(usize::from(from.0)) {
                     *oldest = oldest_reader.max(*oldest);
                 }
-                central.machine.borrow_mut().part_ready(epoch, part, data);
+                central.machine.borrow_mut().part_ready(epoch, part, new_data);
             }
             Message::PartWritten { epoch } => central.machine.borrow_mut().part_written(epoch),
             Message::ReleaseSpace { space } => return central.release_segment_space(&space),

@@ -68,8 +68,8 @@ pub(crate) enum Message {
         from: ReactorId,
         epoch: Epoch,
         part: Option<PartRef>,
-        /// It refers to data that was written for it.
-        data: bool,
+        /// Where the data is that was written for it.
+        new_data: Vec<BlockRange>,
         oldest_reader: Epoch,
         /// How far the reactor's compactions are behind.
         debt: f32,

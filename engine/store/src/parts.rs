@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, DmaBuf, Epoch, probe};
+use vellum_base::{BLOCK_SIZE, BlockRange, DmaBuf, Epoch, probe};
 use vellum_format::{PartPlace, PartRef, Record};
 use vellum_rt::{Class, spawn};
 
@@ -68,7 +68,8 @@ impl Store {
     pub(crate) fn close_parts(self: &Rc<Self>) {
         loop {
             let Some((epoch, part)) = self.epochs.borrow_mut().pop_whole() else { break };
-            let data = part.space.iter().any(|change| !change.allocs.is_empty());
+            let allocs = part.space.iter().flat_map(|change| &change.allocs);
+            let new_data = allocs.map(|(start, len)| BlockRange::new(*start, *len as u32)).collect();
             let ready = match self.close_part(epoch, part) {
                 Ok(ready) => ready,
                 Err(e) => {
@@ -78,7 +79,8 @@ impl Store {
             };
             let oldest_reader = self.pins.oldest().unwrap_or(self.durable.get()).min(self.durable.get());
             let debt = self.debt();
-            self.to_coordinator(Message::PartReady { from: self.me, epoch, part: ready, data, oldest_reader, debt });
+            let from = self.me;
+            self.to_coordinator(Message::PartReady { from, epoch, part: ready, new_data, oldest_reader, debt });
         }
     }
 

@@ -193,6 +193,8 @@ impl Store {
                 break;
             }
         }
+        // A seal that confirms the last one would make an epoch durable which no reactor drained.
+        central.machine.borrow_mut().ends();
         // Reactors learn of the durable epoch by message, which comes before the next request.
         for reactor in self.mesh.all() {
             self.ask(reactor, Request::Drain).await?;

@@ -10,6 +10,7 @@
 //!   interrupt and cannot announce completions: its reactor does not sleep while such an operation is in flight.
 
 mod file;
+pub mod fill;
 mod lock;
 mod queue;
 mod ring;

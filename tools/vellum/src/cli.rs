@@ -77,6 +77,9 @@ pub struct Mkfs {
     /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
     #[arg(long, value_parser = size::parse)]
     pub size: Option<u64>,
+    /// Write what the file is extended by, once: its blocks are then allocated, as a device's are, and flushes are faster.
+    #[arg(long, requires = "size")]
+    pub preallocate: bool,
     /// A quorum member of a cluster: N (0 to 14) and the address at which it listens for members and clients. Give it once
     /// for each member.
     #[arg(long = "slot", value_name = "N=ADDR:PORT", value_parser = slots::parse)]

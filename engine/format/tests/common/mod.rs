@@ -175,6 +175,7 @@ pub fn seal() -> Seal {
         prev_hash: 0xcecf_d0d1_d2d3_d4d5,
         durable_number: 0xd6d7,
         parts: vec![part(0), part(1)],
+        new_data: vec![BlockRange::new(0x00d8_0000, 0xd9), BlockRange::new(0x00da_0000, 0xdb)],
     }
 }
 

@@ -19,7 +19,7 @@ fn s42_two_deleters_of_one_inode() {
 }
 
 /// A seal could be durable while the file data that its extents name is not; power fails, the gateway lives and sends only
-/// its batches again. Data goes ahead of its seal, so that what a seal names is there.
+/// its batches again. The recovery counts no such epoch.
 #[test]
 fn e4_a_durable_seal_has_its_data() {
     let mut story = Story::of(1, 4).clients(&[Work::Gateway, Work::Gateway, Work::Items]);

@@ -5,8 +5,9 @@
 //!                \-> parts written ------------------------------> Flush (-> Confirm) -> Durable
 //! ```
 //! Parts and seal are written in parallel; the flush begins when both are written. Epochs become durable in order.
-//! A seal must not reach the medium before the file data that its epoch refers to: with a volatile write cache, an epoch
-//! with new data is sealed only after a flush of its own (the data was complete when its batches were admitted).
+//! With a volatile write cache a seal may reach the medium before the file data that its epoch refers to (which was written
+//! when its batches were admitted). So the seal lists where that data is, and a recovery that finds the seal unconfirmed reads
+//! the data again. Where that would be much, the data gets a flush of its own before the seal is written.
 //! While something is being sealed or flushed, those who wait gather in the open epoch (group commit).
 //! In a cluster a flushed epoch is acknowledged when the node is confirmed to lead still, by a question that was asked after
 //! the flush; meanwhile the next epoch goes on.
@@ -14,8 +15,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, BlockAddr, Epoch, Fsid, Mutant, Term, mutant};
-use vellum_format::{PartRef, Seal};
+use vellum_base::{BLOCK_SIZE, BlockAddr, BlockRange, Epoch, Fsid, Mutant, Term, mutant};
+use vellum_format::{MAX_NEW_DATA, PartRef, Seal};
 use vellum_rt::Instant;
 
 use super::ring::Ring;
@@ -32,6 +33,8 @@ pub const MAX_UNSEALED: u64 = 1000;
 /// Added to the last known epoch by a recovery.
 pub const EPOCH_GAP: u64 = 1 << 20;
 const _: () = assert!(EPOCH_GAP > 100 * (MAX_UNSEALED + MAX_IN_FLIGHT as u64));
+/// Blocks of new data that a recovery may have to read again for one epoch.
+pub const MAX_NEW_BLOCKS: u64 = 256;
 /// Seals that stay free in the ring.
 const RING_SLACK: u64 = 2 * MAX_IN_FLIGHT as u64;
 
@@ -71,8 +74,8 @@ enum SealState {
 struct Sealing {
     epoch: Epoch,
     force: bool,
-    /// It refers to data that no flush has covered yet.
-    data: bool,
+    /// Where data is that it refers to and that no flush has covered yet.
+    new_data: Vec<BlockRange>,
     ready: usize,
     written: usize,
     parts: Vec<PartRef>,
@@ -164,12 +167,14 @@ impl Coordinator {
         self.in_flight.iter_mut().find(|s| s.epoch == epoch)
     }
 
-    /// A reactor's part of `epoch` is placed; `None` when it is empty. Its write runs. `data`: it refers to new data.
-    pub fn part_ready(&mut self, epoch: Epoch, part: Option<PartRef>, data: bool) {
+    /// A reactor's part of `epoch` is placed; `None` when it is empty. Its write runs. `new_data` was written for it.
+    pub fn part_ready(&mut self, epoch: Epoch, part: Option<PartRef>, new_data: Vec<BlockRange>) {
         let volatile_cache = self.volatile_cache;
         if let Some(s) = self.sealing(epoch) {
             s.ready += 1;
-            s.data |= data && volatile_cache && !mutant::active(Mutant::SkipDataFlush);
+            if volatile_cache && !mutant::active(Mutant::SkipDataFlush) {
+                s.new_data.extend(new_data);
+            }
             s.written += usize::from(part.is_none());
             s.parts.extend(part);
         }
@@ -179,6 +184,7 @@ impl Coordinator {
     pub fn data_flushed(&mut self, epoch: Epoch) {
         if let Some(s) = self.sealing(epoch).filter(|s| s.seal == SealState::FlushingData) {
             s.seal = SealState::DataFlushed;
+            s.new_data.clear();
         }
     }
 
@@ -212,6 +218,11 @@ impl Coordinator {
         self.confirming = None;
         let waits = self.in_flight.front().is_some_and(|s| s.epoch <= self.flushed);
         waits.then(|| self.make_durable(self.flushed))
+    }
+
+    /// The run ends in order: the manifest will say what is durable, and no seal has to.
+    pub fn ends(&mut self) {
+        self.confirm_at = None;
     }
 
     pub fn is_gated(&self) -> bool {
@@ -315,7 +326,9 @@ impl Coordinator {
         if s.ready < self.reactors || s.seal == SealState::FlushingData {
             return None;
         }
-        if s.data && s.seal == SealState::Waiting {
+        s.new_data = merged(std::mem::take(&mut s.new_data));
+        let blocks: u64 = s.new_data.iter().map(|run| u64::from(run.len_blocks)).sum();
+        if s.new_data.len() > MAX_NEW_DATA || blocks > MAX_NEW_BLOCKS {
             s.seal = SealState::FlushingData;
             return Some(Command::FlushData(s.epoch));
         }
@@ -331,6 +344,7 @@ impl Coordinator {
             prev_hash: self.prev_hash,
             durable_number: self.durable_number,
             parts: s.parts.clone(),
+            new_data: s.new_data.clone(),
         };
         let addr = self.ring.addr(number - self.first_number)?;
         let (block, hash) = seal.encode(addr, &self.fsid);
@@ -385,7 +399,7 @@ impl Coordinator {
         self.in_flight.push_back(Sealing {
             epoch,
             force: confirm,
-            data: false,
+            new_data: Vec::new(),
             ready: 0,
             written: 0,
             parts: Vec::new(),
@@ -409,6 +423,17 @@ impl Coordinator {
     }
 }
 
+/// The same blocks in as few runs as they make.
+fn merged(mut runs: Vec<BlockRange>) -> Vec<BlockRange> {
+    runs.sort_unstable();
+    runs.dedup_by(|next, run| {
+        let joins = run.end() == Some(next.start);
+        run.len_blocks += if joins { next.len_blocks } else { 0 };
+        joins
+    });
+    runs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -427,7 +452,7 @@ mod tests {
     /// Takes an epoch with one part to the end of its flush.
     fn flush_one(c: &mut Coordinator, epoch: u64, number: u64) -> Option<Command> {
         assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(epoch))));
-        c.part_ready(Epoch(epoch), part(), false);
+        c.part_ready(Epoch(epoch), part(), Vec::new());
         assert!(matches!(c.next(at(0)), Some(Command::Seal { number: n, .. }) if n == number));
         c.part_written(Epoch(epoch));
         c.seal_written(number);
@@ -471,7 +496,7 @@ mod tests {
         assert_eq!(flush_one(&mut c, 100, 1), Some(Command::Confirm));
         c.want(Epoch(101));
         assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(101))));
-        c.part_ready(Epoch(101), None, false);
+        c.part_ready(Epoch(101), None, Vec::new());
         assert_eq!(c.next(at(0)), None);
         assert_eq!(c.confirmed(), Some(Command::Durable(Epoch(100))));
         assert_eq!(c.next(at(0)), Some(Command::Confirm));
@@ -491,9 +516,9 @@ mod tests {
         assert_eq!(c.next(at(1)), Some(Command::Close(Epoch(100))));
         c.dirty(Epoch(101), at(1));
         c.want(Epoch(101));
-        c.part_ready(Epoch(100), part(), false);
+        c.part_ready(Epoch(100), part(), Vec::new());
         assert_eq!(c.next(at(1)), None, "the second reactor's part is not placed, and nobody closes the next");
-        c.part_ready(Epoch(100), None, false);
+        c.part_ready(Epoch(100), None, Vec::new());
         assert!(matches!(c.next(at(1)), Some(Command::Seal { number: 1, .. })));
         c.seal_written(1);
         assert_eq!(c.next(at(1)), None, "the part is not written");
@@ -504,16 +529,39 @@ mod tests {
         assert_eq!(c.next(at(1)), Some(Command::Close(Epoch(101))));
     }
 
+    fn sealed(command: Option<Command>) -> Seal {
+        let Some(Command::Seal { block, addr, .. }) = command else { panic!("{command:?} is no seal") };
+        Seal::decode(&block[..], addr, &Fsid([1; 16])).unwrap().0
+    }
+
     #[test]
-    fn new_data_is_flushed_before_its_seal_is_written() {
+    fn a_seal_lists_a_little_new_data_and_shares_its_flush() {
+        let mut c = new(2);
+        c.want(Epoch(100));
+        assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
+        c.part_ready(Epoch(100), part(), vec![BlockRange::new(50, 2), BlockRange::new(40, 1)]);
+        c.part_ready(Epoch(100), part(), vec![BlockRange::new(41, 3)]);
+        let seal = sealed(c.next(at(0)));
+        assert_eq!(seal.new_data, vec![BlockRange::new(40, 4), BlockRange::new(50, 2)]);
+    }
+
+    #[test]
+    fn much_new_data_is_flushed_before_its_seal_is_written() {
+        let scattered = (0..=MAX_NEW_DATA as u64).map(|i| BlockRange::new(2 * i, 1)).collect();
+        for new_data in [vec![BlockRange::new(1, MAX_NEW_BLOCKS as u32 + 1)], scattered] {
+            much_is_flushed(new_data);
+        }
+    }
+
+    fn much_is_flushed(new_data: Vec<BlockRange>) {
         let mut c = new(1);
         c.want(Epoch(100));
         assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
-        c.part_ready(Epoch(100), part(), true);
+        c.part_ready(Epoch(100), part(), new_data);
         assert_eq!(c.next(at(0)), Some(Command::FlushData(Epoch(100))));
         assert_eq!(c.next(at(0)), None);
         c.data_flushed(Epoch(100));
-        assert!(matches!(c.next(at(0)), Some(Command::Seal { number: 1, .. })));
+        assert_eq!(sealed(c.next(at(0))).new_data, Vec::new());
     }
 
     #[test]
@@ -521,7 +569,7 @@ mod tests {
         let mut c = new(1);
         c.want(Epoch(100));
         assert_eq!(c.next(at(0)), Some(Command::Close(Epoch(100))));
-        c.part_ready(Epoch(100), None, false);
+        c.part_ready(Epoch(100), None, Vec::new());
         assert_eq!(c.next(at(0)), Some(Command::Durable(Epoch(100))));
         assert_eq!(c.next(at(1000)), None);
         assert_eq!(c.deadline(), None);
@@ -534,7 +582,7 @@ mod tests {
             c.dirty(Epoch(e), at(0));
             assert_eq!(c.deadline(), Some(at(5)));
             assert_eq!(c.next(at(5)), Some(Command::Close(Epoch(e))));
-            c.part_ready(Epoch(e), part(), false);
+            c.part_ready(Epoch(e), part(), Vec::new());
             let number = e - 99;
             assert!(matches!(c.next(at(5)), Some(Command::Seal { number: n, .. }) if n == number));
         }
@@ -559,7 +607,7 @@ mod tests {
         let mut c = new(1);
         c.dirty(Epoch(100), at(0));
         c.next(at(5));
-        c.part_ready(Epoch(100), part(), false);
+        c.part_ready(Epoch(100), part(), Vec::new());
         c.next(at(5));
         c.part_written(Epoch(100));
         c.seal_written(1);
@@ -568,14 +616,22 @@ mod tests {
         let later = at(5) + CONFIRM_AFTER;
         assert_eq!(c.deadline(), Some(later));
         assert_eq!(c.next(later), Some(Command::Close(Epoch(101))));
-        c.part_ready(Epoch(101), None, false);
-        let Some(Command::Seal { block, addr, .. }) = c.next(later) else { panic!("a confirming seal") };
-        let (seal, _) = Seal::decode(&block[..], addr, &Fsid([1; 16])).unwrap();
+        c.part_ready(Epoch(101), None, Vec::new());
+        let seal = sealed(c.next(later));
         assert_eq!((seal.durable_number, seal.parts.len()), (1, 0));
         c.seal_written(2);
         assert_eq!(c.next(later), Some(Command::Flush));
         c.flushed();
         assert_eq!(c.deadline(), None);
+    }
+
+    #[test]
+    fn in_a_run_that_ends_no_epoch_comes_after_the_last_changes_however_long_it_takes() {
+        let mut c = new(1);
+        c.want(Epoch(100));
+        assert_eq!(flush_one(&mut c, 100, 1), Some(Command::Durable(Epoch(100))));
+        c.ends();
+        assert_eq!((c.next(at(1000)), c.deadline()), (None, None));
     }
 
     #[test]
@@ -593,7 +649,7 @@ mod tests {
                 }
                 _ => break,
             }
-            c.part_ready(Epoch(e), part(), false);
+            c.part_ready(Epoch(e), part(), Vec::new());
             c.next(at(10));
             c.part_written(Epoch(e));
             c.seal_written(e - 99);

@@ -18,7 +18,7 @@ const DUMP_LIMIT: usize = 1_000_000;
 
 pub fn mkfs(args: &Mkfs) -> Result<()> {
     let slots = slots::to_table(&args.slots).exit(Exit::Usage)?;
-    prepare_file(&args.device, args.size).exit(Exit::Device)?;
+    prepare_file(&args.device, args.size, args.preallocate).exit(Exit::Device)?;
     let target = device::open_alone(&args.device)?;
     let options = MkfsOptions {
         size: args.size,
@@ -43,7 +43,7 @@ pub fn mkfs(args: &Mkfs) -> Result<()> {
 }
 
 /// Makes the file, or extends it to the size asked for. Block devices and other backends are taken as they are.
-fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
+fn prepare_file(spec: &str, size: Option<u64>, written: bool) -> Result<()> {
     let path = match spec.split_once(':') {
         Some(("uring" | "file", path)) => path,
         Some(_) => return Ok(()),
@@ -61,6 +61,8 @@ fn prepare_file(spec: &str, size: Option<u64>) -> Result<()> {
         (Some(0), None) => bail!("{} is empty; give --size", path.display()),
         (Some(len), Some(size)) if len >= size => Ok(()),
         (Some(_), None) => Ok(()),
+        (_, Some(size)) if written => vellum_nvme::uring::fill::extend_written(path, size)
+            .with_context(|| format!("cannot write {} of {}", size::show(size), path.display())),
         (_, Some(size)) => {
             let file = OpenOptions::new()
                 .create(true)

@@ -141,7 +141,7 @@ fn files_shape(quick: bool) -> FilesShape {
 /// Makes an image and mounts it.
 fn fresh_mount(dir: &Path, bytes: u64) -> Result<Mount> {
     let image = dir.join("vellum.img");
-    processes::mkfs(&image, bytes)?;
+    processes::mkfs_written(&image, bytes)?;
     Mount::new(&format!("file:{}", image.display()), &dir.join("vellum"))
 }
 

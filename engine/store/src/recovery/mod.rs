@@ -2,10 +2,13 @@
 //!
 //! For each run of the engine, oldest first: the seals above its floor, in order, as long as each is intact, follows the
 //! one before by number, term and hash, and all its parts are intact (a part below its log's floor is in segments and is
-//! not needed). The first that fails ends the run, unless something says that it was durable: a later seal's
-//! durable number, the manifest's, or a cut that an earlier recovery made. Then it is corruption and never the end.
+//! not needed). The first that fails ends the run, unless something says that it was durable: a later seal's durable number,
+//! the manifest's, or a cut that an earlier recovery made. Then it is corruption and never the end. The last few, of which
+//! nothing says that they were durable, count as far as the file data that they list is there too (`new_data`).
 
-use std::collections::HashMap;
+mod new_data;
+
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -61,6 +64,13 @@ pub async fn verify_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run) -> Re
     walk_run(queue, sb, run, false).await
 }
 
+/// An epoch whose seal and parts are whole.
+struct Whole {
+    seal: Seal,
+    hash: u64,
+    parts: Vec<ReplayPart>,
+}
+
 async fn walk_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run, keep: bool) -> Result<RunEnd, StoreError> {
     let mut reader = SealReader::new(queue, sb, run);
     let rings: HashMap<LogId, (Ring, u64)> =
@@ -77,65 +87,85 @@ async fn walk_run(queue: &Rc<dyn Queue>, sb: &Superblock, run: &Run, keep: bool)
     };
     // A durable number that a seal of the chain itself tells counts as well, so it is collected on the way.
     let mut durable = run.durable_number.max(run.cut.unwrap_or(0));
+    // Those that nobody says were durable. They need their file data to count.
+    let mut tail: VecDeque<Whole> = VecDeque::new();
     loop {
-        let number = out.last_number + 1;
+        while tail.front().is_some_and(|whole| whole.seal.number <= durable) {
+            tail.pop_front().into_iter().for_each(|whole| out.take(whole, keep));
+        }
+        let before = tail.back().map_or((out.last_number, out.last_hash, out.last_epoch), |last| {
+            (last.seal.number, last.hash, last.seal.epoch)
+        });
+        let number = before.0 + 1;
         if run.cut.is_some_and(|cut| number > cut) {
             out.end = "cut by an earlier recovery".into();
             return Ok(out);
         }
-        match next_epoch(queue, sb, run, &rings, &mut reader, &out).await? {
-            Ok((seal, hash, parts)) => {
-                durable = durable.max(seal.durable_number);
-                for part in &seal.parts {
-                    let end = out.log_ends.entry(part.log).or_default();
-                    *end = (*end).max(part.place + u64::from(part.len_blocks));
-                }
-                out.bytes += parts.iter().map(|p| p.records.len() as u64).sum::<u64>();
-                if keep {
-                    out.parts.extend(parts);
-                }
-                (out.last_number, out.last_hash, out.last_epoch) = (seal.number, hash, seal.epoch);
-                out.epochs += 1;
+        let reason = match next_epoch(queue, sb, run, &rings, &mut reader, before).await? {
+            Ok(whole) => {
+                durable = durable.max(whole.seal.durable_number);
+                tail.push_back(whole);
+                continue;
             }
-            Err(reason) => {
-                for later in number..number + LOOK_AHEAD {
-                    if let Ok(Ok((seal, _))) = reader.seal(later).await
-                        && seal.number == later
-                        && seal.term == run.term
-                    {
-                        durable = durable.max(seal.durable_number);
-                    }
-                }
-                if number <= durable {
-                    return Err(lost_seal(number, out.last_epoch.next(), reason));
-                }
-                out.end = reason;
-                return Ok(out);
+            Err(reason) => reason,
+        };
+        let mut told = durable;
+        for later in number..number + LOOK_AHEAD {
+            if let Ok(Ok((seal, _))) = reader.seal(later).await
+                && seal.number == later
+                && seal.term == run.term
+            {
+                told = told.max(seal.durable_number);
             }
         }
+        if number <= told {
+            return Err(lost_seal(number, before.2.next(), reason));
+        }
+        let proven = tail.iter().take_while(|whole| whole.seal.number <= told).count();
+        tail.drain(..proven).for_each(|whole| out.take(whole, keep));
+        let (count, missing) = new_data::whole_prefix(queue, sb.chunk_blocks, &tail).await?;
+        tail.drain(..count).for_each(|whole| out.take(whole, keep));
+        out.end = missing.unwrap_or(reason);
+        return Ok(out);
     }
 }
 
-/// The seal after `so_far` with its parts, or why it does not count.
+impl RunEnd {
+    fn take(&mut self, whole: Whole, keep: bool) {
+        let Whole { seal, hash, parts } = whole;
+        for part in &seal.parts {
+            let end = self.log_ends.entry(part.log).or_default();
+            *end = (*end).max(part.place + u64::from(part.len_blocks));
+        }
+        self.bytes += parts.iter().map(|p| p.records.len() as u64).sum::<u64>();
+        if keep {
+            self.parts.extend(parts);
+        }
+        (self.last_number, self.last_hash, self.last_epoch) = (seal.number, hash, seal.epoch);
+        self.epochs += 1;
+    }
+}
+
+/// The seal after the one with this number, hash and epoch, with its parts, or why it does not count.
 async fn next_epoch(
     queue: &Rc<dyn Queue>,
     sb: &Superblock,
     run: &Run,
     rings: &HashMap<LogId, (Ring, u64)>,
     reader: &mut SealReader<'_>,
-    so_far: &RunEnd,
-) -> Result<Result<(Seal, u64, Vec<ReplayPart>), String>, StoreError> {
-    let number = so_far.last_number + 1;
+    (last_number, last_hash, last_epoch): (u64, u64, Epoch),
+) -> Result<Result<Whole, String>, StoreError> {
+    let number = last_number + 1;
     let (seal, hash) = match reader.seal(number).await? {
         Ok(found) => found,
         Err(reason) => return Ok(Err(reason)),
     };
-    let follows = seal.term == run.term && seal.prev_hash == so_far.last_hash;
+    let follows = seal.term == run.term && seal.prev_hash == last_hash;
     if seal.number != number || !follows {
         return Ok(Err(format!("seal {} of term {} is in its place, or does not follow", seal.number, seal.term)));
     }
-    if seal.epoch <= so_far.last_epoch && so_far.epochs > 0 {
-        return Ok(Err(format!("its epoch {} is not later than {}", seal.epoch, so_far.last_epoch)));
+    if seal.epoch <= last_epoch && last_number > run.floor_number {
+        return Ok(Err(format!("its epoch {} is not later than {last_epoch}", seal.epoch)));
     }
     let mut parts = Vec::new();
     for part in &seal.parts {
@@ -150,7 +180,7 @@ async fn next_epoch(
             Err(reason) => return Ok(Err(reason)),
         }
     }
-    Ok(Ok((seal, hash, parts)))
+    Ok(Ok(Whole { seal, hash, parts }))
 }
 
 async fn read_part(
