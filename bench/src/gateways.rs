@@ -21,6 +21,8 @@ use crate::report::{Report, Row};
 pub struct Shape {
     /// Files that each gateway makes, looks up and removes.
     pub files: usize,
+    /// Files that each gateway makes durable one by one.
+    pub synced_files: usize,
     pub handovers: u64,
     pub device_bytes: u64,
     pub reactors: usize,
@@ -29,7 +31,13 @@ pub struct Shape {
 impl Default for Shape {
     fn default() -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Shape { files: 20_000, handovers: 3_000, device_bytes: 2 << 30, reactors: (cores / 2).max(1) }
+        Shape {
+            files: 20_000,
+            synced_files: 2_000,
+            handovers: 3_000,
+            device_bytes: 2 << 30,
+            reactors: (cores / 2).max(1),
+        }
     }
 }
 
@@ -43,6 +51,8 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
         let row = own_directories(node.dialer(), gateways, shape.files)?;
         let note = format!("{} reactors, {gateways} gateway threads on {cores} cores", shape.reactors);
         report.push(Row { system: name.into(), ..row }.note(note));
+        let row = durable_creates(node.dialer(), gateways, shape.synced_files)?;
+        report.push(Row { system: name.into(), ..row });
     }
     report.push(handovers(node.dialer(), shape.handovers)?);
     node.shutdown()?;
@@ -63,6 +73,25 @@ fn own_directories(dialer: InProcessDialer, gateways: usize, files: usize) -> Re
                 vfs.release(handle).await?;
                 vfs.lookup(dir, name.as_bytes()).await?;
                 vfs.unlink(dir, name.as_bytes()).await?;
+                recorder.record(start.elapsed(), 0);
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Empty files, each durable before the next is made: what limits it is the device's flush, which gateways share.
+fn durable_creates(dialer: InProcessDialer, gateways: usize, files: usize) -> Result<Row> {
+    measure("create, durable", "", gateways, |gateway, recorder| {
+        node::on_vfs(Address::InProcess(dialer.clone()), async |vfs, caller| {
+            let dir = format!("durable {gateways}-{gateway}");
+            let dir = vfs.mkdir(caller, Ino::ROOT, dir.as_bytes(), 0o755).await?.ino;
+            let flags = OpenFlags { write: true, ..OpenFlags::default() };
+            for n in 0..files {
+                let start = Instant::now();
+                let (_, handle) = vfs.create(caller, dir, format!("file{n}").as_bytes(), 0o644, flags).await?;
+                vfs.fsync(handle).await?;
+                vfs.release(handle).await?;
                 recorder.record(start.elapsed(), 0);
             }
             Ok(())
@@ -116,9 +145,9 @@ mod tests {
     #[test]
     fn every_case_runs_small() {
         let dir = tempfile::tempdir().unwrap();
-        let shape = Shape { files: 50, handovers: 20, device_bytes: 256 << 20, reactors: 1 };
+        let shape = Shape { files: 50, synced_files: 10, handovers: 20, device_bytes: 256 << 20, reactors: 1 };
         match run(dir.path(), &shape) {
-            Ok(report) => assert_eq!(report.rows.len(), 3, "{}", report.table()),
+            Ok(report) => assert_eq!(report.rows.len(), 5, "{}", report.table()),
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
             Err(e) => panic!("{e:#}"),
         }

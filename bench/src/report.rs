@@ -103,6 +103,16 @@ impl Report {
         (row.system != self.baseline && self.measure(base) > 0.0).then(|| self.measure(row) / self.measure(base))
     }
 
+    /// Notes what `system` reaches of the lowest of `limits` in `case`, beside its ratio to the baseline.
+    pub fn compare(&mut self, case: &str, system: &str, limits: &[&str]) {
+        let rows = self.rows.iter().filter(|r| r.case == case && limits.contains(&r.system.as_str()));
+        let Some(limit) = rows.map(|r| self.measure(r)).reduce(f64::min).filter(|limit| *limit > 0.0) else { return };
+        let what = if limits.len() > 1 { format!("the lower of {}", limits.join(" and ")) } else { limits.join("") };
+        let Some(at) = self.rows.iter().position(|r| r.case == case && r.system == system) else { return };
+        let ratio = self.measure(&self.rows[at]) / limit;
+        self.rows[at].note = format!("{ratio:.2}x of {what}");
+    }
+
     pub fn json(&self) -> serde_json::Value {
         let rows: Vec<_> = self
             .rows
@@ -170,6 +180,9 @@ mod tests {
         assert_eq!(report.ratio(&report.rows[0]), None);
         assert_eq!(report.ratio(&report.rows[1]), Some(2.0));
         assert_eq!(report.ratio(&report.rows[2]), None);
+        report.push(row("a", "device", 5));
+        report.compare("a", "vellum", &["peer", "device"]);
+        assert_eq!(report.rows[1].note, "4.00x of the lower of peer and device");
         assert!(report.table().contains("2.00x"));
         assert_eq!(report.json()["rows"][1]["ratio_to_baseline"], 2.0);
     }
