@@ -182,7 +182,7 @@ pub async fn settle(store: &Rc<Store>) -> StoreStatus {
     }
 }
 
-/// Waits until no more chunks are short, or an evacuation found nothing more to move.
+/// Waits until free chunks are not short any more; for devices with enough sparse ones.
 pub async fn until_enough(store: &Rc<Store>) -> StoreStatus {
     loop {
         let status = store.status().await.unwrap();
