@@ -116,6 +116,11 @@ impl BatchNo {
 #[repr(transparent)]
 pub struct Rid(pub u64);
 
+impl Rid {
+    /// The engine itself, where it takes locks and blocks as a client does. No client is let in under it.
+    pub const ENGINE: Rid = Rid(u64::MAX);
+}
+
 impl fmt::Display for Rid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", self.0)

@@ -21,6 +21,7 @@ pub mod cluster;
 mod commits;
 mod crew;
 pub mod dispatch;
+mod engine_locks;
 mod fact;
 mod file_service;
 mod first;

@@ -56,6 +56,10 @@ impl Reactor {
         loop {
             let output = self.table.borrow_mut().poll_output();
             match output {
+                Some(LockOutput::Granted { rid: Rid::ENGINE, request, grant }) => {
+                    self.engine_granted(request, grant.name);
+                }
+                Some(LockOutput::Invalidate { rid: Rid::ENGINE, name, .. }) => self.engine_invalidated(name),
                 Some(LockOutput::Granted { rid, request, grant }) => {
                     let opens = match grant.name {
                         LockName::Group(group) if grant.mode == LockMode::Write => {

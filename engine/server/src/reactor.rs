@@ -18,6 +18,7 @@ use crate::backend::Backend;
 use crate::client::Client;
 use crate::cluster::StatusAsks;
 use crate::crew::{Crew, CrewHelpers, OldWorkers, answer_later};
+use crate::engine_locks::EngineLocks;
 use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::metrics::{self, Latencies};
@@ -48,6 +49,8 @@ pub struct Reactor {
     pub(crate) backend: Rc<dyn Backend>,
     pub(crate) mesh: Mesh,
     pub(crate) table: Rc<RefCell<LockTable>>,
+    /// What the engine itself holds of them.
+    pub(crate) engine_locks: EngineLocks,
     /// Long work on the tables of this reactor.
     pub(crate) table_queue: RefCell<TableQueue>,
     /// File locks and open inodes of the groups whose buckets are owned here.
@@ -122,6 +125,7 @@ impl Reactor {
             backend,
             mesh,
             table,
+            engine_locks: EngineLocks::default(),
             table_queue: RefCell::default(),
             files: RefCell::new(FileLockTable::new(recovering)),
             opens: RefCell::new(OpenTable::new(recovering)),
@@ -145,6 +149,7 @@ impl Reactor {
             draining: Cell::new(false),
         });
         let weak = Rc::downgrade(&reactor);
+        authority.connect_reactor(weak.clone());
         reactor.backend.on_durable(Box::new(move |epoch| {
             if let Some(reactor) = weak.upgrade() {
                 reactor.tell_durable(epoch);

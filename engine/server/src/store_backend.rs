@@ -1,5 +1,6 @@
 //! The store as the server's backend, and its errors as clients hear them.
 
+use std::any::Any;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
-use vellum_store::{Authority, CommitError, Helpers, Prefer, Store, StoreError};
+use vellum_store::{Authority, CommitError, Helpers, LocalFuture, Prefer, Store, StoreError};
 use vellum_wire::{AdminRequest, ErrorCode, StatFs, WireError};
 
 use crate::authority::TableAuthority;
@@ -18,6 +19,10 @@ use crate::store_json;
 impl Authority for TableAuthority {
     fn may_write(&self, rid: Rid, key: &Key) -> bool {
         TableAuthority::may_write(self, rid, key)
+    }
+
+    fn hold(&self, group: u64) -> LocalFuture<'static, Option<Box<dyn Any>>> {
+        TableAuthority::hold(self, group)
     }
 }
 

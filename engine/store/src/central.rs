@@ -14,6 +14,7 @@ use vellum_rt::{Class, Instant, now, spawn, timeout};
 use crate::env::{LocalSpace, holds_all};
 use crate::epoch::{Command, Coordinator, Ring};
 use crate::error::StoreError;
+use crate::evacuate::Evacuation;
 use crate::fact::Fact;
 use crate::gate::Gate;
 use crate::lsm::LocalFuture;
@@ -43,6 +44,7 @@ pub(crate) struct Central {
     pub growing: Mutex<()>,
     pub scrub: RefCell<ScrubStatus>,
     pub stop_scrub: Cell<bool>,
+    pub evacuation: Evacuation,
     oldest_readers: RefCell<Vec<Epoch>>,
     /// How far each reactor's compactions are behind.
     debts: RefCell<Vec<f32>>,
@@ -81,6 +83,7 @@ impl Central {
             growing: Mutex::new(()),
             scrub: RefCell::default(),
             stop_scrub: Cell::new(false),
+            evacuation: Evacuation::default(),
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),
@@ -104,6 +107,7 @@ impl Central {
                     chunks.into_iter().for_each(|c| segments.add_chunk(c));
                 }
                 Err(StoreError::NoSpace) => {
+                    self.evacuation.wake.notify_one();
                     return self.segments.borrow_mut().take(least, most).ok_or(StoreError::NoSpace);
                 }
                 Err(e) => return Err(e),
@@ -259,12 +263,13 @@ impl Store {
                 let Some(central) = &self.central else { return };
                 probe::tell(|| Fact::Durable { term: self.term, epoch });
                 let oldest = central.oldest_readers.borrow().iter().min().copied().unwrap_or_default();
-                let debt = central.debts.borrow().iter().copied().fold(0.0, f32::max);
+                let debt = central.debts.borrow().iter().copied().fold(central.room_debt(), f32::max);
                 for other in self.mesh.others() {
                     self.mesh.post(other, Message::Durable { epoch, oldest_reader: oldest, debt });
                 }
                 self.pace.note_debt(self.me, debt);
                 self.became_durable(epoch, oldest);
+                self.look_at_room(central);
             }
             Command::FlushThrough(epoch) => {
                 for other in self.mesh.others() {

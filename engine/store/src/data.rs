@@ -17,7 +17,7 @@ use crate::store::Store;
 /// Most bytes of one [`Store::write_data`].
 pub const MAX_WRITE_BYTES: usize = 4 << 20;
 /// Free space below which a reactor asks for more, and above which it gives back, in chunks.
-const LOW_CHUNKS: u64 = 2;
+pub(crate) const LOW_CHUNKS: u64 = 2;
 const HIGH_CHUNKS: u64 = 16;
 /// Bytes of chunks asked for at once, about.
 const REFILL_BYTES: u64 = 8 << 20;
@@ -107,20 +107,25 @@ impl Store {
         for _ in 0..SPACE_ATTEMPTS {
             self.check_writable()?;
             let taken = self.space.borrow_mut().take(rid, blocks);
-            let low = self.space.borrow().free_blocks() < LOW_CHUNKS * u64::from(self.superblock.chunk_blocks);
+            let low = self.space.borrow().ready_blocks() < LOW_CHUNKS * u64::from(self.superblock.chunk_blocks);
             if let Some(ranges) = taken {
                 for r in &ranges {
                     probe::tell(|| Fact::Taken { term: self.term, start: r.start.0, len: r.len_blocks.into() });
                 }
-                if low && !self.refilling.get() {
+                if low && !self.refilling.get() && rid != Rid::ENGINE {
                     let store = self.clone();
                     // Ahead of need; that there is none is found when it is needed.
                     spawn(Class::Request, "space refill", async move { store.refill(0).await.ok() }).detach();
                 }
                 return Ok(ranges);
             }
+            if rid == Rid::ENGINE {
+                return Err(StoreError::NoSpace); // what it moves must not cost a chunk
+            }
             match self.refill(blocks).await {
                 Ok(()) => {}
+                // Who writes goes before the evacuation.
+                Err(StoreError::NoSpace) if !self.space.borrow_mut().call_off_draining(false).is_empty() => {}
                 Err(StoreError::NoSpace) if self.has_waiting_space() => {
                     // What was freed comes back when its epoch is durable and no read is left.
                     let open = self.epochs.borrow().open();
@@ -240,19 +245,25 @@ impl Store {
                     }
                 }
                 store.space.borrow_mut().cooled(&ranges);
-                store.give_back_chunks();
+                store.give_back_chunks(HIGH_CHUNKS);
             }
             store.cooling.set(false);
         };
         spawn(Class::Commit, "cooling", task).detach();
     }
 
-    fn give_back_chunks(self: &Rc<Self>) {
+    /// Returns chunks that were emptied, and those without a block in use while more than `keep` chunks' worth is free.
+    pub(crate) fn give_back_chunks(self: &Rc<Self>, keep: u64) {
         if self.stopping.get() {
             return;
         }
-        let high = HIGH_CHUNKS * u64::from(self.superblock.chunk_blocks);
-        let chunks = self.space.borrow_mut().give_back(high);
+        let chunks = {
+            let mut space = self.space.borrow_mut();
+            let mut chunks = space.take_drained();
+            self.emptied_chunks.set(self.emptied_chunks.get() + chunks.len() as u64);
+            chunks.extend(space.give_back(keep * u64::from(self.superblock.chunk_blocks)));
+            chunks
+        };
         if chunks.is_empty() {
             return;
         }

@@ -5,7 +5,7 @@
 //! arrive in the order in which they were posted; the receiving side never waits while it takes them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use vellum_rt::local::{OneshotReceiver, OneshotSender, SendError, oneshot};
 use vellum_rt::{Class, spawn};
 
 use crate::error::{CommitError, StoreError};
+use crate::evacuate;
 use crate::grow::Growth;
 use crate::scrub::{Cursor, ScrubCommand, ScrubStatus, Step};
 use crate::space::SpaceChange;
@@ -186,6 +187,21 @@ pub(crate) enum Request {
     ScrubStep {
         cursor: Cursor,
     },
+    /// Give back empty chunks, and begin to empty sparse ones.
+    DrainSparse {
+        most: usize,
+        /// One block in so many may be in use.
+        sparse: u64,
+    },
+    /// Move data out of these chunks.
+    EvacuationStep {
+        cursor: evacuate::Cursor,
+        chunks: Arc<BTreeSet<ChunkIndex>>,
+    },
+    /// The evacuation is over; `tried` when it saw all extents.
+    CallOffDraining {
+        tried: bool,
+    },
     /// Merge everything, in every shard of the reactor.
     CompactAll,
     Central,
@@ -195,8 +211,14 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Done,
     Values(Vec<Option<Value>>),
-    Page { items: Vec<(Key, Value)>, next: Option<Key> },
-    Entries { entries: Vec<(u64, Ino)>, more: bool },
+    Page {
+        items: Vec<(Key, Value)>,
+        next: Option<Key>,
+    },
+    Entries {
+        entries: Vec<(u64, Ino)>,
+        more: bool,
+    },
     Committed(Result<Epoch, CommitError>),
     Reserved(Result<Reserved, Refused>),
     Space(Result<u64, Refused>),
@@ -208,6 +230,12 @@ pub(crate) enum Answer {
     Grown(Growth),
     Scrub(Box<ScrubStatus>),
     Scrubbed(Box<Step>),
+    /// Chunks that are being emptied, or could not be; blocks in use in them.
+    Draining {
+        chunks: Vec<ChunkIndex>,
+        used_blocks: u64,
+    },
+    Evacuated(Box<evacuate::Step>),
     Status(Box<ReactorStatus>),
     Central(Box<CentralStatus>),
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use vellum_base::Term;
 
+use crate::evacuate::DEFAULT_EVACUATION_RATE;
 use crate::gate::Gate;
 
 #[derive(Clone, Debug)]
@@ -46,6 +47,9 @@ pub struct OpenOptions {
     /// Other processes may still be writing outputs of compactions that an earlier leader handed to them: what no segment
     /// holds of the segments' chunks stays out of use until [`crate::Store::release_withheld`].
     pub withhold: bool,
+    /// Bytes of file data per second that are moved at most so that sparse chunks become free, when free chunks run short;
+    /// 0 for no bound, `None` for never.
+    pub evacuation_bytes_per_s: Option<u64>,
 }
 
 impl Default for OpenOptions {
@@ -60,6 +64,7 @@ impl Default for OpenOptions {
             queue_depth: 256,
             gate: None,
             withhold: false,
+            evacuation_bytes_per_s: Some(DEFAULT_EVACUATION_RATE),
         }
     }
 }

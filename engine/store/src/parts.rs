@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, BlockRange, DmaBuf, Epoch, probe};
+use vellum_base::{BLOCK_SIZE, BlockRange, DmaBuf, Epoch, Rid, probe};
 use vellum_format::{PartPlace, PartRef, Record};
 use vellum_rt::{Class, spawn};
 
@@ -40,7 +40,7 @@ impl Store {
     pub(crate) async fn commit_own(self: &Rc<Self>, records: &[Record]) -> Result<Epoch, StoreError> {
         loop {
             self.check_writable()?;
-            match self.reserve_records() {
+            match self.reserve_records(Rid::default()) {
                 Ok(token) => {
                     let epoch = self.epochs.borrow().open();
                     self.apply_reserved(token, epoch);

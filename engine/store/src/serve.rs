@@ -63,6 +63,11 @@ impl Store {
                 Answer::Done
             }
             Request::ScrubStep { cursor } => Answer::Scrubbed(Box::new(self.scrub_step(cursor).await?)),
+            Request::DrainSparse { most, sparse } => self.drain_sparse_here(most, sparse),
+            Request::EvacuationStep { cursor, chunks } => {
+                Answer::Evacuated(Box::new(self.evacuation_step(cursor, &chunks).await?))
+            }
+            Request::CallOffDraining { tried } => self.call_off_draining_here(tried).await,
             Request::CompactAll => {
                 self.compact_all_here().await?;
                 Answer::Done
@@ -133,6 +138,9 @@ impl Store {
             seals_bound,
             withheld_blocks: central.withheld_blocks(),
             scrub: central.scrub.borrow().without_findings(),
+            evacuation: central.evacuation.status(),
+            free_chunks: state.free_chunks(),
+            reserve_chunks: central.reserve_chunks.get(),
             space: StatFs {
                 block_bytes: vellum_base::BLOCK_SIZE as u32,
                 total_blocks: self.blocks.get(),
@@ -235,6 +243,8 @@ impl Store {
             used_blocks: space.used_blocks(),
             pending_blocks: space.pending_blocks(),
             waiting_blocks: space.waiting_blocks(),
+            draining_chunks: space.draining().0,
+            emptied_chunks: self.emptied_chunks.get(),
             reservations: self.reservations.len(),
             clients: self.home.len(),
             io_in_flight: self.queue.in_flight(),
@@ -266,6 +276,8 @@ impl Store {
             (status.seals_used, status.seals_bound) = (c.seals_used, c.seals_bound);
             status.withheld_blocks = c.withheld_blocks;
             status.scrub = c.scrub;
+            status.evacuation = c.evacuation;
+            (status.free_chunks, status.reserve_chunks) = (c.free_chunks, c.reserve_chunks);
             status.space = c.space;
         }
         for r in &status.reactors {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vellum_base::{Epoch, ReactorId, Term};
 
+use crate::evacuate::EvacuationStatus;
 use crate::lsm::CacheStats;
 use crate::scrub::ScrubStatus;
 
@@ -34,6 +35,10 @@ pub struct ReactorStatus {
     pub pending_blocks: u64,
     /// Freed and not yet reusable.
     pub waiting_blocks: u64,
+    /// Chunks that are being emptied.
+    pub draining_chunks: usize,
+    /// Chunks that were, and are free.
+    pub emptied_chunks: u64,
     pub reservations: usize,
     pub clients: usize,
     pub io_in_flight: usize,
@@ -76,6 +81,10 @@ pub struct StoreStatus {
     /// Blocks that may be outputs of an earlier leader's compactions: out of use until their writers are known to be gone.
     pub withheld_blocks: u64,
     pub scrub: ScrubStatus,
+    pub evacuation: EvacuationStatus,
+    /// Chunks that nobody has, and how many of them file data never gets.
+    pub free_chunks: usize,
+    pub reserve_chunks: usize,
     pub space: StatFs,
     pub reactors: Vec<ReactorStatus>,
 }
@@ -102,5 +111,8 @@ pub struct CentralStatus {
     pub withheld_blocks: u64,
     /// Without its findings.
     pub scrub: ScrubStatus,
+    pub evacuation: EvacuationStatus,
+    pub free_chunks: usize,
+    pub reserve_chunks: usize,
     pub space: StatFs,
 }

@@ -3,6 +3,7 @@
 //! Any reactor may be asked for anything; what belongs to another one goes over the [`Mesh`]. Reactor 0 also is the
 //! coordinator ([`crate::central`]). Nothing here is shared between threads.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -20,7 +21,7 @@ use crate::compactions::Compactions;
 use crate::env::{COORDINATOR, Env};
 use crate::epoch::{LocalEpochs, LogWriter, Ring};
 use crate::error::StoreError;
-use crate::lsm::{BlockCache, ItemWrite, LsmConfig, Shard, ShardEnv};
+use crate::lsm::{BlockCache, ItemWrite, LocalFuture, LsmConfig, Shard, ShardEnv};
 use crate::mesh::{Answer, Mesh, Message, Request};
 use crate::open::ReactorSeed;
 use crate::options::OpenOptions;
@@ -30,6 +31,11 @@ use crate::space::Allocator;
 /// Which keys a client may write at the moment: the server's lock table. Asked on the reactor that owns the key's shard.
 pub trait Authority {
     fn may_write(&self, rid: Rid, key: &Key) -> bool;
+
+    /// Ends when [`Rid::ENGINE`] may write the inode group and nobody else has anything of it in a cache, and keeps it so
+    /// until what it gives is dropped. `None` when that cannot be had: the node starts or stops. Asked like
+    /// [`Self::may_write`].
+    fn hold(&self, group: u64) -> LocalFuture<'static, Option<Box<dyn Any>>>;
 }
 
 /// For tools and tests that have no locks.
@@ -38,6 +44,10 @@ pub struct Everyone;
 impl Authority for Everyone {
     fn may_write(&self, _: Rid, _: &Key) -> bool {
         true
+    }
+
+    fn hold(&self, _: u64) -> LocalFuture<'static, Option<Box<dyn Any>>> {
+        Box::pin(async { Some(Box::new(()) as Box<dyn Any>) })
     }
 }
 
@@ -81,6 +91,8 @@ pub struct Store {
     pub(crate) next_bucket: Cell<usize>,
     pub(crate) owners: RefCell<HashMap<ChunkIndex, ReactorId>>,
     pub(crate) reads: ReadTracker,
+    /// Chunks that were emptied and given back.
+    pub(crate) emptied_chunks: Cell<u64>,
     pub(crate) pins: Rc<Pins>,
     pub(crate) groups: RefCell<HashMap<Bucket, (u64, u64)>>,
     pub(crate) group_locks: RefCell<HashMap<Bucket, Rc<vellum_rt::local::Mutex<()>>>>,
@@ -159,6 +171,7 @@ impl Store {
             next_bucket: Cell::new(0),
             owners: RefCell::default(),
             reads: ReadTracker::default(),
+            emptied_chunks: Cell::new(0),
             pins: Rc::default(),
             groups: RefCell::default(),
             group_locks: RefCell::default(),
@@ -361,6 +374,7 @@ impl Store {
         self.room.notify_all();
         if let Some(central) = &self.central {
             central.wake.notify_one();
+            central.evacuation.wake.notify_one();
         }
     }
 
@@ -410,7 +424,8 @@ impl Store {
             spawn(Class::Request, "commit", task).detach();
             return;
         }
-        let class = if matches!(request, Request::ScrubStep { .. }) { Class::Scrub } else { Class::Request };
+        let background = matches!(request, Request::ScrubStep { .. } | Request::EvacuationStep { .. });
+        let class = if background { Class::Scrub } else { Class::Request };
         let task = async move {
             let answer = store.clone().serve(from, request).await;
             store.mesh.post(from, Message::Answer { id, answer });

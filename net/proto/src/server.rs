@@ -26,6 +26,9 @@ pub fn judge(greeting: &Greeting, served: Fsid) -> Result<(), Refusal> {
     if greeting.protocol != PROTOCOL {
         return Err(Refusal::OtherProtocol { served: PROTOCOL });
     }
+    if greeting.rid == Rid::ENGINE {
+        return Err(Refusal::Fenced);
+    }
     if greeting.fsid != Fsid::default() && greeting.fsid != served {
         return Err(Refusal::OtherFilesystem { served });
     }

@@ -28,6 +28,10 @@ const COUNTERS: &[&str] = &[
     "dropped",
     "ignored",
     "write_errors",
+    "passes",
+    "moved_bytes",
+    "moved_extents",
+    "emptied_chunks",
 ];
 /// Lists with a label per element.
 const LABELS: &[&str] = &["reactor", "slot"];

@@ -95,11 +95,11 @@ impl Drop for Turn {
 }
 
 /// Something reserved on a reactor; given back unless applied.
-struct Held {
-    store: Rc<Store>,
-    reactor: ReactorId,
-    token: u64,
-    applied: bool,
+pub(super) struct Held {
+    pub store: Rc<Store>,
+    pub reactor: ReactorId,
+    pub token: u64,
+    pub applied: bool,
 }
 
 impl Drop for Held {
@@ -116,7 +116,7 @@ impl Drop for Held {
 }
 
 /// Refusals that a later attempt may not meet.
-enum Attempt {
+pub(super) enum Attempt {
     Done(Epoch),
     Busy,
     /// A chunk changed hands; its owner was forgotten.
@@ -193,12 +193,7 @@ impl Store {
             match self.attempt(rid, batch.number, state, &by_owner).await? {
                 Attempt::Done(epoch) => return Ok(epoch),
                 Attempt::Moved => {}
-                Attempt::Busy => {
-                    // A little different for everyone, so that two that stood in each other's way part.
-                    let jitter = Duration::from_micros(vellum_rt::random_u64() % 1000);
-                    let _ = vellum_rt::timeout(ROOM_POLL + jitter, self.room.notified()).await;
-                    sleep(jitter / 10).await;
-                }
+                Attempt::Busy => self.wait_for_room().await,
             }
         }
     }
@@ -274,7 +269,7 @@ impl Store {
             }
         }
         // Room for the batch number, which is this reactor's to write.
-        match self.reserve_records() {
+        match self.reserve_records(rid) {
             Ok(token) => held.push(Held { store: self.clone(), reactor: self.me, token, applied: false }),
             Err(Refused::No(e)) => return Err(e),
             Err(_) => return Ok(Attempt::Busy),
@@ -288,16 +283,7 @@ impl Store {
 
     /// From here nothing can fail and nothing waits.
     fn apply_everywhere(self: &Rc<Self>, rid: Rid, number: BatchNo, state: &RidState, held: Vec<Held>) -> Epoch {
-        let epoch = self.epochs.borrow().open();
-        for mut h in held {
-            h.applied = true;
-            if h.reactor == self.me {
-                self.apply_reserved(h.token, epoch);
-            } else {
-                self.epochs.borrow_mut().sent(epoch, usize::from(h.reactor.0));
-                self.mesh.post(h.reactor, Message::Apply { token: h.token, epoch });
-            }
-        }
+        let epoch = self.apply_held(held);
         probe::tell(|| Fact::Applied { term: self.term, rid, number, epoch });
         let last = LastBatch { number, epoch };
         let remembered = Record::Put { key: system::batch_key(rid), value: last.encode() };
@@ -310,8 +296,29 @@ impl Store {
         epoch
     }
 
+    pub(super) fn apply_held(self: &Rc<Self>, held: Vec<Held>) -> Epoch {
+        let epoch = self.epochs.borrow().open();
+        for mut h in held {
+            h.applied = true;
+            if h.reactor == self.me {
+                self.apply_reserved(h.token, epoch);
+            } else {
+                self.epochs.borrow_mut().sent(epoch, usize::from(h.reactor.0));
+                self.mesh.post(h.reactor, Message::Apply { token: h.token, epoch });
+            }
+        }
+        epoch
+    }
+
+    pub(super) async fn wait_for_room(&self) {
+        // A little different for everyone, so that two that stood in each other's way part.
+        let jitter = Duration::from_micros(vellum_rt::random_u64() % 1000);
+        let _ = vellum_rt::timeout(ROOM_POLL + jitter, self.room.notified()).await;
+        sleep(jitter / 10).await;
+    }
+
     /// Which blocks the batch takes into use and which it frees. What it moves from one extent to another is neither.
-    fn block_changes(
+    pub(super) fn block_changes(
         &self,
         rid: Rid,
         by_owner: &BTreeMap<ReactorId, Vec<ItemOp>>,
@@ -346,7 +353,7 @@ impl Store {
     }
 
     /// Reserves blocks with the owners of their chunks. `None` is success.
-    async fn reserve_blocks(
+    pub(super) async fn reserve_blocks(
         self: &Rc<Self>,
         rid: Rid,
         changes: SpaceChange,

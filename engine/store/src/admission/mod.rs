@@ -5,6 +5,7 @@
 //! says what a value must look like, `pace` how fast batches may come. After the last reservation nothing can fail.
 
 mod check;
+mod engine;
 mod home;
 mod pace;
 mod reserve;

@@ -23,6 +23,8 @@ const PART_OVERHEAD: usize = 2 * vellum_base::BLOCK_SIZE;
 /// Index upkeep and the orphan record of one inode.
 const INODE_OVERHEAD: usize = 6 * log::put_len(32);
 const NEWEST: Epoch = Epoch(u64::MAX);
+/// Percent of a log and of the memtables that only [`Rid::ENGINE`] may take.
+const EVACUATION_SHARE: usize = 6;
 
 /// The sequences of an inode as they are.
 #[derive(Clone, Copy)]
@@ -138,7 +140,7 @@ impl Store {
             }
             bytes += log::put_len(op.len_bytes().max(32)) + INODE_OVERHEAD;
         }
-        if let Err(refused) = self.charge(bytes) {
+        if let Err(refused) = self.charge(rid, bytes) {
             return Ok(Err(refused));
         }
         let inos: Vec<Ino> = checked.iter().map(Checked::ino).collect::<BTreeSet<_>>().into_iter().collect();
@@ -167,16 +169,18 @@ impl Store {
         }
     }
 
-    /// Promises log room, and looks at the memtables.
-    fn charge(&self, bytes: usize) -> Result<(), Refused> {
-        let busy = self.shards.iter().any(|s| s.pressure() >= 1.0);
+    /// Promises log room, and looks at the memtables. The last part of both is the evacuation's: when clients wait because
+    /// there is no space for a flush, it makes some.
+    fn charge(&self, rid: Rid, bytes: usize) -> Result<(), Refused> {
+        let share = if rid == Rid::ENGINE { 0 } else { EVACUATION_SHARE };
+        let busy = self.shards.iter().any(|s| s.pressure() >= 1.0 - share as f32 / 100.0);
         let mut log = self.log.borrow_mut();
         let Some(log) = log.as_mut() else { return Err(Refused::No(StoreError::ReadOnly.into())) };
-        if bytes > log.capacity_bytes() {
-            let (found, most) = (bytes, log.capacity_bytes());
-            return Err(Refused::No(CommitError::TooLarge { what: "bytes for the log", found, most }));
+        let most = log.capacity_bytes() / 100 * (100 - share);
+        if bytes > most {
+            return Err(Refused::No(CommitError::TooLarge { what: "bytes for the log", found: bytes, most }));
         }
-        if busy || !log.charge(bytes) {
+        if busy || !log.charge(bytes, most) {
             self.maintain.notify_one();
             return Err(Refused::Busy);
         }
@@ -286,7 +290,7 @@ impl Store {
         let touched: BTreeSet<u64> =
             all().flat_map(|(s, l)| s / u64::from(BITMAP_BLOCKS)..=(s + l) / u64::from(BITMAP_BLOCKS)).collect();
         let bytes = PART_OVERHEAD + touched.len() * 2 * log::put_len(bitmap::BITMAP_BYTES);
-        self.charge(bytes)?;
+        self.charge(rid, bytes)?;
         if let Err((start, len)) = self.space.borrow_mut().claim(rid, &change) {
             self.uncharge(bytes);
             return Err(Refused::No(CommitError::Blocks { rid, start, len }));
@@ -296,10 +300,10 @@ impl Store {
     }
 
     /// Room for a few records of the engine's own.
-    pub(crate) fn reserve_records(&self) -> Result<u64, Refused> {
-        self.charge(PART_OVERHEAD)?;
+    pub(crate) fn reserve_records(&self, rid: Rid) -> Result<u64, Refused> {
+        self.charge(rid, PART_OVERHEAD)?;
         let reservation = Reservation {
-            rid: Rid::default(),
+            rid,
             writes: Vec::new(),
             space: SpaceChange::default(),
             inos: Vec::new(),

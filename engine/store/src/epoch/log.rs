@@ -34,9 +34,9 @@ impl LogWriter {
         (self.head - self.floor) as usize * BLOCK_SIZE
     }
 
-    /// Promises `bytes` to a batch; false when there is no room.
-    pub fn charge(&mut self, bytes: usize) -> bool {
-        let ok = self.used_bytes() + self.charged + bytes <= self.capacity_bytes();
+    /// Promises `bytes` to a batch; false when more than `most` would be used then.
+    pub fn charge(&mut self, bytes: usize, most: usize) -> bool {
+        let ok = self.used_bytes() + self.charged + bytes <= most.min(self.capacity_bytes());
         if ok {
             self.charged += bytes;
         }
@@ -94,8 +94,9 @@ mod tests {
     #[test]
     fn room_is_what_is_neither_used_nor_promised() {
         let mut log = LogWriter::new(LogId(1), Ring::new(vec![ChunkIndex(1)], 16));
-        assert!(log.charge(10 * BLOCK_SIZE));
-        assert!(!log.charge(7 * BLOCK_SIZE));
+        assert!(!log.charge(10 * BLOCK_SIZE, 9 * BLOCK_SIZE));
+        assert!(log.charge(10 * BLOCK_SIZE, usize::MAX));
+        assert!(!log.charge(7 * BLOCK_SIZE, usize::MAX));
         log.release(10 * BLOCK_SIZE);
         for e in 1..=4 {
             assert_eq!(log.place(Epoch(e), 4), Some((e - 1) * 4));

@@ -113,14 +113,8 @@ impl Store {
             }
             match Extent::decode(value) {
                 Ok(extent) => {
-                    let Some(blocks) = extent.header.blocks() else { continue };
-                    step.bytes += blocks.len_bytes() as u64;
-                    let bad = self.bad_blocks(blocks, &extent.checksums).await;
-                    if !bad.is_empty() {
-                        let first = Extent::first_block(key, blocks.len_blocks).unwrap_or_default();
-                        let path = self.path_of(Ino(key.first())).await;
-                        step.findings.extend(bad.iter().map(|bad| data_finding(bad, blocks, first, &path)));
-                    }
+                    step.bytes += extent.header.blocks().map_or(0, |blocks| blocks.len_bytes() as u64);
+                    step.findings.extend(self.verify_extent(key, &extent).await);
                 }
                 Err(e) => step.findings.push(Finding {
                     place: format!("item {key:?}"),
@@ -132,6 +126,18 @@ impl Store {
             }
         }
         Ok(step)
+    }
+
+    /// What of an extent's content is not as it says, with the file.
+    pub(crate) async fn verify_extent(self: &Rc<Self>, key: &Key, extent: &Extent) -> Vec<Finding> {
+        let Some(blocks) = extent.header.blocks() else { return Vec::new() };
+        let bad = self.bad_blocks(blocks, &extent.checksums).await;
+        if bad.is_empty() {
+            return Vec::new();
+        }
+        let first = Extent::first_block(key, blocks.len_blocks).unwrap_or_default();
+        let path = self.path_of(Ino(key.first())).await;
+        bad.iter().map(|bad| data_finding(bad, blocks, first, &path)).collect()
     }
 
     /// Blocks whose content is not what the extent says, twice in a row: index, and what is wrong.

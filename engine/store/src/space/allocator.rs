@@ -5,6 +5,7 @@
 //!  free -> pending (written for a rid) -> claimed (a batch is admitted) -> used (bit set in the epoch's bitmap)
 //!  used -> freed in epoch E -> cooling (E durable, older reads may run) -> free
 //! ```
+//! Free blocks of a chunk that is being emptied are parked: free, and given to nobody (`draining`).
 //! Bitmaps change only when an epoch's part closes, in the order of epochs, so the content written in epoch E never
 //! knows of E+1. Free, pending, claimed and cooling blocks are volatile: after a crash the bitmap alone counts.
 
@@ -13,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use vellum_base::{BlockRange, Bucket, ChunkIndex, Epoch, Key, Mutant, Rid, mutant};
 use vellum_format::{BITMAP_BLOCKS, Bitmap};
 
+use super::draining::Draining;
 use super::range_set::RangeSet;
 
 /// What one batch does to the blocks of one reactor.
@@ -29,10 +31,10 @@ impl SpaceChange {
 }
 
 #[derive(Debug, Default)]
-struct Chunk {
+pub(super) struct Chunk {
     bucket: Bucket,
     bitmaps: BTreeMap<u32, Bitmap>,
-    used: u64,
+    pub(super) used: u64,
 }
 
 #[derive(Debug, Default)]
@@ -45,9 +47,10 @@ struct Pending {
 
 #[derive(Debug)]
 pub struct Allocator {
-    chunk_blocks: u64,
-    chunks: BTreeMap<ChunkIndex, Chunk>,
-    free: RangeSet,
+    pub(super) chunk_blocks: u64,
+    pub(super) chunks: BTreeMap<ChunkIndex, Chunk>,
+    pub(super) free: RangeSet,
+    pub(super) draining: Draining,
     pending: HashMap<Rid, Pending>,
     pending_blocks: u64,
     claimed_blocks: u64,
@@ -64,6 +67,7 @@ impl Allocator {
             chunk_blocks: u64::from(chunk_blocks),
             chunks: BTreeMap::new(),
             free: RangeSet::default(),
+            draining: Draining::default(),
             pending: HashMap::new(),
             pending_blocks: 0,
             claimed_blocks: 0,
@@ -96,7 +100,7 @@ impl Allocator {
         self.chunks.contains_key(&self.chunk_of(block))
     }
 
-    fn chunk_of(&self, block: u64) -> ChunkIndex {
+    pub(super) fn chunk_of(&self, block: u64) -> ChunkIndex {
         ChunkIndex((block / self.chunk_blocks) as u32)
     }
 
@@ -104,7 +108,13 @@ impl Allocator {
         self.chunks.len()
     }
 
+    /// Neither in use nor on its way to be; those of chunks that are being emptied are among them.
     pub fn free_blocks(&self) -> u64 {
+        self.free.blocks() + self.parked_blocks()
+    }
+
+    /// Free blocks that [`Self::take`] may give.
+    pub fn ready_blocks(&self) -> u64 {
         self.free.blocks()
     }
 
@@ -171,18 +181,18 @@ impl Allocator {
         }
         for (start, len) in ready.iter() {
             self.pending_blocks -= len;
-            self.free.insert(start, len);
+            self.set_free(start, len);
         }
     }
 
     /// Gives back ranges of `rid` that it does not want any more; what is not pending is left alone.
     pub fn discard(&mut self, rid: Rid, ranges: &[BlockRange]) {
         let Some(pending) = self.pending.get_mut(&rid) else { return };
-        for r in ranges {
-            for (start, len) in pending.ready.take_overlap(r.start.0, r.len_blocks.into()) {
-                self.pending_blocks -= len;
-                self.free.insert(start, len);
-            }
+        let given: Vec<(u64, u64)> =
+            ranges.iter().flat_map(|r| pending.ready.take_overlap(r.start.0, r.len_blocks.into())).collect();
+        for (start, len) in given {
+            self.pending_blocks -= len;
+            self.set_free(start, len);
         }
     }
 
@@ -228,6 +238,7 @@ impl Allocator {
             && self.chunk_of(start) == self.chunk_of(start + len - 1)
             && self.owns(start)
             && !self.free.overlaps(start, len)
+            && !self.is_parked(start, len)
     }
 
     /// A part of `epoch` closes with these changes: sets the bits, and gives the bitmaps to write. Epochs come in order.
@@ -243,7 +254,7 @@ impl Allocator {
             for (start, len) in &change.frees {
                 self.mark(*start, *len, false, &mut touched);
                 if mutant::active(Mutant::FreeBeforeDurable) {
-                    self.free.insert(*start, *len);
+                    self.set_free(*start, *len);
                     continue;
                 }
                 self.waiting_blocks += len;
@@ -295,7 +306,7 @@ impl Allocator {
     pub fn cooled(&mut self, ranges: &[(u64, u64)]) {
         for (start, len) in ranges {
             self.waiting_blocks -= len;
-            self.free.insert(*start, *len);
+            self.set_free(*start, *len);
         }
     }
 

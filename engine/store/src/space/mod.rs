@@ -1,6 +1,7 @@
 //! Device space below the chunk: data blocks (`allocator`), segments (`segments`), sets of ranges.
 
 mod allocator;
+mod draining;
 mod range_set;
 mod segments;
 

@@ -3,6 +3,7 @@
 
 pub mod count;
 pub mod crash;
+pub mod sparse;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -36,7 +37,15 @@ pub async fn make(device: &Arc<dyn Device>) {
 }
 
 pub fn options(reactors: usize) -> OpenOptions {
-    OpenOptions { reactors, cache_bytes: 8 << 20, memtable_bytes: 8 << 20, ..OpenOptions::default() }
+    // Tests that know where blocks lie want them to stay there.
+    let evacuation_bytes_per_s = None;
+    OpenOptions {
+        reactors,
+        cache_bytes: 8 << 20,
+        memtable_bytes: 8 << 20,
+        evacuation_bytes_per_s,
+        ..OpenOptions::default()
+    }
 }
 
 pub async fn start(
