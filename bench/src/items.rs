@@ -1,24 +1,31 @@
-//! The `items` suite: puts and gets of the store on one reactor, beside fjall with the same keys and batches.
+//! The `items` suite: puts and gets of the store, beside fjall (and RocksDB, by feature) with the same keys and batches.
+//!
+//! All have caches and memtables of the same size. What the peers do not cache themselves is in the kernel's page cache;
+//! Vellum bypasses that, so the cache is large enough for all keys: what is compared is the way to a key in memory. The
+//! image is written once before the run, as the blocks of a device are: a write to a hole of a file, and the flush after it,
+//! would measure the host's filesystem.
 
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use vellum_base::prng::Prng;
 use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key, Rid, View};
 use vellum_format::ItemKind;
-use vellum_nvme::{OpenMode, Queue};
+use vellum_nvme::{Device, OpenMode, Queue};
 use vellum_rt::Class;
 use vellum_rt::native::{self, Config};
-use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store};
+use vellum_store::{Everyone, MkfsOptions, OpenOptions, ReactorSeed, Store};
 
 use crate::executors;
 use crate::node::fresh_image;
-use crate::peers::kv::Fjall;
-use crate::recorder::{Recorder, Usage};
+use crate::peers::kv::{self, CACHE_BYTES, Fjall, KEY_LEN, KeyValue, MEMTABLE_BYTES, RawKey, VALUE_LEN};
+use crate::recorder::{Recorder, Usage, measure};
 use crate::report::{Report, Row};
 
 /// Sizes of the suite. Keys have 24 varying bytes, values 100.
@@ -30,33 +37,62 @@ pub struct Shape {
     pub gets: usize,
 }
 
+/// User data of a key and its value.
+const ITEM_LEN: u64 = (KEY_LEN + VALUE_LEN) as u64;
+/// Of the cases where several wait at once for what they wrote.
+const CLIENTS: usize = 8;
+
+impl Shape {
+    fn batches_per_client(&self) -> usize {
+        (self.synced_batches / CLIENTS).min(self.keys / self.batch / CLIENTS)
+    }
+}
+
 impl Default for Shape {
     fn default() -> Self {
         Shape { keys: 1_000_000, batch: 100, synced_batches: 2_000, gets: 300_000 }
     }
 }
 
-const VALUE_LEN: usize = 100;
-
 /// Runs all cases; images and databases go below `dir`.
 pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     let mut report = Report::new("items", "fjall");
-    peer(&dir.join("fjall"), shape, &mut report)?;
+    peer(&dir.join("fjall"), |dir| Ok(Box::new(Fjall::open(dir)?)), shape, &mut report)?;
+    #[cfg(feature = "rocksdb")]
+    rocksdb(&dir.join("rocksdb"), shape, &mut report)?;
     for (system, config) in executors::all() {
         vellum(&dir.join("items.img"), system, config, shape, &mut report)?;
     }
     Ok(report)
 }
 
-fn raw_keys(shape: &Shape, seed: u64) -> Vec<[u8; 24]> {
+#[cfg(feature = "rocksdb")]
+fn rocksdb(dir: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
+    use crate::peers::rocksdb::{self, RocksDb};
+    match rocksdb::find() {
+        Ok(library) => peer(dir, |dir| Ok(Box::new(RocksDb::open(library, dir)?)), shape, report),
+        Err(absent) => {
+            report.remarks.push(absent);
+            Ok(())
+        }
+    }
+}
+
+fn raw_keys(shape: &Shape, seed: u64) -> Vec<RawKey> {
     let mut prng = Prng::new(seed);
     (0..shape.keys)
         .map(|_| {
-            let mut key = [0u8; 24];
+            let mut key = [0u8; KEY_LEN];
             prng.fill(&mut key);
             key
         })
         .collect()
+}
+
+/// The keys of a case with gets, in its order.
+fn wanted<'a>(keys: &'a [RawKey], shape: &Shape, seed: u64) -> impl Iterator<Item = &'a RawKey> {
+    let mut prng = Prng::new(seed);
+    (0..shape.gets).map(move |_| &keys[prng.below(keys.len() as u64) as usize])
 }
 
 fn value_of(i: usize) -> [u8; VALUE_LEN] {
@@ -67,7 +103,10 @@ fn value_of(i: usize) -> [u8; VALUE_LEN] {
 
 /// One row whose operations are keys, though what was timed are batches of `per_op`.
 fn row(case: &str, system: &str, recorder: &Recorder, per_op: usize, start: Instant, before: Usage) -> Row {
-    let mut row = Row::of(case, system, recorder, start.elapsed(), Usage::now().since(before));
+    per_key(Row::of(case, system, recorder, start.elapsed(), Usage::now().since(before)), per_op)
+}
+
+fn per_key(mut row: Row, per_op: usize) -> Row {
     let n = per_op as f64;
     row.ops *= per_op as u64;
     row.ops_per_s *= n;
@@ -79,24 +118,50 @@ fn row(case: &str, system: &str, recorder: &Recorder, per_op: usize, start: Inst
     row
 }
 
-fn peer(dir: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
+/// Adds what a case has written for each byte of keys and values.
+fn note_amplification(row: &mut Row, shape: &Shape, before: Usage) {
+    let written = Usage::now().since(before).device_write_bytes as f64;
+    let payload = (shape.keys * (KEY_LEN + VALUE_LEN)) as f64;
+    row.note = format!("{}; write amplification {:.2} so far", row.note, written / payload);
+}
+
+fn peer(
+    dir: &Path,
+    open: impl FnOnce(&Path) -> Result<Box<dyn KeyValue>>,
+    shape: &Shape,
+    report: &mut Report,
+) -> Result<()> {
     let keys = raw_keys(shape, 1);
-    let db = Fjall::open(dir)?;
+    let db = open(dir)?;
     let (before, start, mut r) = (Usage::now(), Instant::now(), Recorder::default());
-    db.fill(&keys, value_of, shape.batch, false, &mut r)?;
-    report.push(row("fill", "fjall", &r, shape.batch, start, before));
+    kv::fill(&*db, &keys, value_of, shape.batch, false, &mut r)?;
+    let mut filled = row("fill", db.name(), &r, shape.batch, start, before);
+    note_amplification(&mut filled, shape, before);
+    report.push(filled);
     let (before, start, mut r) = (Usage::now(), Instant::now(), Recorder::default());
     let synced = &raw_keys(shape, 2)[..(shape.synced_batches * shape.batch).min(shape.keys)];
-    db.fill(synced, value_of, shape.batch, true, &mut r)?;
-    report.push(row("durable batches", "fjall", &r, shape.batch, start, before));
-    db.persist()?;
+    kv::fill(&*db, synced, value_of, shape.batch, true, &mut r)?;
+    report.push(row("durable batches", db.name(), &r, shape.batch, start, before));
+    report.push(peer_by_eight(&*db, shape)?);
     let (before, start, mut r) = (Usage::now(), Instant::now(), Recorder::default());
-    let mut prng = Prng::new(3);
-    let wanted: Vec<_> = (0..shape.gets).map(|_| keys[prng.below(keys.len() as u64) as usize]).collect();
-    db.gets(&wanted, &mut r)?;
-    report.push(row("gets", "fjall", &r, 1, start, before));
+    kv::gets(&*db, wanted(&keys, shape, 3), &mut r)?;
+    report.push(row("gets", db.name(), &r, 1, start, before));
+    report.push(measure("gets by two", db.name(), 2, |thread, r| {
+        kv::gets(&*db, wanted(&keys, shape, 5 + thread as u64), r)
+    })?);
     drop(db);
     std::fs::remove_dir_all(dir).context("removing the peer's database")
+}
+
+/// Clients at once, each a thread that waits for each of its batches.
+fn peer_by_eight(db: &dyn KeyValue, shape: &Shape) -> Result<Row> {
+    let (keys, size) = (raw_keys(shape, 4), shape.batch);
+    let share = shape.batches_per_client() * size;
+    let timed = measure("durable batches x8", db.name(), CLIENTS, |client, r| {
+        let first = client * share;
+        kv::fill(db, &keys[first..first + share], |i| value_of(first + i), size, true, r)
+    })?;
+    Ok(per_key(timed, size))
 }
 
 /// The 24 bytes as an item key: bucket and inode from the first eight, the rest as they are.
@@ -114,27 +179,43 @@ fn batch(number: u64, first: usize, keys: &[[u8; 24]]) -> Batch {
     Batch { number: BatchNo(number), ops }
 }
 
+const IMAGE_BYTES_PER_KEY: u64 = 1000;
+const LEAST_IMAGE_BYTES: u64 = 1 << 30;
+
 fn vellum(image: &Path, system: &str, config: Config, shape: &Shape, report: &mut Report) -> Result<()> {
-    fresh_image(image, (shape.keys as u64 * 1000).max(1 << 30))?;
+    fresh_image(image, (shape.keys as u64 * IMAGE_BYTES_PER_KEY).max(LEAST_IMAGE_BYTES))?;
     let device = vellum_nvme::open(&image.display().to_string(), OpenMode { exclusive: true, ..OpenMode::default() })?;
-    let shape = *shape;
-    let rows = native::block_on_with(config, async move {
-        let queue: Rc<dyn Queue> = device.open_queue(64)?;
-        let polled = queue.clone();
-        let poller = vellum_rt::add_poller("mkfs", move || polled.process_completions());
-        let watch = queue.wake_fd().map(vellum_rt::watch_fd);
-        vellum_store::mkfs(&device, &queue, MkfsOptions::default()).await?;
-        let options = OpenOptions { cache_bytes: 64 << 20, memtable_bytes: 64 << 20, ..OpenOptions::default() };
-        let mut opened = vellum_store::open(&device, &queue, options).await?;
-        drop((poller, watch, queue));
-        let seed = opened.seeds.pop().context("one reactor")?;
+    let mut rows = by_one_reactor(&device, config.clone(), *shape)?;
+    rows.push(gets_by_two(&device, config, *shape)?);
+    rows.into_iter().for_each(|row| executors::push(report, Row { system: system.into(), ..row }));
+    std::fs::remove_file(image).context("removing the image")
+}
+
+fn options(reactors: usize) -> OpenOptions {
+    OpenOptions { reactors, cache_bytes: CACHE_BYTES, memtable_bytes: MEMTABLE_BYTES, ..OpenOptions::default() }
+}
+
+/// What each reactor's store begins with.
+async fn seeds(device: &Arc<dyn Device>, reactors: usize, fresh: bool) -> Result<Vec<ReactorSeed>> {
+    let queue: Rc<dyn Queue> = device.open_queue(64)?;
+    let polled = queue.clone();
+    let _poller = vellum_rt::add_poller("open", move || polled.process_completions());
+    let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+    if fresh {
+        vellum_store::mkfs(device, &queue, MkfsOptions::default()).await?;
+    }
+    Ok(vellum_store::open(device, &queue, options(reactors)).await?.seeds)
+}
+
+fn by_one_reactor(device: &Arc<dyn Device>, config: Config, shape: Shape) -> Result<Vec<Row>> {
+    let device = device.clone();
+    native::block_on_with(config, async move {
+        let seed = seeds(&device, 1, true).await?.pop().context("one reactor")?;
         let store = Store::start(seed, Rc::new(Everyone)).await?;
         let rows = cases(&store, &shape).await?;
         store.shutdown().await?;
         Ok::<_, anyhow::Error>(rows)
-    })??;
-    rows.into_iter().for_each(|row| executors::push(report, Row { system: system.into(), ..row }));
-    std::fs::remove_file(image).context("removing the image")
+    })?
 }
 
 async fn cases(store: &Rc<Store>, shape: &Shape) -> Result<Vec<Row>> {
@@ -149,15 +230,11 @@ async fn cases(store: &Rc<Store>, shape: &Shape) -> Result<Vec<Row>> {
         number += 1;
         let began = Instant::now();
         last = store.commit(rid, batch(number, n * shape.batch, chunk)).await?;
-        r.record(began.elapsed(), chunk.len() as u64 * 124);
+        r.record(began.elapsed(), chunk.len() as u64 * ITEM_LEN);
     }
     rows.push(row("fill", "vellum", &r, shape.batch, start, before));
     store.wait_durable(last).await?;
-    let written = Usage::now().since(before).device_write_bytes as f64;
-    if let Some(row) = rows.last_mut() {
-        let payload = (shape.keys * 124) as f64;
-        row.note = format!("{}; write amplification {:.2} so far", row.note, written / payload);
-    }
+    rows.iter_mut().for_each(|row| note_amplification(row, shape, before));
     let (before, start, mut r) = (Usage::now(), Instant::now(), Recorder::default());
     let synced = &raw_keys(shape, 2)[..(shape.synced_batches * shape.batch).min(shape.keys)];
     for (n, chunk) in synced.chunks(shape.batch).enumerate() {
@@ -165,18 +242,17 @@ async fn cases(store: &Rc<Store>, shape: &Shape) -> Result<Vec<Row>> {
         let began = Instant::now();
         let epoch = store.commit(rid, batch(number, n * shape.batch, chunk)).await?;
         store.wait_durable(epoch).await?;
-        r.record(began.elapsed(), chunk.len() as u64 * 124);
+        r.record(began.elapsed(), chunk.len() as u64 * ITEM_LEN);
     }
     rows.push(row("durable batches", "vellum", &r, shape.batch, start, before));
     rows.push(durable_by_eight(store, shape).await?);
     let (before, start, mut r) = (Usage::now(), Instant::now(), Recorder::default());
-    let mut prng = Prng::new(3);
-    for _ in 0..shape.gets {
-        let key = item_key(&keys[prng.below(keys.len() as u64) as usize]);
+    for raw in wanted(&keys, shape, 3) {
+        let key = item_key(raw);
         let began = Instant::now();
         let found = store.get(&[key], View::Applied).await?;
-        r.record(began.elapsed(), 124);
-        anyhow::ensure!(matches!(&found[..], [Some(value)] if value.len() == VALUE_LEN), "the store lost a key");
+        r.record(began.elapsed(), ITEM_LEN);
+        check_found(&found)?;
     }
     rows.push(row("gets", "vellum", &r, 1, start, before));
     Ok(rows)
@@ -187,8 +263,8 @@ async fn durable_by_eight(store: &Rc<Store>, shape: &Shape) -> Result<Row> {
     let keys = Rc::new(raw_keys(shape, 4));
     let recorder = Rc::new(RefCell::new(Recorder::default()));
     let (before, start) = (Usage::now(), Instant::now());
-    let per_client = (shape.synced_batches / 8).min(shape.keys / shape.batch / 8);
-    let tasks: Vec<_> = (0..8u64)
+    let per_client = shape.batches_per_client();
+    let tasks: Vec<_> = (0..CLIENTS as u64)
         .map(|client| {
             let (store, keys, recorder, size) = (store.clone(), keys.clone(), recorder.clone(), shape.batch);
             vellum_rt::spawn(Class::Request, "bench client", async move {
@@ -200,7 +276,7 @@ async fn durable_by_eight(store: &Rc<Store>, shape: &Shape) -> Result<Row> {
                     let batch = batch(n as u64 + 1, first, &keys[first..first + size]);
                     let epoch = store.commit(rid, batch).await?;
                     store.wait_durable(epoch).await?;
-                    recorder.borrow_mut().record(began.elapsed(), size as u64 * 124);
+                    recorder.borrow_mut().record(began.elapsed(), size as u64 * ITEM_LEN);
                 }
                 Ok::<_, anyhow::Error>(())
             })
@@ -213,6 +289,74 @@ async fn durable_by_eight(store: &Rc<Store>, shape: &Shape) -> Result<Row> {
     Ok(row)
 }
 
+/// Two reactors, each with clients that ask for keys of both.
+fn gets_by_two(device: &Arc<dyn Device>, config: Config, shape: Shape) -> Result<Row> {
+    const REACTORS: usize = 2;
+    let opened = device.clone();
+    let seeds = native::block_on_with(config.clone(), async move { seeds(&opened, REACTORS, false).await })??;
+    let keys = Arc::new(raw_keys(&shape, 1));
+    let arrived = Arc::new(AtomicUsize::new(0));
+    let mut threads = Vec::new();
+    for (reactor, seed) in seeds.into_iter().enumerate() {
+        let (keys, arrived) = (keys.clone(), arrived.clone());
+        // None goes on before all have come here; meanwhile it answers the others.
+        let meet = async move |nth: usize| {
+            arrived.fetch_add(1, Ordering::SeqCst);
+            while arrived.load(Ordering::SeqCst) < nth * REACTORS {
+                vellum_rt::sleep(Duration::from_micros(100)).await;
+            }
+        };
+        threads.push(native::spawn_thread_with("bench reactor", None, config.clone(), move || async move {
+            let store = Store::start(seed, Rc::new(Everyone)).await?;
+            gets_by_clients(&store, &keys, &shape, reactor as u64).await?; // brings all of them into the caches
+            meet(1).await;
+            let (before, start) = (Usage::now(), Instant::now());
+            let recorder = gets_by_clients(&store, &keys, &shape, (REACTORS + reactor) as u64).await?;
+            meet(2).await;
+            let measured = (recorder, start.elapsed(), Usage::now().since(before));
+            meet(3).await;
+            store.shutdown().await?;
+            Ok::<_, anyhow::Error>(measured)
+        })?);
+    }
+    let mut all = Recorder::default();
+    let mut last = (Duration::ZERO, Usage::default());
+    for thread in threads {
+        let (recorder, elapsed, used) = thread.join()??;
+        all.merge(&recorder);
+        last = (elapsed, used);
+    }
+    let note = format!("{REACTORS} reactors, {CLIENTS} clients on each");
+    Ok(Row::of("gets by two", "vellum", &all, last.0, last.1).note(note))
+}
+
+async fn gets_by_clients(store: &Rc<Store>, keys: &Arc<Vec<RawKey>>, shape: &Shape, seed: u64) -> Result<Recorder> {
+    let recorder = Rc::new(RefCell::new(Recorder::default()));
+    let shape = Shape { gets: shape.gets / CLIENTS, ..*shape };
+    let tasks: Vec<_> = (0..CLIENTS as u64)
+        .map(|client| {
+            let (store, keys, recorder) = (store.clone(), keys.clone(), recorder.clone());
+            vellum_rt::spawn(Class::Request, "bench client", async move {
+                for raw in wanted(&keys, &shape, 100 + seed * CLIENTS as u64 + client) {
+                    let (key, began) = (item_key(raw), Instant::now());
+                    check_found(&store.get(&[key], View::Applied).await?)?;
+                    recorder.borrow_mut().record(began.elapsed(), ITEM_LEN);
+                }
+                Ok::<_, anyhow::Error>(())
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.map_err(|_| anyhow::anyhow!("a client was cancelled"))??;
+    }
+    Ok(recorder.take())
+}
+
+fn check_found(found: &[Option<Bytes>]) -> Result<()> {
+    anyhow::ensure!(matches!(found, [Some(value)] if value.len() == VALUE_LEN), "the store lost a key");
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -222,7 +366,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shape = Shape { keys: 4000, batch: 100, synced_batches: 16, gets: 500 };
         match run(dir.path(), &shape) {
-            Ok(report) => assert_eq!(report.rows.len(), 3 + 4 * executors::all().len(), "{}", report.table()),
+            Ok(report) => {
+                let peers = 1 + usize::from(report.rows.iter().any(|row| row.system == "rocksdb"));
+                assert_eq!(report.rows.len(), 5 * (peers + executors::all().len()), "{}", report.table());
+                assert_eq!(report.remarks.len(), usize::from(cfg!(feature = "rocksdb") && peers == 1));
+            }
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
             Err(e) => panic!("{e:#}"),
         }

@@ -101,6 +101,9 @@ fn section(report: &Report) -> Result<String> {
         );
     }
     html.push_str("</tr></table>");
+    for remark in &report.remarks {
+        let _ = write!(html, "<p>{}</p>", escape(remark));
+    }
     Ok(html)
 }
 
@@ -167,6 +170,7 @@ mod tests {
             (0..ops).for_each(|_| recorder.record(Duration::from_micros(3), 0));
             report.push(Row::of("a <case>", system, &recorder, Duration::from_secs(1), Usage::default()));
         }
+        report.remarks.push("one <peer> is missing".into());
         let ran = [
             Ran { suite: "walk".into(), result: Ok(report) },
             Ran { suite: "mount".into(), result: Err(anyhow::anyhow!("root is needed")) },
@@ -175,7 +179,7 @@ mod tests {
         write(dir.path(), &ran, true).unwrap();
         let html = std::fs::read_to_string(dir.path().join("bench.html")).unwrap();
         assert!(html.contains("<svg") && html.contains("3.00x") && html.contains("a &lt;case&gt;"), "{html}");
-        assert!(html.contains("root is needed"));
+        assert!(html.contains("root is needed") && html.contains("one &lt;peer&gt; is missing"));
         let json = std::fs::read_to_string(dir.path().join("bench.json")).unwrap();
         let json: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(json["suites"][0]["rows"][1]["ratio_to_baseline"], 3.0);

@@ -2,4 +2,6 @@
 
 pub mod kv;
 pub mod memfs;
+#[cfg(feature = "rocksdb")]
+pub mod rocksdb;
 pub mod sockets;

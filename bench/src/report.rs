@@ -74,11 +74,13 @@ pub struct Report {
     pub baseline: String,
     pub by: By,
     pub rows: Vec<Row>,
+    /// What a reader should know besides, such as a peer that is missing.
+    pub remarks: Vec<String>,
 }
 
 impl Report {
     pub fn new(suite: &str, baseline: &str) -> Report {
-        Report { suite: suite.into(), baseline: baseline.into(), by: By::Rate, rows: Vec::new() }
+        Report { suite: suite.into(), baseline: baseline.into(), by: By::Rate, rows: Vec::new(), remarks: Vec::new() }
     }
 
     /// Ratios are of bytes on the device.
@@ -125,7 +127,8 @@ impl Report {
                 v
             })
             .collect();
-        serde_json::json!({ "suite": self.suite, "baseline": self.baseline, "by": self.by, "rows": rows })
+        let (suite, baseline, by, remarks) = (&self.suite, &self.baseline, self.by, &self.remarks);
+        serde_json::json!({ "suite": suite, "baseline": baseline, "by": by, "rows": rows, "remarks": remarks })
     }
 
     pub fn table(&self) -> String {
@@ -158,6 +161,9 @@ impl Report {
                 row.note
             );
         }
+        for remark in &self.remarks {
+            let _ = writeln!(out, "{remark}");
+        }
         out
     }
 }
@@ -185,5 +191,8 @@ mod tests {
         assert_eq!(report.rows[1].note, "4.00x of the lower of peer and device");
         assert!(report.table().contains("2.00x"));
         assert_eq!(report.json()["rows"][1]["ratio_to_baseline"], 2.0);
+        report.remarks.push("a peer is missing".into());
+        assert!(report.table().ends_with("\na peer is missing\n"));
+        assert_eq!(report.json()["remarks"][0], "a peer is missing");
     }
 }

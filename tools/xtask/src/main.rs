@@ -89,8 +89,9 @@ fn ci() -> Result<()> {
         println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
-    // Features with optional dependencies and tests of their own; no SPDK is needed.
+    // Features with optional dependencies and tests of their own; no SPDK and no RocksDB is needed.
     feature("vellum-nvme", "spdk", &["--test", "spdk"])?;
+    feature("vellum-bench", "rocksdb", &["-E", "test(rocksdb)"])?;
     feature("vellum-rt", "glommio", &["-E", "test(glommio) | binary(glommio)"])?;
     cargo(&["test", "--workspace", "--locked", "--doc", "--quiet"])
 }
