@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use vellum_base::mutant::{self, Mutant};
 use vellum_base::prng::Prng;
-use vellum_base::{Slot, Term};
+use vellum_base::{Slot, Term, probe};
 use vellum_format::quorum::{EventKind, SlotBlock, SlotEvent, SlotState};
 use vellum_wire::{QuorumKind, QuorumMessage};
 
@@ -50,6 +50,7 @@ pub use status::{PeerStatus, QuorumCounters, QuorumRole, QuorumStatus};
 pub use timers::QuorumTimers;
 
 use crate::backoff::Backoff;
+use crate::fact::QuorumFact;
 use crate::time::Time;
 use leadership::{Leadership, Phase, Predecessor, Stopping};
 use own_block::OwnBlock;
@@ -358,6 +359,8 @@ impl Quorum {
         let ago = self.own.written_at().map_or(Duration::MAX, |at| now - at);
         let written_ago_us = u32::try_from(ago.as_micros()).unwrap_or(u32::MAX);
         let message = QuorumMessage { kind, term, round, rid: self.config.rid, granted, written_ago_us };
+        let (rid, by) = (self.config.rid, self.config.slot);
+        probe::tell(|| QuorumFact::Sent { rid, by, to, message });
         self.push(QuorumOutput::Send { to, message });
     }
 
