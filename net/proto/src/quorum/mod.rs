@@ -25,6 +25,7 @@
 mod config;
 mod delays;
 mod election;
+mod idle;
 mod leadership;
 mod leaving;
 mod messages;
@@ -118,6 +119,8 @@ pub struct Quorum {
     /// The blocks are being read; and the answer will be too old for what came up meanwhile.
     reading: bool,
     reading_again: bool,
+    /// A probe waits for that read: after our own write it would see nothing but that.
+    probing: bool,
     /// An engine that was told to stop, and its STOP.
     stopping: Option<Stopping>,
     predecessor: Option<Predecessor>,
@@ -170,6 +173,7 @@ impl Quorum {
             blocks: blocks.clone(),
             reading: false,
             reading_again: false,
+            probing: false,
             stopping: None,
             predecessor: None,
             leaving: false,
@@ -246,6 +250,7 @@ impl Quorum {
             if again {
                 self.read_blocks();
             }
+            self.probe_now(now);
         } else {
             self.counters.ignored += 1;
         }
@@ -454,12 +459,8 @@ impl Quorum {
             Role::Leader(_) => self.leader_timeout(now),
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => self.election_timeout(now),
         }
-        // A write that says nothing new shows that the device still takes them; a read, that our block is still ours.
-        let probe = self.config.timers.probe();
-        let alone = self.config.peers().next().is_none();
-        if !alone && self.own.idle() && self.own.written_at().is_some_and(|at| now >= at + probe) {
-            let vote = self.own.vote().and_then(|e| e.vote);
-            self.record(now, EventKind::Term, self.term, vote);
+        if self.probe_due().is_some_and(|at| now >= at) {
+            self.probing = true;
             if !self.reading {
                 self.read_blocks();
             }
@@ -478,9 +479,7 @@ impl Quorum {
             }
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => Some(self.deadline),
         };
-        let alone = self.config.peers().next().is_none();
-        let probe = self.own.written_at().filter(|_| !alone && self.own.idle());
-        let probe = probe.map(|at| at + self.config.timers.probe());
+        let probe = self.probe_due();
         let predecessor = self.predecessor.as_ref().and_then(|p| p.due(&self.config.timers));
         [role, self.own.retry_at(), probe, predecessor].into_iter().flatten().min()
     }
