@@ -82,7 +82,7 @@ mutants! {
     ReclaimAtDisconnect,
     /// Any key may be written without its lock.
     WriteWithoutLock,
-    /// A frame that was seen on an earlier socket is taken again.
+    /// A new socket begins with what the greeting confirmed, and the peer takes it again.
     TakeFramesTwice,
     /// A new term does not forget what was received in the old one.
     KeepReceivedOverTerms,

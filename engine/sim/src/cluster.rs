@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use vellum_base::{BlockRange, Fsid, Slot};
 use vellum_client::Address;
+use vellum_format::ProcessIdentity;
 use vellum_nvme::Image;
 use vellum_nvme::fault::{Delays, FaultConfig, FaultDevice, ProcessId};
 use vellum_proto::quorum::QuorumTimers;
@@ -60,6 +61,8 @@ pub struct Cluster {
     /// What members want fenced.
     pub orders: Orders,
     nodes: Vec<Node>,
+    /// A second process in the slot of a node.
+    twin: Option<(usize, Node)>,
     options: NodeOptions,
     timers: QuorumTimers,
     /// Devices and processes so far: each device has a seed of its own, each process a number.
@@ -139,7 +142,7 @@ impl Cluster {
             |machine| Node { machine, process: ProcessId::default(), stop: None, said: Arc::default(), runs: false };
         let nodes = machines.into_iter().map(node).collect();
         let orders = Orders::default();
-        Cluster { device, slots, manifest, orders, nodes, options, timers, devices: 1, processes: 0, seed }
+        Cluster { device, slots, manifest, orders, nodes, twin: None, options, timers, devices: 1, processes: 0, seed }
     }
 
     pub fn len(&self) -> usize {
@@ -176,7 +179,7 @@ impl Cluster {
         let machine = self.nodes[node].machine;
         let stop = match self.nodes.len() {
             1 => self.start_plan(world, machine, process, options, said.clone()),
-            _ => self.start_member(world, node, process, options, said.clone()),
+            _ => self.start_member(world, (node, machine), process, options, said.clone()),
         };
         self.nodes[node] = Node { machine, process, stop: Some(stop), said, runs: true };
     }
@@ -211,7 +214,7 @@ impl Cluster {
     fn start_member(
         &self,
         world: &mut World,
-        node: usize,
+        (node, machine): (usize, NodeId),
         process: ProcessId,
         options: NodeOptions,
         told: Arc<Mutex<Said>>,
@@ -221,7 +224,9 @@ impl Cluster {
         member.timers = self.timers;
         member.fencer = Arc::new(SimFencer(self.orders.clone()));
         let device = self.device.opened_by(process).as_device();
-        let (member, stop) = Member::new(device, member, move |step| {
+        // Machines are told apart as by their boot ids.
+        let identity = ProcessIdentity { boot_id: [machine.0 as u8; 16], ..ProcessIdentity::default() };
+        let (member, stop) = Member::with_process(device, member, identity, move |step| {
             let mut said = lock(&told);
             match step {
                 MemberProgress::Ended(Err(error)) => said.failed = Some(error.to_string()),
@@ -230,12 +235,37 @@ impl Cluster {
             }
         })
         .expect("the options are valid");
-        let machine = self.nodes[node].machine;
         for index in 0..=reactors {
             let on = world.add_reactor(machine);
             world.spawn(on, Class::Request, "member", member.clone().run(index)).detach();
         }
         Stop::Member(stop)
+    }
+
+    /// A second process in the node's slot, on a machine of its own that claims the node's address. One at a time.
+    pub fn start_twin(&mut self, world: &mut World, node: usize) -> ProcessId {
+        drop(self.end_twin(world));
+        self.processes += 1;
+        let (process, machine) = (ProcessId(self.processes), world.add_node());
+        let said: Arc<Mutex<Said>> = Arc::default();
+        let store = OpenOptions { reactors: 1, ..self.options.store.clone() };
+        let options = NodeOptions { cores: vec![None], insecure_network: true, store, ..self.options.clone() };
+        let stop = self.start_member(world, (node, machine), process, options, said.clone());
+        self.twin = Some((node, Node { machine, process, stop: Some(stop), said, runs: true }));
+        process
+    }
+
+    /// Ends the second process; gives its node, and why it had ended by itself.
+    pub fn end_twin(&mut self, world: &mut World) -> Option<(usize, Option<String>)> {
+        let (node, twin) = self.twin.take()?;
+        world.kill_node(twin.machine);
+        self.device.opened_by(twin.process).process_killed();
+        Some((node, lock(&twin.said).failed.clone()))
+    }
+
+    /// The node whose slot a second process has.
+    pub fn twin(&self) -> Option<usize> {
+        self.twin.as_ref().map(|(node, _)| *node)
     }
 
     fn ended(&mut self, node: usize) {
@@ -271,6 +301,9 @@ impl Cluster {
         for node in 0..self.nodes.len() {
             world.power_off(self.nodes[node].machine);
             self.ended(node);
+        }
+        if let Some((_, twin)) = self.twin.take() {
+            world.power_off(twin.machine);
         }
         self.orders.clear();
         self.devices += 1;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use vellum_base::prng::Prng;
 
+use crate::check::reach::Disturbed;
+
 /// In the place of a node's number: who leads when the fault begins, and another node than that.
 pub const LEADER: usize = usize::MAX;
 pub const FOLLOWER: usize = usize::MAX - 1;
@@ -100,6 +102,11 @@ pub enum Fault {
         machine: Machine,
         time: Duration,
     },
+    /// The machine is suspended: what is sent to it meanwhile is lost.
+    Suspended {
+        machine: Machine,
+        time: Duration,
+    },
     ClientDies {
         client: usize,
     },
@@ -137,6 +144,27 @@ pub enum Fault {
     NodeReadsFail {
         node: usize,
         time: Duration,
+    },
+    /// No other process reads the block of the member in this slot.
+    BlockUnreadable {
+        node: usize,
+        time: Duration,
+    },
+    /// Another process is started in the node's slot, on a machine that claims the same address; it is ended after `time`.
+    Twin {
+        node: usize,
+        time: Duration,
+    },
+    /// So many of the next reads take so much longer, and nothing else does.
+    ReadsStall {
+        operations: u64,
+        time: Duration,
+    },
+    /// So many of the node's next writes are acknowledged, and lost, or land somewhere else.
+    WritesGoAstray {
+        node: usize,
+        operations: u64,
+        lost: bool,
     },
     /// One of the superblock's copies rots.
     SuperblockRots,
@@ -231,6 +259,10 @@ impl Fault {
             | Fault::NodeStall { node, .. }
             | Fault::NodeReadsFail { node, .. }
             | Fault::LyingReads { node, .. }
+            | Fault::BlockUnreadable { node, .. }
+            | Fault::Twin { node, .. }
+            | Fault::WritesGoAstray { node, .. }
+            | Fault::Suspended { machine: Machine::Node(node), .. }
             | Fault::Pause { machine: Machine::Node(node), .. }
             | Fault::Stop { node, .. } => *node = resolve(*node),
             Fault::Cut { from, to, .. } => {
@@ -259,9 +291,48 @@ impl Fault {
             | Fault::Stall { time, .. }
             | Fault::NodeStall { time, .. }
             | Fault::NodeReadsFail { time, .. }
+            | Fault::Suspended { time, .. }
+            | Fault::BlockUnreadable { time, .. }
+            | Fault::Twin { time, .. }
+            | Fault::ReadsStall { time, .. }
             | Fault::Storm { time } => *time,
             Fault::PowerLossAt { later, down, .. } => Fault::PATIENCE + *later + *down,
-            Fault::ClientDies { .. } | Fault::SuperblockRots | Fault::LyingReads { .. } => Duration::ZERO,
+            Fault::ClientDies { .. }
+            | Fault::SuperblockRots
+            | Fault::LyingReads { .. }
+            | Fault::WritesGoAstray { .. } => Duration::ZERO,
+        }
+    }
+
+    /// Whom it may keep from being heard.
+    pub fn disturbs(&self) -> Option<Disturbed> {
+        let machine = |machine: &Machine| match machine {
+            Machine::Node(_) => Disturbed::Everyone,
+            Machine::Client(n) => Disturbed::Client(*n),
+        };
+        match self {
+            Fault::Pause { machine: on, .. } | Fault::Suspended { machine: on, .. } => Some(machine(on)),
+            // Of two, the client is the one that is not heard.
+            Fault::Cut { from, to, .. } => Some(machine(from).max(machine(to))),
+            Fault::ClientDies { client } => Some(Disturbed::Client(*client)),
+            Fault::Storm { .. }
+            | Fault::Stop { .. }
+            | Fault::Twin { .. }
+            | Fault::SlowDevice { .. }
+            | Fault::Stall { .. }
+            | Fault::NodeStall { .. }
+            | Fault::ReadsStall { .. }
+            | Fault::NodeReadsFail { .. }
+            | Fault::BlockUnreadable { .. }
+            | Fault::LyingReads { .. }
+            | Fault::WritesGoAstray { .. }
+            | Fault::FlushFails { .. } => Some(Disturbed::Everyone),
+            Fault::PowerLoss { .. }
+            | Fault::PowerLossAt { .. }
+            | Fault::NodeDies { .. }
+            | Fault::NodeOff { .. }
+            | Fault::Isolated { .. }
+            | Fault::SuperblockRots => None,
         }
     }
 }
@@ -280,6 +351,18 @@ impl fmt::Display for Fault {
             Fault::NodeDies { node, down } => write!(f, "{} is killed, and started again after {down:?}", name(*node)),
             Fault::NodeOff { node, down } => write!(f, "the machine of {} is off for {down:?}", name(*node)),
             Fault::Pause { machine, time } => write!(f, "{machine} is stopped for {time:?}"),
+            Fault::Suspended { machine, time } => write!(f, "{machine} is suspended for {time:?}"),
+            Fault::BlockUnreadable { node, time } => {
+                write!(f, "the block of {} cannot be read by others for {time:?}", name(*node))
+            }
+            Fault::Twin { node, time } => {
+                write!(f, "another process is started in the slot of {} for {time:?}", name(*node))
+            }
+            Fault::ReadsStall { operations, time } => write!(f, "{operations} reads stall for {time:?}"),
+            Fault::WritesGoAstray { node, operations, lost } => {
+                let how = if *lost { "are lost" } else { "land somewhere else" };
+                write!(f, "the next {operations} writes of {} {how}", name(*node))
+            }
             Fault::ClientDies { client } => write!(f, "client {client} is killed"),
             Fault::Cut { from, to, one_way, time } => {
                 let how = if *one_way { "from" } else { "between" };

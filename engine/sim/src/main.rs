@@ -22,7 +22,7 @@ struct Cli {
     /// How long to try fresh seeds, in seconds.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Tries this many seeds from --from on instead.
+    /// Runs so many seeds from --from on instead.
     #[arg(long)]
     count: Option<u64>,
     #[arg(long, default_value_t = 1)]
@@ -32,6 +32,9 @@ struct Cli {
     keep_going: bool,
     #[arg(long, value_enum, default_value_t = Kind::Both)]
     profile: Kind,
+    /// Only runs of this season ("members", "astray", ...).
+    #[arg(long)]
+    season: Option<String>,
     /// Runs every deliberate bug until a seed finds it; prints the table.
     #[arg(long)]
     mutants: bool,
@@ -94,17 +97,17 @@ fn main() -> ExitCode {
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Runs a seed: whether it went well, and whether the search for an order came to no end.
-fn try_seed(cli: &Cli, seed: u64) -> (bool, bool) {
+/// Runs a seed: whether it went well, and whether the order of its operations was decided, if there were any.
+fn try_seed(cli: &Cli, seed: u64) -> (bool, Option<bool>) {
     let outcome = run(Plan::draw(seed, cli.profile.of(seed)).edited(&cli.edit));
     println!("{outcome}");
     if outcome.violations.is_empty() {
-        return (true, outcome.gave_up);
+        return (true, outcome.decided);
     }
     tell(&outcome, cli.steps);
     let edit = if cli.edit == Edits::default() { String::new() } else { format!(" --edit \"{}\"", cli.edit) };
     println!("\nseed {seed} failed. Again: cargo xtask sim --profile {} --seed {seed}{edit}", cli.profile.name());
-    (false, outcome.gave_up)
+    (false, outcome.decided)
 }
 
 fn tell(outcome: &Outcome, steps: bool) {
@@ -127,14 +130,19 @@ fn try_many(cli: &Cli) -> bool {
         None => ((now >> 10) % 1_000_000_000, u64::MAX),
     };
     let began = Instant::now();
-    let (mut runs, mut failed, mut undecided) = (0u64, 0u64, 0u64);
-    for seed in (first..).take_while(|seed| seed - first < count) {
-        if cli.count.is_none() && Instant::now() >= until {
+    let (mut runs, mut failed, mut histories, mut decided) = (0u64, 0u64, 0u64, 0u64);
+    for seed in first.. {
+        if runs == count || (cli.count.is_none() && Instant::now() >= until) {
             break;
         }
+        let season = Plan::draw(seed, cli.profile.of(seed)).season.map(|season| format!("{season:?}").to_lowercase());
+        if cli.season.is_some() && cli.season != season {
+            continue;
+        }
         runs += 1;
-        let (good, gave_up) = try_seed(cli, seed);
-        undecided += u64::from(gave_up);
+        let (good, order) = try_seed(cli, seed);
+        histories += u64::from(order.is_some());
+        decided += u64::from(order == Some(true));
         if !good {
             failed += 1;
             if !cli.keep_going {
@@ -142,7 +150,8 @@ fn try_many(cli: &Cli) -> bool {
             }
         }
     }
-    println!("{runs} runs, {failed} failed, {undecided} not decided, {:.0} s", began.elapsed().as_secs_f64());
+    let (share, took) = (100.0 * decided as f64 / histories.max(1) as f64, began.elapsed().as_secs_f64());
+    println!("{runs} runs, {failed} failed, {took:.0} s; {decided} of {histories} histories decided ({share:.1} %)");
     failed == 0
 }
 

@@ -30,7 +30,15 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         Mutant::FreeBeforeDurable => Season::Churn,
         Mutant::SkipDataFlush | Mutant::NameUnflushedSegment | Mutant::ReleaseBeforeTombstone => Season::Strike,
         Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Season::LockFiles,
-        Mutant::ReleaseBeforeSettled | Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
+        Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
+        Mutant::ReleaseBeforeSettled => Season::Hold,
+        Mutant::UnreadableIsNobody
+        | Mutant::StopTooEarly
+        | Mutant::DeafLeader
+        | Mutant::SilentWhileFencing
+        | Mutant::BelieveLateTimeout
+        | Mutant::KeepSlowLeader
+        | Mutant::ShareSlot => Season::Members,
         Mutant::LetAllGo => Season::Leave,
         Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
         _ => return true,

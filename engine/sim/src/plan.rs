@@ -14,7 +14,7 @@ use vellum_base::prng::Prng;
 use vellum_rt::sim::SimConfig;
 use vellum_store::OpenOptions;
 
-use crate::fault::{Fault, LEADER, Machine, Timed};
+use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Timed};
 
 /// What a client's machine does for the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,6 +70,12 @@ pub enum Season {
     Doze,
     /// Members are told to stop while others are off.
     Leave,
+    /// Members are suspended, cannot read each other's blocks, have a slow way to the device, or share a slot.
+    Members,
+    /// Clients die while reads hold up what they have sent.
+    Hold,
+    /// Writes are lost or land somewhere else; the run ends with a crash.
+    Astray,
 }
 
 /// How orders to fence are carried out.
@@ -147,6 +153,9 @@ impl Plan {
             2 if self.nodes > 2 => Some(Season::Leave),
             3 => Some(Season::LockFiles),
             4 => Some(Season::Doze),
+            5 if self.nodes > 2 => Some(Season::Members),
+            5 if self.nodes == 1 && prng.one_in(2) => Some(Season::Hold),
+            6 if self.nodes == 1 && prng.one_in(2) => Some(Season::Astray),
             _ => None,
         };
         match self.season {
@@ -156,6 +165,9 @@ impl Plan {
             Some(Season::LockFiles) => self.lock_files(prng),
             Some(Season::Doze) => self.doze(prng),
             Some(Season::Leave) => self.leave(prng),
+            Some(Season::Members) => self.members(prng),
+            Some(Season::Hold) => self.hold(prng),
+            Some(Season::Astray) => self.astray(prng),
             None => {}
         }
         // Nothing drawn at a moment that never came is left in the second phase.
@@ -208,6 +220,66 @@ impl Plan {
                 self.faults.push(Timed { at, fault: Fault::Stop { node, down: Duration::from_millis(300) } });
             }
         }
+    }
+
+    fn members(&mut self, prng: &mut Prng) {
+        self.faults.retain(|timed| !matches!(timed.fault, Fault::PowerLoss { .. } | Fault::FlushFails { .. }));
+        self.slow_device = prng.one_in(2);
+        // A fence that takes longer than a heartbeat may be missed.
+        self.fencing.takes = Duration::from_millis(250)..Duration::from_millis(600);
+        let ms = |prng: &mut Prng, from, more| Duration::from_millis(from + prng.below(more));
+        let mut at = ms(prng, 400, 400);
+        for _ in 0..4 {
+            let time = ms(prng, 400, 800);
+            let faults = match prng.below(6) {
+                0 => vec![Fault::Suspended { machine: Machine::Node(FOLLOWER), time }],
+                1 => vec![Fault::Suspended { machine: Machine::Node(LEADER), time }],
+                // It wakes when another one is elected, and before it is fenced.
+                2 => vec![Fault::Pause { machine: Machine::Node(LEADER), time: ms(prng, 300, 300) }],
+                // It is fenced by its slot alone.
+                3 => vec![
+                    Fault::BlockUnreadable { node: LEADER, time: time * 2 },
+                    Fault::Pause { machine: Machine::Node(LEADER), time: time * 2 },
+                ],
+                4 => vec![Fault::NodeStall { node: LEADER, operations: 40, time: time * 2 }],
+                _ => vec![Fault::Twin { node: if prng.one_in(2) { LEADER } else { FOLLOWER }, time: time * 2 }],
+            };
+            self.faults.extend(faults.into_iter().map(|fault| Timed { at, fault }));
+            at += 2 * time + ms(prng, 800, 1000);
+        }
+    }
+
+    fn hold(&mut self, prng: &mut Prng) {
+        self.clients = vec![Work::Items; 3];
+        (self.groups, self.max_files, self.pause_one_in) = (1, 40, 200);
+        self.store.cache_bytes = 64 << 10;
+        self.store.memtable_bytes = 256 << 10;
+        for n in 0..6 {
+            let at = Duration::from_millis(500 + 3000 * n + prng.below(300));
+            let (operations, time) = (8 + prng.below(30), Duration::from_millis(1600 + prng.below(1000)));
+            self.faults.push(Timed { at, fault: Fault::ReadsStall { operations, time } });
+            let client = prng.below(3) as usize;
+            let at = at + Duration::from_millis(5 + prng.below(60));
+            self.faults.push(Timed { at, fault: Fault::ClientDies { client } });
+        }
+    }
+
+    fn astray(&mut self, prng: &mut Prng) {
+        self.store.cache_bytes = 64 << 10;
+        self.faults.retain(|timed| {
+            let crash = matches!(
+                timed.fault,
+                Fault::PowerLoss { .. } | Fault::FlushFails { .. } | Fault::NodeDies { .. } | Fault::Stop { .. }
+            );
+            !crash
+        });
+        let mut at = Duration::from_millis(500);
+        for _ in 0..1 + prng.below(6) {
+            at += Duration::from_millis(prng.below(900));
+            let (operations, lost) = (1 + prng.below(6), prng.one_in(2));
+            self.faults.push(Timed { at, fault: Fault::WritesGoAstray { node: 0, operations, lost } });
+        }
+        self.calm_at = self.calm_at.max(at + Duration::from_millis(1500));
     }
 
     fn strike(&mut self, prng: &mut Prng) {

@@ -9,11 +9,14 @@ use vellum_sim::{Plan, Profile, run};
 /// Seeds of the gate, at most, and how long it takes for them.
 const GATE_SEEDS: u64 = 24;
 const GATE_TIME: Duration = Duration::from_secs(20);
+/// Of the searches for an order that explains what clients saw, so many come to an end.
+const DECIDED_PERCENT: usize = 95;
 /// Seeds that have found something once: they go first.
 const FOUND: [u64; 3] = [15, 30, 48];
 
 fn gate(profile: Profile) {
     let start = Instant::now();
+    let (mut histories, mut decided) = (0, 0);
     for seed in FOUND.into_iter().chain(1..=GATE_SEEDS).take_while(|_| start.elapsed() < GATE_TIME) {
         let outcome = run(Plan::draw(seed, profile));
         println!("{outcome}");
@@ -24,7 +27,11 @@ fn gate(profile: Profile) {
             outcome.story.join("\n"),
             format!("{profile:?}").to_lowercase()
         );
+        histories += usize::from(outcome.decided.is_some());
+        decided += usize::from(outcome.decided == Some(true));
     }
+    println!("{decided} of {histories} histories decided");
+    assert!(100 * decided >= DECIDED_PERCENT * histories, "{decided} of {histories} histories are decided");
 }
 
 #[test]

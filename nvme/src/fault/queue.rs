@@ -88,7 +88,7 @@ impl FaultQueue {
                 let end = at_bytes.saturating_add(moved_by).saturating_add(data.len() as u64);
                 let at_bytes = if end > self.shared.geometry.size_bytes { 0 } else { at_bytes + moved_by };
                 state.sharing.submitted(id, self.process);
-                probe::tell(|| Fact::Writes { process: self.process, at_bytes, data: data.clone() });
+                probe::tell(|| Fact::Writes { process: self.process, id, at_bytes, data: data.clone() });
                 state.happen(Event::Write { id, at_bytes, payload: Payload::Data(data.clone()), fua: *fua });
             }
             IoOp::Discard { at_bytes, len_bytes } => {
@@ -103,6 +103,15 @@ impl FaultQueue {
     }
 
     fn complete(&self, running: Running) -> IoDone {
+        let (id, is_write) = (running.id, matches!(running.op, IoOp::Write { .. }));
+        let done = self.end(running);
+        if is_write {
+            probe::tell(|| Fact::Written { process: self.process, id, landed: done.0.is_ok() });
+        }
+        done
+    }
+
+    fn end(&self, running: Running) -> IoDone {
         let Running { id, mut op, faults } = running;
         if let Err(err) = self.shared.health.check() {
             return op.into_done(Err(err));

@@ -21,8 +21,22 @@ pub struct ProcessId(pub u64);
 /// What happens at a shared device.
 #[derive(Clone, Debug)]
 pub enum Fact {
-    Writes { process: ProcessId, at_bytes: u64, data: DmaSlice },
-    Fenced { process: ProcessId },
+    /// A write is submitted; discards are not told.
+    Writes {
+        process: ProcessId,
+        id: u64,
+        at_bytes: u64,
+        data: DmaSlice,
+    },
+    /// Its process hears of its end.
+    Written {
+        process: ProcessId,
+        id: u64,
+        landed: bool,
+    },
+    Fenced {
+        process: ProcessId,
+    },
 }
 
 /// One of so many operations of others makes a write of a dead process land.

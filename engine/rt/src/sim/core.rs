@@ -46,7 +46,8 @@ pub(super) struct Core {
     pub owners: BTreeMap<SocketAddr, NodeId>,
     pub connections: BTreeMap<u64, Connection>,
     pub next_connection: u64,
-    pub sockets: BTreeMap<SocketAddr, Socket>,
+    /// By address and machine: two machines may claim one address, and what is sent there gets to the later one.
+    pub sockets: BTreeMap<(SocketAddr, NodeId), Socket>,
     pub next_port: u16,
     /// To be woken when the core is no longer borrowed.
     pub wakes: Vec<Waker>,

@@ -222,10 +222,11 @@ impl Datagram {
         let node = driver.node;
         driver.shared.with(|core| {
             let addr = core.choose_port(at);
-            if core.sockets.contains_key(&addr) {
+            if core.sockets.contains_key(&(addr, node)) {
                 return Err(io::ErrorKind::AddrInUse.into());
             }
-            core.sockets.insert(addr, Socket { node, queue: Default::default(), receiver: None });
+            let claimed = core.now;
+            core.sockets.insert((addr, node), Socket { claimed, queue: Default::default(), receiver: None });
             Ok(Datagram { shared: driver.shared.clone(), node, addr })
         })
     }
@@ -242,7 +243,7 @@ impl Datagram {
     pub async fn recv_from(&self, buf: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         std::future::poll_fn(|cx| {
             self.shared.with(|core| {
-                let Some(socket) = core.sockets.get_mut(&self.addr) else {
+                let Some(socket) = core.sockets.get_mut(&(self.addr, self.node)) else {
                     return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
                 };
                 match socket.queue.pop_front() {
@@ -264,7 +265,7 @@ impl Datagram {
 
 impl Drop for Datagram {
     fn drop(&mut self) {
-        self.shared.with(|core| core.sockets.remove(&self.addr));
+        self.shared.with(|core| core.sockets.remove(&(self.addr, self.node)));
     }
 }
 

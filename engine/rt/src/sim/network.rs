@@ -45,7 +45,8 @@ pub(super) struct Listening {
 }
 
 pub(super) struct Socket {
-    pub node: NodeId,
+    /// When it was bound.
+    pub claimed: u64,
     pub queue: VecDeque<(Vec<u8>, SocketAddr)>,
     pub receiver: Option<Waker>,
 }
@@ -320,19 +321,25 @@ impl Core {
             if self.one_in(self.config.datagram_loss_one_in) {
                 continue;
             }
-            let target = self.sockets.get(&to).map_or(from.0, |socket| socket.node);
+            let target = self.claimant(&to).unwrap_or(from.0);
             let at = self.now + self.latency(from.0, target);
             self.schedule(at, Event::Datagram { from, to, data: data.to_vec() });
         }
     }
 
+    /// The machine that bound the address last.
+    fn claimant(&self, to: &SocketAddr) -> Option<NodeId> {
+        let machines = self.sockets.range((*to, NodeId(0))..=(*to, NodeId(u16::MAX)));
+        machines.max_by_key(|(_, socket)| socket.claimed).map(|((_, node), _)| *node)
+    }
+
     fn datagram_arrives(&mut self, from: (NodeId, SocketAddr), to: SocketAddr, data: Vec<u8>) {
-        let Some(node) = self.sockets.get(&to).map(|socket| socket.node) else { return };
+        let Some(node) = self.claimant(&to) else { return };
         if !self.is_reachable(from.0, node) {
             return;
         }
         self.step(node, u64::from(to.port()), "datagram");
-        if let Some(socket) = self.sockets.get_mut(&to)
+        if let Some(socket) = self.sockets.get_mut(&(to, node))
             && socket.queue.len() < SOCKET_QUEUE
         {
             socket.queue.push_back((data, from.1));

@@ -341,7 +341,7 @@ impl World {
         self.shared.with(|core| {
             core.node(node).paused = false;
             core.listeners.retain(|_, listening| listening.node != node);
-            core.sockets.retain(|_, socket| socket.node != node);
+            core.sockets.retain(|(_, on), _| *on != node);
         });
     }
 

@@ -76,7 +76,8 @@ impl Member {
         Member::with_process(device, options, ProcessIdentity::default(), progress)
     }
 
-    pub(super) fn with_process(
+    /// As [`Self::new`], for a process that others can tell from its successors, and from those of another host.
+    pub fn with_process(
         device: Arc<dyn Device>,
         mut options: MemberOptions,
         process: ProcessIdentity,

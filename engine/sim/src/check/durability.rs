@@ -45,6 +45,8 @@ pub struct Durability {
     filled: BTreeSet<Epoch>,
     /// The newest one of them that was called durable.
     promised: Epoch,
+    /// Of each older term: epochs that held something which its successor did not find.
+    lost: BTreeMap<Term, BTreeSet<Epoch>>,
     batches: BTreeMap<Rid, Batches>,
 }
 
@@ -59,9 +61,10 @@ impl Durability {
                 out.story.say(format!(
                     "term {term} opens the device: the log ends at epoch {recovered}, new ones begin at {first_epoch}"
                 ));
-                self.term = self.term.max(*term);
                 let promised = self.promised;
-                self.filled.clear();
+                let filled = std::mem::take(&mut self.filled);
+                self.lost.entry(self.term).or_default().extend(filled.range(recovered.next()..));
+                self.term = self.term.max(*term);
                 if *recovered < promised {
                     out.violate("P1", format!("epoch {promised} was durable, and the recovery ends at {recovered}"));
                 }
@@ -73,6 +76,12 @@ impl Durability {
             }
             StoreFact::Durable { term, epoch } => {
                 out.story.detail(|_| format!("epoch {epoch} of term {term} is durable"));
+                // A deposed leader may still say so of what its successor has found, and of nothing else: clients believe it.
+                if let Some(gone) = self.lost.get(term).and_then(BTreeSet::first).filter(|gone| *gone <= epoch) {
+                    let what =
+                        format!("the deposed leader of term {term} calls epoch {epoch} durable; {gone} was not found");
+                    out.violate("P1", what);
+                }
                 self.durable.insert(*term, *epoch);
                 let later = self.filled.split_off(&epoch.next());
                 let now = std::mem::replace(&mut self.filled, later);
@@ -81,7 +90,9 @@ impl Durability {
                     batches.settle(|t, e| t == *term && e <= *epoch);
                 }
             }
-            StoreFact::RecordMade { term, .. } | StoreFact::Applied { term, .. } if *term < self.term => {}
+            StoreFact::RecordMade { term, epoch, .. } | StoreFact::Applied { term, epoch, .. } if *term < self.term => {
+                self.lost.entry(*term).or_default().insert(*epoch);
+            }
             StoreFact::RecordMade { epoch, .. } => {
                 self.filled.insert(*epoch);
             }

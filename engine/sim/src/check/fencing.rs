@@ -22,7 +22,8 @@ impl Fencing {
         self.dead.insert(rid);
     }
 
-    pub fn server(&mut self, fact: &ServerFact, out: &mut Out) {
+    /// `unaware`: a deposed leader that does not know it yet says so. It brings nobody back.
+    pub fn server(&mut self, fact: &ServerFact, unaware: bool, out: &mut Out) {
         if let ServerFact::Expects { rids, .. } = fact {
             let gone = self.given_up.iter().filter(|(rid, _)| !rids.contains(rid));
             self.reclaimed.extend(gone.map(|(rid, term)| (*rid, *term)));
@@ -33,7 +34,9 @@ impl Fencing {
             self.given_up.insert(*rid, *term);
         }
         // Whether it may begin anew is N6's question.
-        if let ServerFact::Greeted { rid, .. } = fact {
+        if let ServerFact::Greeted { rid, .. } = fact
+            && !unaware
+        {
             self.given_up.remove(rid);
             self.reclaimed.remove(rid);
         }

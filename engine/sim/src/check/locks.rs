@@ -12,6 +12,7 @@ use vellum_store::Fact as StoreFact;
 use vellum_wire::{LockMode, LockName};
 
 use super::Out;
+use super::quorum::QuorumChecks;
 
 type Modes = BTreeMap<LockName, BTreeMap<Rid, LockMode>>;
 
@@ -42,6 +43,8 @@ pub struct Locks {
     void: BTreeSet<Rid>,
     /// The newest grant of each: its term and write sequence.
     newest: BTreeMap<LockName, (Term, u64)>,
+    /// Grants of leaders that were deposed before: nobody may take them.
+    idle_grants: BTreeSet<(Rid, LockName, u64)>,
     /// Clients of the term before that this term still waits for.
     expected: BTreeMap<Term, BTreeSet<Rid>>,
 }
@@ -54,7 +57,7 @@ impl Locks {
         }
     }
 
-    pub fn server(&mut self, fact: &ServerFact) {
+    pub fn server(&mut self, fact: &ServerFact, unaware: bool) {
         match fact {
             ServerFact::Expects { term, rids } => {
                 self.expected.insert(*term, rids.iter().copied().collect());
@@ -68,14 +71,14 @@ impl Locks {
             // It has said that it uses nothing more.
             ServerFact::Farewell { rid, .. } => self.void(*rid),
             // Whether it may begin anew is N6's question.
-            ServerFact::Greeted { rid, .. } => {
+            ServerFact::Greeted { rid, .. } if !unaware => {
                 self.void.remove(rid);
             }
             _ => {}
         }
     }
 
-    pub fn table(&mut self, fact: &LockFact, out: &mut Out) {
+    pub fn table(&mut self, fact: &LockFact, quorum: &QuorumChecks, out: &mut Out) {
         match fact {
             LockFact::Opened { term, .. } => {
                 self.tables.entry(*term).or_default();
@@ -85,8 +88,11 @@ impl Locks {
                     format!("term {term} grants {:?} for {:?} to {}", grant.name, grant.mode, s.name(*rid))
                 });
                 let (newest_term, newest) = self.newest.entry(grant.name).or_default();
-                // A leader that was deposed in its sleep may answer what lay in its socket; its client has another leader.
-                let deposed = term < newest_term;
+                // A leader that is deposed and does not know it yet may answer what lay in its socket; nobody takes that.
+                let deposed = term < newest_term && quorum.is_unaware(*term, out.story.now());
+                if deposed && grant.write_seq <= *newest {
+                    self.idle_grants.insert((*rid, grant.name, grant.write_seq));
+                }
                 if grant.write_seq <= *newest && !deposed {
                     let (seq, newest) = (grant.write_seq, *newest);
                     out.violate(
@@ -131,7 +137,10 @@ impl Locks {
                     out.violate("L3", format!("{name} is granted {:?} and has dirty items under it", grant.name));
                 }
                 if self.void.contains(rid) {
-                    return;
+                    return; // F1 looks at what it uses
+                }
+                if self.idle_grants.contains(&(*rid, grant.name, grant.write_seq)) {
+                    out.violate("L4", format!("{name} takes {:?} from a leader that was deposed before", grant.name));
                 }
                 set(&mut self.views, grant.name, *rid, grant.mode);
                 self.views_compatible(*rid, grant.name, grant.mode, out);

@@ -1,7 +1,7 @@
 //! The invariants, one file per family, fed with the facts that the code tells ([`vellum_base::probe`]) and asserted at
 //! each of them.
 //!
-//! - [`sessions`] N, [`locks`] L, [`quorum`] Q, [`fencing`] F, [`recovery`] R, [`leaving`] U, [`compaction`] C, [`space`] A;
+//! - [`sessions`] N, [`reach`] N8, [`locks`] L, [`quorum`] and [`members`] Q, [`fencing`] F, [`recovery`] R, [`leaving`] U, [`compaction`] C, [`space`] A;
 //! - [`durability`]: the parts of P1 that are facts (what is called durable is); [`history`]: what clients must find (P1,
 //!   P2, P4), [`inspect`]: what a device holds after a crash (P1, P2, A3), [`rot`]: the same when the device lies (P3);
 //!   [`linear`]: the clients' histories on a small model filesystem; [`file_locks`]: what applications hold.
@@ -15,7 +15,9 @@ pub mod inspect;
 pub mod leaving;
 pub mod linear;
 pub mod locks;
+pub mod members;
 pub mod quorum;
+pub mod reach;
 pub mod recovery;
 pub mod rot;
 pub mod sessions;
@@ -34,6 +36,7 @@ use vellum_nvme::fault::ProcessId;
 use vellum_rt::sim::WorldClock;
 
 use self::leaving::NodeSeen;
+use self::reach::Disturbed;
 
 use crate::fault::Moment;
 use crate::story::Story;
@@ -83,6 +86,7 @@ pub struct Checks {
     compaction: compaction::Compactions,
     space: space::Space,
     pub quorum: quorum::QuorumChecks,
+    pub reach: reach::Reach,
     pub file_locks: file_locks::FileLocks,
     pub moments: Moments,
 }
@@ -150,6 +154,7 @@ impl Checks {
             compaction: Default::default(),
             space: Default::default(),
             quorum: Default::default(),
+            reach: Default::default(),
             file_locks: Default::default(),
             moments: Default::default(),
         }))
@@ -168,7 +173,30 @@ impl Checks {
     pub fn client_died(&mut self, rid: Rid) {
         self.locks.void(rid);
         self.fencing.died(rid);
+        self.reach.died(rid);
         self.file_locks.died(rid);
+    }
+
+    /// A fault of this number keeps somebody from being heard.
+    pub fn disturbed(&mut self, fault: usize, whom: Disturbed) {
+        self.reach.begins(fault, whom);
+    }
+
+    pub fn undisturbed(&mut self, fault: usize) {
+        self.reach.ends(fault, self.out.story.now());
+    }
+
+    /// All faults are over.
+    pub fn all_undisturbed(&mut self) {
+        self.reach.all_end(self.out.story.now());
+    }
+
+    pub fn falls_asleep(&mut self, node: usize) {
+        self.quorum.members.falls_asleep(node, self.out.story.now());
+    }
+
+    pub fn wakes(&mut self, node: usize) {
+        self.quorum.members.wakes(node, self.out.story.now());
     }
 
     /// An operator tells a member to stop, while these clients live.
@@ -188,17 +216,25 @@ impl Checks {
         let out = &mut self.out;
         if let Some(fact) = fact.downcast_ref::<vellum_proto::fact::SessionFact>() {
             self.sessions.session(fact, out);
+        } else if let Some(fact) = fact.downcast_ref::<vellum_proto::fact::QuorumFact>() {
+            self.quorum.members.member(fact, out);
         } else if let Some(fact) = fact.downcast_ref::<vellum_proto::fact::LockFact>() {
-            self.locks.table(fact, out);
+            self.locks.table(fact, &self.quorum, out);
         } else if let Some(fact) = fact.downcast_ref::<vellum_client::Fact>() {
             self.locks.client(fact, out);
             self.fencing.client(fact, out);
             self.durability.client(fact, out);
         } else if let Some(fact) = fact.downcast_ref::<vellum_server::Fact>() {
-            self.sessions.server(fact, &self.durability, out);
-            self.locks.server(fact);
+            let term = match fact {
+                vellum_server::Fact::Greeted { term, .. } => Some(*term),
+                _ => None,
+            };
+            let unaware = term.is_some_and(|term| self.quorum.is_unaware(term, out.story.now()));
+            self.sessions.server(fact, &self.durability, unaware, out);
+            self.locks.server(fact, unaware);
             self.recovery.server(fact, out);
-            self.fencing.server(fact, out);
+            self.fencing.server(fact, unaware, out);
+            self.reach.server(fact, out);
             self.leaving.server(fact, out);
             self.quorum.server(fact, out);
         } else if let Some(fact) = fact.downcast_ref::<vellum_store::Fact>() {

@@ -13,6 +13,7 @@ use vellum_nvme::fault::{Fact as DeviceFact, ProcessId};
 use vellum_server::Fact as ServerFact;
 
 use super::Out;
+use super::members::Members;
 use crate::cluster::SlotsArea;
 
 /// A leadership, from its ELECT on.
@@ -20,8 +21,17 @@ struct Leadership {
     process: ProcessId,
     /// FENCE was written: it may write from now on.
     fenced: bool,
+    /// When that was.
+    since: u64,
     stopped: bool,
 }
+
+/// A leader that does not sleep knows by then that it is deposed: its majority follows another one, its device is another's,
+/// or it hears of the newer term. (That is 2 s and a stalled write; a tenth of it here.)
+const NOTICES: u64 = 1_000_000_000;
+/// Two processes that were started in one slot find each other before they have written the block in turn so often: each reads
+/// it twice in the time in which a leader is missed, and votes a few times in between.
+const MOST_TURNS: u32 = 12;
 
 #[derive(Default)]
 pub struct QuorumChecks {
@@ -36,6 +46,12 @@ pub struct QuorumChecks {
     leaderships: BTreeMap<Term, Leadership>,
     /// Nothing of them lands any more.
     off: BTreeSet<ProcessId>,
+    /// Writes in flight, those of the members' blocks aside.
+    in_flight: BTreeMap<ProcessId, BTreeSet<u64>>,
+    /// Of each slot: who has written its block, the last one at the end, and how often one came back after another.
+    writers: BTreeMap<Slot, (Vec<ProcessId>, u32)>,
+    /// What members say.
+    pub members: Members,
 }
 
 impl QuorumChecks {
@@ -50,6 +66,18 @@ impl QuorumChecks {
     /// The device lost its power, and what was on its way to it.
     pub fn power_lost(&mut self) {
         self.off.extend(self.nodes.keys());
+    }
+
+    /// The leader of that term is deposed and cannot know it yet. What lay in its socket when it fell asleep it may still
+    /// answer when it wakes: nothing of that reaches the device, and nobody who has another leader listens to it.
+    pub fn is_unaware(&self, term: Term, now: u64) -> bool {
+        let Some(newer) = self.leaderships.iter().find(|(newer, l)| **newer > term && l.fenced).map(|(_, l)| l.since)
+        else {
+            return false;
+        };
+        let node = self.leaderships.get(&term).and_then(|l| self.nodes.get(&l.process));
+        let woke = node.map_or(0, |node| self.members.woke_at(*node));
+        now < newer.max(woke) + NOTICES
     }
 
     /// The node that was elected last.
@@ -79,14 +107,25 @@ impl QuorumChecks {
                 self.off.insert(*process);
                 out.story.say(format!("process {} is fenced from the device", process.0));
             }
-            DeviceFact::Writes { process, at_bytes, data } => {
+            DeviceFact::Written { process, id, landed } => {
+                self.members.written(*process, *id, *landed);
+                if let Some(writes) = self.in_flight.get_mut(process) {
+                    writes.remove(id);
+                }
+            }
+            DeviceFact::Writes { process, id, at_bytes, data } => {
                 let Some(area) = self.area else { return };
                 let first = area.blocks.start.bytes();
                 let end = first + area.blocks.len_bytes() as u64;
                 if (first..end).contains(at_bytes) {
                     let slot = Slot(((at_bytes - first) / BLOCK_SIZE as u64) as u8);
-                    self.slot_written(*process, slot, &SlotState::decode(data, slot, &area.fsid), out);
+                    let state = SlotState::decode(data, slot, &area.fsid);
+                    if let Some(block) = state.block() {
+                        self.members.writes(*process, *id, block, out.story.now());
+                    }
+                    self.slot_written(*process, slot, &state, out);
                 } else {
+                    self.in_flight.entry(*process).or_default().insert(*id);
                     self.written(*process, *at_bytes, out);
                 }
             }
@@ -102,17 +141,37 @@ impl QuorumChecks {
         let Some(block) = state.block() else {
             return out.violate("Q3", format!("slot {slot} writes what is no block: {state:?}"));
         };
+        if let Some(begin) = block.get(EventKind::Begin) {
+            self.runs.insert(begin.rid, process);
+        }
+        let contested = self.is_contested(process, slot, out);
         let newest = self.terms.entry(slot).or_default();
-        if block.newest_term() < *newest {
+        if block.newest_term() < *newest && !contested {
             let (term, newest) = (block.newest_term(), *newest);
             out.violate("Q2", format!("slot {slot} goes back from term {newest} to {term}"));
         }
         *newest = block.newest_term().max(*newest);
-        if let Some(begin) = block.get(EventKind::Begin) {
-            self.runs.insert(begin.rid, process);
+        if !contested {
+            self.vote(slot, block, out);
         }
-        self.vote(slot, block, out);
         self.election(process, slot, block, out);
+    }
+
+    /// Another process writes the slot's block too, and was not there before us: both were started in one slot. Each sees the
+    /// other when it reads the block next, and who sees it writes no more; until then terms and votes are those of two.
+    fn is_contested(&mut self, process: ProcessId, slot: Slot, out: &mut Out) -> bool {
+        let (writers, turns) = self.writers.entry(slot).or_default();
+        if writers.last() != Some(&process) {
+            let before = writers.len();
+            writers.retain(|writer| *writer != process);
+            *turns += u32::from(writers.len() < before);
+            writers.push(process);
+        }
+        if *turns == MOST_TURNS {
+            let two: Vec<u64> = writers.iter().rev().take(2).map(|writer| writer.0).collect();
+            out.violate("Q3", format!("processes {two:?} write the block of slot {slot} in turn"));
+        }
+        *turns > 0
     }
 
     fn vote(&mut self, slot: Slot, block: &SlotBlock, out: &mut Out) {
@@ -133,7 +192,7 @@ impl QuorumChecks {
             && !self.leaderships.contains_key(&elect.term)
         {
             out.story.say(format!("slot {slot} is elected in term {}", elect.term));
-            let leadership = Leadership { process, fenced: false, stopped: false };
+            let leadership = Leadership { process, fenced: false, since: 0, stopped: false };
             self.leaderships.insert(elect.term, leadership);
         }
         if let Some(fence) = own(EventKind::Fence)
@@ -143,7 +202,7 @@ impl QuorumChecks {
             self.older_are_gone("Q8", fence.term, out);
             self.is_newest(fence.term, out);
             if let Some(leadership) = self.leaderships.get_mut(&fence.term) {
-                leadership.fenced = true;
+                (leadership.fenced, leadership.since) = (true, out.story.now());
             }
         }
         if let Some(stop) = block.get(EventKind::Stop)
@@ -151,6 +210,10 @@ impl QuorumChecks {
             && !std::mem::replace(&mut leadership.stopped, true)
         {
             out.story.say(format!("slot {slot} has stopped leading term {}", stop.term));
+            let busy = self.in_flight.get(&process).map_or(0, BTreeSet::len);
+            if leadership.process == process && busy > 0 {
+                out.violate("Q5", format!("slot {slot} has stopped leading term {}, and {busy} writes fly", stop.term));
+            }
             // A later run of the slot says it of a dead one: that must be off the device.
             if leadership.process != process && !self.off.contains(&leadership.process) {
                 let dead = leadership.process.0;

@@ -4,8 +4,8 @@
 //! One lie cannot be told from a crash: at the end of the log, in what no later seal has confirmed. Then the newest batches are
 //! gone, and what is left is a state that was.
 
-use vellum_base::BLOCK_SIZE;
 use vellum_base::prng::Prng;
+use vellum_base::{BLOCK_SIZE, mutant};
 use vellum_nvme::Image;
 use vellum_store::OpenOptions;
 
@@ -63,6 +63,16 @@ pub fn lie(image: &Image, prng: &mut Prng) -> Lie {
         }
     };
     Lie { block, what, content }
+}
+
+/// Some writes of the image were lost, or landed somewhere else: whatever is read of it was written once.
+pub fn inspect_astray(image: &Image, options: &OpenOptions, seed: u64, history: &History) -> Result<(), String> {
+    let bug = mutant::replace(None);
+    let found = read_whole(image, options, seed);
+    mutant::replace(bug);
+    let Ok(found) = found else { return Ok(()) };
+    let wrong = found.files.iter().find(|(ino, file)| !history.was_ever(**ino, file));
+    wrong.map_or(Ok(()), |(ino, file)| Err(format!("{ino} is read as {file:?}, which nobody wrote")))
 }
 
 /// The image with the lie in it is read: what comes must be right, or an error. `honest` is what is there without the lie.

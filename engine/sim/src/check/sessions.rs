@@ -16,8 +16,9 @@ pub struct Sessions {
     answered: BTreeSet<(Rid, u64)>,
     /// Records, and the epoch that made them.
     records: BTreeMap<Rid, (Term, Epoch)>,
-    /// Records that are gone, and the term that took them. A leader that was deposed in its sleep does not know of it, and
-    /// may welcome whom it knew: nothing of it reaches the device, and a client that has heard of a newer term does not listen.
+    /// Records that are gone, and the term that took them. A leader that is deposed and does not know it yet
+    /// ([`super::quorum::QuorumChecks::is_unaware`]) does not know of that either, and may welcome whom it knew: the client is
+    /// void all the same, so that it must not use anything (F1), and what that leader calls durable is there (P1).
     gone: BTreeMap<Rid, Term>,
     /// Who has said something after its greeting was answered.
     heard: BTreeSet<Rid>,
@@ -55,15 +56,15 @@ impl Sessions {
         }
     }
 
-    pub fn server(&mut self, fact: &vellum_server::Fact, durability: &Durability, out: &mut Out) {
+    pub fn server(&mut self, fact: &vellum_server::Fact, durability: &Durability, unaware: bool, out: &mut Out) {
         let vellum_server::Fact::Greeted { term, rid, fresh } = fact else { return };
         let gone_in = self.gone.get(rid).copied();
-        if *fresh && gone_in.is_none_or(|gone_in| gone_in <= *term) {
+        if *fresh && gone_in.is_none_or(|gone_in| gone_in <= *term || !unaware) {
             self.gone.remove(rid); // it holds nothing of its earlier attempt: a new client
         }
         let name = out.name(*rid);
         out.story.say(format!("the leader of term {term} welcomes {name}"));
-        let gone = self.gone.get(rid).is_some_and(|gone_in| gone_in <= term);
+        let gone = self.gone.get(rid).is_some_and(|gone_in| gone_in <= term || !unaware);
         // A client that no answer reached before it was given up has term 0, holds nothing, and begins anew.
         if gone && self.heard.contains(rid) {
             out.violate("N6", format!("{name} was reclaimed, or has said farewell, and is admitted in term {term}"));
@@ -87,22 +88,24 @@ mod tests {
     const RID: Rid = Rid(7);
 
     /// A client of term 1 is given up in term 2: what is said when the leader of `term` then greets it.
-    fn greeted_in(term: u64) -> Vec<&'static str> {
+    fn greeted_in(term: u64, unaware: bool) -> Vec<&'static str> {
         let checks = Checks::new(World::new(1, SimConfig::default()).clock());
         let mut checks = checks.borrow_mut();
         checks.see(&StoreFact::RecordMade { term: Term(1), rid: RID, epoch: Epoch(3) });
         checks.see(&StoreFact::Durable { term: Term(1), epoch: Epoch(3) });
         checks.see(&SessionFact::Handled { term: Term(1), rid: RID, request: 1 });
         checks.see(&StoreFact::RecordGone { term: Term(2), rid: RID });
-        checks.see(&ServerFact::Greeted { term: Term(term), rid: RID, fresh: false });
+        let Checks { sessions, durability, out, .. } = &mut *checks;
+        sessions.server(&ServerFact::Greeted { term: Term(term), rid: RID, fresh: false }, durability, unaware, out);
         checks.violations().iter().map(|violation| violation.invariant).collect()
     }
 
     /// A leader that was stopped and deposed wakes, and answers what lay in its socket. (Cluster seed 136.)
     #[test]
     fn n6_n5_a_deposed_leader_that_wakes_may_greet_whom_it_knew() {
-        assert!(greeted_in(1).is_empty());
-        assert_eq!(greeted_in(2), ["N6", "N5"]);
-        assert_eq!(greeted_in(3), ["N6", "N5"]);
+        assert!(greeted_in(1, true).is_empty());
+        assert_eq!(greeted_in(1, false), ["N6", "N5"], "it has had the time to notice");
+        assert_eq!(greeted_in(2, false), ["N6", "N5"]);
+        assert_eq!(greeted_in(3, false), ["N6", "N5"]);
     }
 }

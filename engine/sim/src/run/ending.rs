@@ -47,6 +47,7 @@ impl Run {
     pub(super) fn liveness(&mut self) {
         self.say("the faults are over".into());
         self.world.heal_all();
+        self.shared.checks.borrow_mut().all_undisturbed();
         self.world.configure(|config| *config = SimConfig::default());
         self.cluster.set_delays(Delays::default());
         for n in 0..self.clients.len() {
@@ -54,6 +55,7 @@ impl Run {
         }
         for node in 0..self.cluster.len() {
             self.world.resume_node(self.cluster.machine(node));
+            self.shared.checks.borrow_mut().wakes(node);
         }
         if self.shared.device_failed.get() {
             self.lose_power();
@@ -81,6 +83,16 @@ impl Run {
             return;
         }
         self.last_look();
+    }
+
+    /// After writes that went astray the power fails, and the next node finds what is right, or says what is not.
+    pub(super) fn look_astray(&mut self) {
+        let image = self.cluster.power_off(&mut self.world);
+        let history = self.shared.history.borrow();
+        if let Err(lie) = rot::inspect_astray(&image, &self.plan.store, self.plan.seed, &history) {
+            drop(history);
+            self.violate("P3", format!("writes went astray: {lie}"));
+        }
     }
 
     /// Every node is told to stop, again and again: a fence may start one anew meanwhile.
@@ -113,11 +125,14 @@ impl Run {
         self.inspect(&image);
         self.shared.history.borrow_mut().end();
         // A device that failed took data along that a living client had not synced: until then all is explained.
-        let verdict = self.shared.ops.borrow().before(self.shared.first_failure.get()).check();
-        if let Verdict::Broken { why } = &verdict {
-            self.violate("P4", format!("no order of the clients' operations explains what they saw: {why}"));
+        let ops = self.shared.ops.borrow().before(self.shared.first_failure.get());
+        if !ops.is_empty() {
+            let verdict = ops.check();
+            if let Verdict::Broken { why } = &verdict {
+                self.violate("P4", format!("no order of the clients' operations explains what they saw: {why}"));
+            }
+            self.linear = Some(verdict);
         }
-        self.linear = Some(verdict);
         let lost = self.shared.checks.borrow().file_locks.end();
         if let Some(why) = lost {
             self.violate("L11", why);

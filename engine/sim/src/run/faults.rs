@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
+use vellum_base::BLOCK_SIZE;
 use vellum_nvme::fault::{Delays, Fault as DeviceFault, On, Rule};
 use vellum_rt::sim::{NodeId, SimConfig, World};
 
 use super::{Due, Run};
+use crate::check::reach::Disturbed;
 use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Moment};
 
 /// A node that was started is not lied to for so long.
 const RECOVERS: Duration = Duration::from_millis(500);
+/// A node has found a second process in its slot by then.
+const GIVES_WAY: Duration = Duration::from_secs(1);
+/// A write that goes astray lands at most so many blocks further.
+const ASTRAY_BLOCKS: u64 = 4000;
 
 impl Run {
     pub(super) fn carry_out(&mut self, due: Due) {
@@ -23,6 +29,9 @@ impl Run {
                     node => node,
                 });
                 self.resolved.insert(i, fault.clone());
+                if let Some(whom) = fault.disturbs() {
+                    self.shared.checks.borrow_mut().disturbed(i, whom);
+                }
                 let words = fault.to_string();
                 self.told.push(format!("fault {i} at {:.3}: {words}", self.now().as_secs_f64()));
                 self.say(words);
@@ -34,6 +43,7 @@ impl Run {
                 }
                 if let Some(fault) = self.resolved.remove(&i) {
                     self.end_fault(&fault);
+                    self.shared.checks.borrow_mut().undisturbed(i);
                 }
             }
             Due::Strike(down) => {
@@ -76,6 +86,7 @@ impl Run {
         }
         self.shared.device_fails();
         self.shared.device_lies.set(true);
+        self.shared.checks.borrow_mut().disturbed(usize::MAX, Disturbed::Everyone);
         let fault = if old { DeviceFault::OldData } else { DeviceFault::FlipBit };
         let rule = Rule { times: operations, ..Rule::once(fault, On::Reads, 0..u64::MAX) };
         self.cluster.device.add_rule(rule.by(self.cluster.process(node)));
@@ -96,7 +107,18 @@ impl Run {
                     self.cluster.turn_off(&mut self.world, *node);
                 }
             }
-            Fault::Pause { machine, .. } => self.world.pause_node(self.on(*machine)),
+            Fault::Pause { machine, .. } => self.sleep(*machine),
+            Fault::Suspended { machine, .. } => {
+                self.sleep(*machine);
+                self.each_other_machine(*machine, World::partition);
+            }
+            Fault::BlockUnreadable { node, .. } => self.hide_block(*node),
+            Fault::Twin { node, .. } => self.start_twin(*node),
+            Fault::ReadsStall { operations, time } => {
+                let rule = Rule::once(DeviceFault::Stall { time: *time }, On::Reads, 0..u64::MAX);
+                self.cluster.device.add_rule(Rule { times: *operations, ..rule });
+            }
+            Fault::WritesGoAstray { node, operations, lost } => self.lead_astray(*node, *operations, *lost),
             Fault::ClientDies { client } => {
                 if self.clients.is_empty() {
                     return;
@@ -147,7 +169,12 @@ impl Run {
                 self.start_nodes();
             }
             Fault::NodeDies { node, .. } | Fault::NodeOff { node, .. } => self.start_node(*node),
-            Fault::Pause { machine, .. } => self.world.resume_node(self.on(*machine)),
+            Fault::Pause { machine, .. } => self.wake(*machine),
+            Fault::Suspended { machine, .. } => {
+                self.each_other_machine(*machine, World::heal);
+                self.wake(*machine);
+            }
+            Fault::Twin { .. } => self.end_twin(),
             Fault::Cut { from, to, .. } => {
                 let (from, to) = (self.on(*from), self.on(*to));
                 self.world.heal(from, to);
@@ -171,14 +198,81 @@ impl Run {
                 let calm = self.plan.network.clone();
                 self.world.configure(|config| *config = calm);
             }
-            Fault::NodeReadsFail { .. } => self.cluster.device.clear_rules(),
+            Fault::NodeReadsFail { .. } | Fault::BlockUnreadable { .. } => self.cluster.device.clear_rules(),
             Fault::Stall { .. }
             | Fault::NodeStall { .. }
             | Fault::SuperblockRots
             | Fault::ClientDies { .. }
             | Fault::PowerLossAt { .. }
+            | Fault::ReadsStall { .. }
+            | Fault::WritesGoAstray { .. }
             | Fault::LyingReads { .. } => {}
         }
+    }
+
+    fn sleep(&mut self, machine: Machine) {
+        self.world.pause_node(self.on(machine));
+        if let Machine::Node(node) = machine {
+            self.shared.checks.borrow_mut().falls_asleep(node);
+        }
+    }
+
+    fn wake(&mut self, machine: Machine) {
+        self.world.resume_node(self.on(machine));
+        if let Machine::Node(node) = machine {
+            self.shared.checks.borrow_mut().wakes(node);
+        }
+    }
+
+    fn each_other_machine(&mut self, machine: Machine, what: impl Fn(&mut World, NodeId, NodeId)) {
+        let nodes = (0..self.cluster.len()).map(Machine::Node);
+        let all: Vec<Machine> = nodes.chain((0..self.clients.len()).map(Machine::Client)).collect();
+        for other in all.into_iter().filter(|other| *other != machine) {
+            let (one, other) = (self.on(machine), self.on(other));
+            what(&mut self.world, one, other);
+        }
+    }
+
+    fn hide_block(&mut self, node: usize) {
+        let at = self.cluster.slots.blocks.start.bytes() + (node * BLOCK_SIZE) as u64;
+        for other in (0..self.cluster.len()).filter(|other| *other != node) {
+            let rule = Rule::always(DeviceFault::Error { errno: 5 }, On::Reads, at..at + BLOCK_SIZE as u64);
+            self.cluster.device.add_rule(rule.by(self.cluster.process(other)));
+        }
+    }
+
+    fn start_twin(&mut self, node: usize) {
+        if self.power && self.plan.nodes > 1 {
+            let process = self.cluster.start_twin(&mut self.world, node);
+            self.say(format!("process {} is started in slot {node} too", process.0));
+            self.shared.checks.borrow_mut().quorum.started(process, node);
+            self.gave_way = Some((node, Duration::MAX));
+        }
+    }
+
+    pub(super) fn end_twin(&mut self) {
+        if let Some((node, why)) = self.cluster.end_twin(&mut self.world) {
+            self.gave_way = Some((node, self.now() + GIVES_WAY));
+            self.say(match why {
+                Some(why) => format!("the second process in slot {node} was refused: {why}"),
+                None => format!("the second process in slot {node} is ended"),
+            });
+        }
+    }
+
+    /// From now on the device is not what the node believes: a crash is not survived any more, and the run ends with one.
+    fn lead_astray(&mut self, node: usize, operations: u64, lost: bool) {
+        if !self.cluster.runs(node) {
+            return;
+        }
+        self.shared.device_fails();
+        self.shared.device_lies.set(true);
+        self.shared.checks.borrow_mut().disturbed(usize::MAX, Disturbed::Everyone);
+        self.astray = true;
+        let by_bytes = (1 + self.prng.below(ASTRAY_BLOCKS)) * BLOCK_SIZE as u64;
+        let fault = if lost { DeviceFault::Lose } else { DeviceFault::Misdirect { by_bytes } };
+        let rule = Rule { times: operations, ..Rule::once(fault, On::Writes, 0..u64::MAX) };
+        self.cluster.device.add_rule(rule.by(self.cluster.process(node)));
     }
 
     pub(super) fn usual_delays(&self) {

@@ -41,9 +41,9 @@ pub struct Outcome {
     pub txns: u64,
     pub reads: u64,
     pub syncs: u64,
-    /// Operations whose order was looked for, and whether the search came to an end.
+    /// Operations whose order was looked for, and whether that was decided; none when nothing was looked for.
     pub ordered: usize,
-    pub gave_up: bool,
+    pub decided: Option<bool>,
     /// Index entries that the agent saw.
     pub walked: usize,
     /// At the last look.
@@ -62,7 +62,7 @@ impl fmt::Display for Outcome {
         write!(
             f,
             "seed {seed}: {txns} transactions, {reads} reads, {syncs} syncs, {ordered} ordered{}, {walked} walked, {segments} segments, {} faults, ",
-            if self.gave_up { " (not decided)" } else { "" },
+            if self.decided == Some(false) { " (not decided)" } else { "" },
             self.faults.len()
         )?;
         write!(f, "{:.1} s in {steps} steps, trace {trace_hash:016x}", virtual_time.as_secs_f64())
@@ -108,6 +108,10 @@ struct Run {
     /// Faults that have begun, with the nodes that they are about.
     resolved: BTreeMap<usize, Fault>,
     started: Duration,
+    /// Writes were lost or misdirected: see [`Fault::WritesGoAstray`].
+    astray: bool,
+    /// A node whose slot had a second process may have given way to it until then.
+    gave_way: Option<(usize, Duration)>,
     linear: Option<Verdict>,
 }
 
@@ -125,7 +129,9 @@ pub fn run(plan: Plan) -> Outcome {
         cluster.set_delays(faults::slow());
     }
     if plan.nodes > 1 {
-        checks.borrow_mut().quorum.watch(cluster.slots);
+        let quorum = &mut checks.borrow_mut().quorum;
+        quorum.watch(cluster.slots);
+        quorum.members.watch(plan.nodes, faster(10));
     }
     let started = since_start(&world);
     let shared = Shared::new(checks.clone(), address(plan.nodes), timers, &plan);
@@ -147,12 +153,14 @@ pub fn run(plan: Plan) -> Outcome {
         up_since: BTreeMap::new(),
         resolved: BTreeMap::new(),
         started,
+        astray: false,
+        gave_way: None,
         linear: None,
         plan,
     };
     run.begin();
     if run.safety() {
-        run.liveness();
+        if run.astray { run.look_astray() } else { run.liveness() }
     }
     run.outcome(checks)
 }
@@ -167,6 +175,9 @@ impl Run {
         for n in 0..self.plan.clients.len() {
             let machine = self.world.add_node();
             self.clients.push((machine, Own::default()));
+            if self.plan.clients[n] == Work::Hostile {
+                self.shared.checks.borrow_mut().reach.is_hostile(n);
+            }
             self.start_client(n);
         }
         self.agent.clients.set(self.clients.len());
@@ -323,7 +334,15 @@ impl Run {
             let Some(why) = failure else { continue };
             // Who is off the device ends, as it should; a new process takes its place.
             let off = self.shared.checks.borrow().quorum.is_off(self.cluster.process(node));
-            if self.shared.device_failed.get() || off {
+            if self.shared.device_failed.get() || self.astray || off {
+                continue;
+            }
+            // Of two in one slot, each that sees the other ends; its service starts it again.
+            if self.gave_way.is_some_and(|(shared, until)| shared == node && self.now() < until) {
+                self.say(format!("node {node} gives way: {why}"));
+                self.cluster.kill(&mut self.world, node);
+                let at = self.now() + Duration::from_millis(1 + self.prng.below(RESTART_MS));
+                self.put_down(at, Due::Restart(node));
                 continue;
             }
             self.violate("up", format!("node {node} failed: {why}"));
@@ -338,6 +357,7 @@ impl Run {
         }
         let calm_at = self.plan.calm_at;
         let calm = self.run_until(calm_at, || false);
+        self.end_twin();
         // All that is left ends together.
         self.wait_for(None);
         self.agenda.retain(|_, due| matches!(due, Due::Fence(_) | Due::Restart(_)));
@@ -363,7 +383,7 @@ impl Run {
             reads: history.reads,
             syncs: history.syncs,
             ordered: self.shared.ops.borrow().len(),
-            gave_up: self.linear == Some(Verdict::GaveUp),
+            decided: self.linear.as_ref().map(|verdict| *verdict != Verdict::GaveUp),
             walked: self.agent.walked(),
             segments: self.segments,
             faults: self.told.clone(),

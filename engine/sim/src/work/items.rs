@@ -98,6 +98,7 @@ async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {
         }
         Err(end) => {
             client.abort();
+            shared.checks.borrow_mut().reach.died(rid);
             Err(end)
         }
     }

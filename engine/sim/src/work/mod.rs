@@ -102,6 +102,7 @@ impl Shared {
         let rid = Rid(random_u64());
         let name = format!("client {machine} (life {life})");
         self.lives.borrow_mut().insert(machine, rid);
+        self.checks.borrow_mut().reach.lives(rid, machine);
         let story = &mut self.checks.borrow_mut().out.story;
         story.call(rid, name.clone());
         story.say(format!("{name} begins, as rid {rid}"));

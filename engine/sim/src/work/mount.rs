@@ -80,6 +80,7 @@ impl Mount {
         sleep(REPLACE).await;
         let fenced = matches!(self.client.sync().await, Err(ClientError::Fenced { .. }));
         self.client.abort();
+        self.shared.checks.borrow_mut().reach.died(self.rid);
         let device_failed = self.shared.excuses(self.failures);
         Err(if fenced || device_failed { End::Lost } else { End::Wrong(what) })
     }

@@ -111,6 +111,67 @@ fn s34_an_engine_that_fails_leaves_the_vote() {
     told.assert_says(2..20, " serves");
 }
 
+/// A second process is started in a slot while the first one leads, or follows, on a machine that claims the same address (it
+/// was cloned). It watches the block, sees that it is written, is refused and has written nothing (Q3); the first one, which
+/// heard nothing from others meanwhile, goes on as after any cut, and nothing is lost.
+#[test]
+fn s35_a_second_process_is_refused_in_a_slot_that_is_in_use() {
+    for node in [LEADER, FOLLOWER] {
+        let told = Story::of(3, 35).fault(ms(700), Fault::Twin { node, time: ms(1500) }).holds();
+        told.assert_says(1..2, "was refused: another process, perhaps on another host, runs in slot");
+        told.assert_says(0..1, "gives way");
+        assert!(told.outcome.txns > 50, "{} transactions", told.outcome.txns);
+    }
+}
+
+/// Both are started at once on a device whose blocks are empty: neither can see the other before it writes. Each that finds
+/// the other writes no more and says why; a service starts the first one again, and nothing is lost.
+#[test]
+fn s35_two_processes_are_started_in_one_slot_at_once() {
+    let mut refused = 0;
+    for seed in 350..354 {
+        let told = Story::of(3, seed).fault(ms(0), Fault::Twin { node: 0, time: ms(2500) }).holds();
+        refused += told.says("was refused: ") + told.says("gives way: ");
+        assert!(told.outcome.txns > 50, "{} transactions", told.outcome.txns);
+    }
+    assert!(refused >= 4, "{refused} of two in one slot gave way");
+}
+
+/// The checker of two writers bites.
+#[test]
+#[cfg(debug_assertions)]
+fn s35_two_writers_of_one_block_are_found() {
+    Story::of(3, 350).fault(ms(0), Fault::Twin { node: 0, time: ms(2500) }).breaks(Mutant::ShareSlot, "Q3");
+}
+
+/// The leader's block cannot be read by the others (a bad sector), and it is stopped: whoever is elected has the slot fenced,
+/// for the block may hide a leader (Q8).
+#[test]
+fn q8_an_unreadable_block_counts_as_elected() {
+    let story = || {
+        Story::of(3, 8)
+            .fault(ms(490), Fault::BlockUnreadable { node: LEADER, time: ms(2500) })
+            .fault(ms(500), Fault::Pause { machine: Machine::Node(LEADER), time: ms(2000) })
+    };
+    story().holds().assert_says(1..2, "is fenced from the device");
+    #[cfg(debug_assertions)]
+    story().breaks(Mutant::UnreadableIsNobody, "Q8");
+}
+
+/// A follower's machine is suspended for longer than a leader is missed, and hears nothing meanwhile. It wakes, listens, and
+/// unseats nobody.
+#[test]
+fn s27_a_member_that_was_suspended_listens_first() {
+    let story = || {
+        Story::of(3, 127)
+            .fault(ms(500), Fault::Suspended { machine: Machine::Node(FOLLOWER), time: ms(900) })
+            .fault(ms(2500), Fault::Suspended { machine: Machine::Node(FOLLOWER), time: ms(600) })
+    };
+    story().holds().assert_says(1..2, "is elected in term");
+    #[cfg(debug_assertions)]
+    story().breaks(Mutant::BelieveLateTimeout, "27");
+}
+
 /// Two slots: one vote is a majority, so both members may be elected at once. They have different terms, and the second one
 /// has the first one fenced before it serves. A leader that was stopped meanwhile wakes, and what it had queued does not land.
 #[test]

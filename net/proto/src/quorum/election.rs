@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use vellum_base::Slot;
 use vellum_base::mutant::{self, Mutant};
+use vellum_base::{Slot, probe};
 use vellum_format::quorum::EventKind;
 use vellum_wire::{QuorumKind, QuorumMessage};
 
 use super::leadership::Leadership;
 use super::{PendingVote, Quorum, Role};
+use crate::fact::QuorumFact;
 use crate::time::Time;
 
 /// On a device whose writes take `latency`, a candidate gives voters more than so many of them (Q9).
@@ -242,6 +243,7 @@ impl Quorum {
 
     /// After our own leadership: wait as any follower does.
     pub(super) fn follow_nobody(&mut self, now: Time) {
+        probe::tell(|| QuorumFact::Follows { rid: self.config.rid });
         self.role = Role::Follower;
         self.leader = None;
         self.forgiven = false;

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use vellum_base::mutant::{self, Mutant};
-use vellum_base::{Rid, Slot, Term};
+use vellum_base::{Rid, Slot, Term, probe};
 use vellum_format::quorum::{EventKind, SlotEvent, SlotState};
 use vellum_wire::QuorumKind;
 
 use super::{FenceReason, FenceTarget, Quorum, QuorumOutput, QuorumTimers, Role, StopReason};
+use crate::fact::QuorumFact;
 use crate::time::Time;
 
 /// Our own block unreadable so often in a row: it is our reading that fails.
@@ -139,6 +140,8 @@ impl Quorum {
                 if self.own.is_durable(*elect) || mutant::active(Mutant::ReadBeforeElect) =>
             {
                 self.set_phase(Phase::Reading { at: None });
+                let (rid, by, term) = (self.config.rid, self.config.slot, self.term);
+                probe::tell(|| QuorumFact::LooksBack { rid, by, term });
                 self.read_blocks();
             }
             Some(Phase::Recording { fence }) if self.own.is_durable(*fence) => {

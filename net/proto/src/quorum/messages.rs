@@ -1,12 +1,13 @@
 //! What a datagram does.
 
 use vellum_base::mutant::{self, Mutant};
-use vellum_base::{Slot, Term};
+use vellum_base::{Slot, Term, probe};
 use vellum_format::quorum::EventKind;
 use vellum_wire::{QuorumKind, QuorumMessage};
 
 use super::leadership::Phase;
 use super::{Quorum, Role};
+use crate::fact::QuorumFact;
 use crate::time::Time;
 
 impl Quorum {
@@ -22,6 +23,7 @@ impl Quorum {
         if matches!(self.role, Role::Watching { .. } | Role::Starting { .. } | Role::Over { .. }) {
             return;
         }
+        probe::tell(|| QuorumFact::Received { rid: self.config.rid, from, message });
         self.note_peer(now, from, &message);
         match message.kind {
             QuorumKind::PreVote => self.pre_vote(now, from, &message),
@@ -132,6 +134,7 @@ impl Quorum {
         if let Role::Leader(_) = self.role {
             self.step_down(now, super::StopReason::NewerTerm(term));
         }
+        probe::tell(|| QuorumFact::Follows { rid: self.config.rid });
         self.term = term;
         self.leader = None;
         self.leader_round = 0;
@@ -168,6 +171,8 @@ impl Quorum {
         // What an earlier engine of ours waited for is over with its term.
         if confirmed > self.confirmed_round && confirmed >= leadership.first_round {
             self.confirmed_round = confirmed;
+            let (rid, term) = (self.config.rid, leadership.term);
+            probe::tell(|| QuorumFact::Confirmed { rid, term, round: confirmed });
             self.push(super::QuorumOutput::RoundConfirmed { round: confirmed });
         }
     }

@@ -25,6 +25,7 @@
 mod config;
 mod delays;
 mod election;
+mod idle;
 mod leadership;
 mod leaving;
 mod messages;
@@ -39,7 +40,7 @@ use std::time::Duration;
 
 use vellum_base::mutant::{self, Mutant};
 use vellum_base::prng::Prng;
-use vellum_base::{Slot, Term};
+use vellum_base::{Slot, Term, probe};
 use vellum_format::quorum::{EventKind, SlotBlock, SlotEvent, SlotState};
 use vellum_wire::{QuorumKind, QuorumMessage};
 
@@ -50,6 +51,7 @@ pub use status::{PeerStatus, QuorumCounters, QuorumRole, QuorumStatus};
 pub use timers::QuorumTimers;
 
 use crate::backoff::Backoff;
+use crate::fact::QuorumFact;
 use crate::time::Time;
 use leadership::{Leadership, Phase, Predecessor, Stopping};
 use own_block::OwnBlock;
@@ -117,6 +119,8 @@ pub struct Quorum {
     /// The blocks are being read; and the answer will be too old for what came up meanwhile.
     reading: bool,
     reading_again: bool,
+    /// A probe waits for that read: after our own write it would see nothing but that.
+    probing: bool,
     /// An engine that was told to stop, and its STOP.
     stopping: Option<Stopping>,
     predecessor: Option<Predecessor>,
@@ -169,6 +173,7 @@ impl Quorum {
             blocks: blocks.clone(),
             reading: false,
             reading_again: false,
+            probing: false,
             stopping: None,
             predecessor: None,
             leaving: false,
@@ -245,6 +250,7 @@ impl Quorum {
             if again {
                 self.read_blocks();
             }
+            self.probe_now(now);
         } else {
             self.counters.ignored += 1;
         }
@@ -358,6 +364,8 @@ impl Quorum {
         let ago = self.own.written_at().map_or(Duration::MAX, |at| now - at);
         let written_ago_us = u32::try_from(ago.as_micros()).unwrap_or(u32::MAX);
         let message = QuorumMessage { kind, term, round, rid: self.config.rid, granted, written_ago_us };
+        let (rid, by) = (self.config.rid, self.config.slot);
+        probe::tell(|| QuorumFact::Sent { rid, by, to, message });
         self.push(QuorumOutput::Send { to, message });
     }
 
@@ -451,12 +459,8 @@ impl Quorum {
             Role::Leader(_) => self.leader_timeout(now),
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => self.election_timeout(now),
         }
-        // A write that says nothing new shows that the device still takes them; a read, that our block is still ours.
-        let probe = self.config.timers.probe();
-        let alone = self.config.peers().next().is_none();
-        if !alone && self.own.idle() && self.own.written_at().is_some_and(|at| now >= at + probe) {
-            let vote = self.own.vote().and_then(|e| e.vote);
-            self.record(now, EventKind::Term, self.term, vote);
+        if self.probe_due().is_some_and(|at| now >= at) {
+            self.probing = true;
             if !self.reading {
                 self.read_blocks();
             }
@@ -475,9 +479,7 @@ impl Quorum {
             }
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => Some(self.deadline),
         };
-        let alone = self.config.peers().next().is_none();
-        let probe = self.own.written_at().filter(|_| !alone && self.own.idle());
-        let probe = probe.map(|at| at + self.config.timers.probe());
+        let probe = self.probe_due();
         let predecessor = self.predecessor.as_ref().and_then(|p| p.due(&self.config.timers));
         [role, self.own.retry_at(), probe, predecessor].into_iter().flatten().min()
     }

@@ -76,6 +76,7 @@ enum Event {
     Timer { node: usize, timer: u64 },
     Landed { node: usize, rid: Rid, block: SlotBlock },
     WriteDone { node: usize, rid: Rid, seq: u64, took: Duration, failed: bool },
+    Read { node: usize, rid: Rid },
     ReadDone { node: usize, rid: Rid, blocks: Box<[SlotState; Slot::COUNT]> },
     FenceDone { node: usize, rid: Rid, term: Term, targets: Vec<FenceTarget>, ok: bool },
     EngineTick { node: usize, rid: Rid, term: Term },
@@ -98,7 +99,11 @@ impl Event {
             | Event::EngineTick { node, .. }
             | Event::EngineStopped { node, .. }
             | Event::EngineOpens { node, .. } => Some(*node),
-            Event::Landed { .. } | Event::EngineLanded { .. } | Event::Start { .. } | Event::Wake { .. } => None,
+            Event::Landed { .. }
+            | Event::Read { .. }
+            | Event::EngineLanded { .. }
+            | Event::Start { .. }
+            | Event::Wake { .. } => None,
         }
     }
 }
@@ -435,6 +440,11 @@ impl World {
                     false => m.handle_written(now, seq, took),
                 });
             }
+            Event::Read { node, rid } => {
+                let blocks = self.read(node);
+                let answer = self.between((Duration::from_micros(40), ms(1)));
+                self.at(self.now + answer, Event::ReadDone { node, rid, blocks });
+            }
             Event::ReadDone { node, rid, blocks } if is(self, node, rid) => {
                 self.input(node, |m, now| m.handle_blocks(now, &blocks));
             }
@@ -573,9 +583,8 @@ impl World {
             }
             QuorumOutput::ReadBlocks => {
                 // The device answers as of some moment between the question and the answer.
-                let blocks = self.read(node);
-                let delay = self.between((Duration::from_micros(50), ms(2)));
-                self.at(self.now + delay, Event::ReadDone { node, rid, blocks });
+                let read = self.between((Duration::from_micros(10), ms(1)));
+                self.at(self.now + read, Event::Read { node, rid });
             }
             QuorumOutput::Fence { term, targets } => self.fence(node, term, targets),
             QuorumOutput::Lead { term } => {
