@@ -57,6 +57,7 @@ impl Vfs {
 
     /// The last use of a handle. What was written stays in memory until its turn comes.
     pub async fn release(&self, handle: FileHandle) -> Result<()> {
+        self.handles.get(handle)?.read_ahead.stop().await;
         let handle = self.handles.remove(handle)?;
         let file = handle.file.clone();
         if file.opens.get() == 0 {

@@ -1,9 +1,12 @@
 //! Reading content: memory over device over zeros.
 
+use std::rc::Rc;
+
 use vellum_base::{BLOCK_SIZE, BlockRange, DmaBuf, DmaSlice, Ino, crc32c};
 use vellum_client::LockGuard;
 use vellum_format::Inode;
 use vellum_format::item::MAX_INLINE;
+use vellum_rt::{self as rt, Class};
 
 use crate::error::{Result, VfsError};
 use crate::handle::Handle;
@@ -11,6 +14,7 @@ use crate::types::FileHandle;
 use crate::vfs::Vfs;
 
 use super::extents::Mapped;
+use super::read_ahead::Coming;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Most bytes that one read answers.
@@ -23,26 +27,80 @@ impl Vfs {
         if !handle.flags.read {
             return Err(VfsError::BADF);
         }
-        let held = self.lock_shared(handle.ino).await?;
-        let inode = self.inode(&held.guard, handle.ino).await?;
         handle.was_read.set(true);
+        loop {
+            let held = self.lock_shared(handle.ino).await?;
+            let (inode, seen) = self.content_inode(&held.guard, &handle).await?;
+            let end = seen.size.min(offset.saturating_add((len as u64).min(MAX_READ)));
+            if offset >= end {
+                return Ok(Vec::new());
+            }
+            if let Some(ready) = handle.read_ahead.get(offset, end, seen.data_version) {
+                self.read_next(&handle, seen.size);
+                return Ok(vec![ready]);
+            }
+            if handle.read_ahead.is_coming(offset, end) {
+                drop(held); // a writer may wait for it, and who reads for the writer
+                handle.read_ahead.came().await;
+                continue;
+            }
+            let ahead = handle.read_ahead.window(offset, end, self.options.read_ahead_bytes as u64);
+            let until = seen.size.min(end.max(offset.saturating_add(ahead)));
+            let coming = (until > end).then(|| Coming::new(&handle, offset, until));
+            let (base, all) = self.bytes_of(&held.guard, &handle, &inode, offset, until).await?;
+            handle.read_ahead.keep(base, end, seen.data_version, &all);
+            drop(coming);
+            self.read_next(&handle, seen.size);
+            return Ok(vec![all.slice((offset - base) as usize..(end - base) as usize)]);
+        }
+    }
+
+    /// The inode as it is committed, and as a reader sees it.
+    async fn content_inode(&self, guard: &LockGuard, handle: &Handle) -> Result<(Inode, Inode)> {
+        let inode = self.inode(guard, handle.ino).await?;
         let mut seen = inode.clone();
         handle.file.buffer.borrow().overlay(&mut seen);
-        let end = seen.size.min(offset.saturating_add((len as u64).min(MAX_READ)));
-        if offset >= end {
-            return Ok(Vec::new());
+        Ok((inode, seen))
+    }
+
+    /// Begins to read the next window of a sequential reader of `size` bytes. An error is nobody's yet: who comes that far
+    /// reads again.
+    fn read_next(&self, handle: &Rc<Handle>, size: u64) {
+        let Some((from, until)) = handle.read_ahead.next(size, self.options.read_ahead_bytes as u64) else { return };
+        let Some(vfs) = self.rc() else { return };
+        let coming = Coming::new(handle, from, until);
+        let reader = handle.clone();
+        let task = rt::spawn(Class::Request, "read ahead", async move {
+            let _ = vfs.read_window(&reader, from, until).await;
+            drop(coming);
+        });
+        handle.read_ahead.set_task(task);
+    }
+
+    async fn read_window(&self, handle: &Rc<Handle>, from: u64, until: u64) -> Result<()> {
+        let held = self.lock_shared(handle.ino).await?;
+        let (inode, seen) = self.content_inode(&held.guard, handle).await?;
+        let until = until.min(seen.size);
+        if from < until {
+            let (base, all) = self.bytes_of(&held.guard, handle, &inode, from, until).await?;
+            handle.read_ahead.add_next(base, seen.data_version, all);
         }
-        if let Some(ready) = handle.read_ahead.get(offset, end, seen.data_version) {
-            return Ok(vec![ready]);
-        }
-        let ahead = handle.read_ahead.window(offset, end, self.options.read_ahead_bytes as u64);
-        let until = seen.size.min(end.max(offset.saturating_add(ahead)));
-        let (first, end_block) = (offset / BLOCK, until.div_ceil(BLOCK));
-        let content = self.blocks_of(&held.guard, &handle, &inode, first, end_block).await?;
+        Ok(())
+    }
+
+    /// The bytes up to `until`, from the beginning of the block that `from` is in; with that beginning.
+    async fn bytes_of(
+        &self,
+        guard: &LockGuard,
+        handle: &Handle,
+        inode: &Inode,
+        from: u64,
+        until: u64,
+    ) -> Result<(u64, DmaSlice)> {
+        let (first, end_block) = (from / BLOCK, until.div_ceil(BLOCK));
+        let content = self.blocks_of(guard, handle, inode, first, end_block).await?;
         let base = first * BLOCK;
-        let all = content.slice(0..(until - base) as usize);
-        handle.read_ahead.keep(base, until, end, seen.data_version, &all);
-        Ok(vec![all.slice((offset - base) as usize..(end - base) as usize)])
+        Ok((base, content.slice(0..(until - base) as usize)))
     }
 
     /// The blocks `first..end` as a reader sees them. `inode` is the committed one.
