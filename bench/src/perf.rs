@@ -1,6 +1,6 @@
 //! A device under load, as SPDK's `perf` does it: a thread per core, each with its queue and its operations in flight.
 //!
-//! Latency is from submission to the poll that found the completion.
+//! Latency is from the poll after which an operation was submitted to the one that found it completed.
 
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
@@ -162,7 +162,7 @@ fn worker(
     let mut in_flight: Vec<InFlight> = Vec::with_capacity(load.depth as usize);
     for _ in 0..load.depth {
         let at = place(&mut prng);
-        in_flight.push(submit(&*queue, load, at, &mut prng, &mut bufs, &data));
+        in_flight.push(submit(&*queue, load, at, Instant::now(), &mut prng, &mut bufs, &data));
     }
     // Each is asked for once, which leaves its waker; then when that has told.
     let mut due: Vec<usize> = (0..in_flight.len()).collect();
@@ -182,7 +182,7 @@ fn worker(
                 latency.saturating_record(now.saturating_duration_since(one.since).as_nanos() as u64);
                 bufs.extend(buf);
                 let at = place(&mut prng);
-                *one = submit(&*queue, load, at, &mut prng, &mut bufs, &data);
+                *one = submit(&*queue, load, at, now, &mut prng, &mut bufs, &data);
             }
         }
     }
@@ -199,6 +199,7 @@ fn submit(
     queue: &dyn Queue,
     load: &Load,
     at_bytes: u64,
+    now: Instant,
     prng: &mut Prng,
     bufs: &mut Vec<DmaBuf>,
     data: &DmaSlice,
@@ -209,7 +210,7 @@ fn submit(
     } else {
         IoOp::Write { at_bytes, data: data.clone(), fua: false }
     };
-    InFlight { ticket: queue.submit(op), since: Instant::now() }
+    InFlight { ticket: queue.submit(op), since: now }
 }
 
 /// Keeps this thread on `core`.

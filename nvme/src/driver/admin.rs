@@ -42,7 +42,7 @@ pub(super) struct AdminQueue {
 
 impl AdminQueue {
     pub fn new(stride_shift: u32) -> Result<AdminQueue, ControllerError> {
-        let rings = Rings::new(0, ADMIN_ENTRIES, stride_shift)?;
+        let rings = Rings::new(0, ADMIN_ENTRIES, ADMIN_ENTRIES, stride_shift)?;
         Ok(AdminQueue { rings, slots: (0..SLOTS).map(|_| Slot::Free).collect(), generations: [0; SLOTS] })
     }
 

@@ -12,7 +12,8 @@
 //!   is known to have stopped; where that cannot be known it is kept until the transport is closed;
 //! - an answer is taken only for a command that is at the device, by id and generation, and from its own queue;
 //! - nothing that the controller says is used as an index, a length or an address without a check;
-//! - the hot path takes no lock, allocates nothing and makes no system call; each poll rings each doorbell at most once.
+//! - the hot path takes no lock, allocates nothing and makes no system call; each poll rings each doorbell at most once, and the
+//!   completion queue's when the controller could need the room.
 
 mod admin;
 mod bring_up;

@@ -104,12 +104,15 @@ impl<T: Transport> NvmeQueue<T> {
         let controller = &shared.controller;
         let transport = controller.transport();
         let arena = arena::activate().map_err(|_| ControllerError::NoMemory)?;
-        let mut rings = Rings::new(qid, depth + 1, controller.capabilities().doorbell_stride_shift())?;
+        let capabilities = controller.capabilities();
+        let entries = depth + 1;
+        let completion_entries = (2 * entries).min(capabilities.max_queue_entries()).max(entries);
+        let mut rings = Rings::new(qid, entries, completion_entries, capabilities.doorbell_stride_shift())?;
         let pages = CommandPages::new(depth as usize, transport)?;
         let life = controller.life();
         rings.restart(controller.buffers());
         let (submissions, completions) = rings.addresses(transport)?;
-        let create = Submission::create_completion_queue(qid, rings.entries, completions);
+        let create = Submission::create_completion_queue(qid, rings.completion_entries, completions);
         controller.execute("create IO completion queue", create, false)?;
         let create = Submission::create_submission_queue(qid, rings.entries, submissions);
         if let Err(err) = controller.execute("create IO submission queue", create, false) {
@@ -256,7 +259,7 @@ impl Inner {
     fn reap<T: Transport>(&mut self, shared: &Shared<T>) -> usize {
         let mut count = 0;
         // As many as there can be: a controller that writes without end does not hold the reactor.
-        while count < self.rings.entries as usize
+        while count < self.rings.completion_entries as usize
             && let Some(done) = self.rings.pop()
         {
             count += 1;

@@ -32,7 +32,10 @@ struct Doorbell {
 
 pub(super) struct Rings {
     pub qid: u16,
+    /// Of the submission ring; at most one less may be at the device.
     pub entries: u32,
+    /// Of the completion ring.
+    pub completion_entries: u32,
     tail: u32,
     head: u32,
     /// The phase tag of new completions in this pass.
@@ -45,9 +48,10 @@ pub(super) struct Rings {
 }
 
 impl Rings {
-    /// `entries` of both; at most `entries - 1` commands may be at the device.
-    pub fn new(qid: u16, entries: u32, stride_shift: u32) -> Result<Rings, ControllerError> {
-        let pages = |shift: u32| {
+    /// At most `entries - 1` commands may be at the device. What the completion ring has beyond `entries` is how many
+    /// reaped completions may be kept from the controller, so that it is told of many at once.
+    pub fn new(qid: u16, entries: u32, completion_entries: u32, stride_shift: u32) -> Result<Rings, ControllerError> {
+        let pages = |entries: u32, shift: u32| {
             let bytes = (entries as usize) << shift;
             SharedPages::new(bytes.next_multiple_of(PAGE_BYTES)).map(Arc::new).ok_or(ControllerError::NoMemory)
         };
@@ -59,13 +63,14 @@ impl Rings {
         Ok(Rings {
             qid,
             entries,
+            completion_entries,
             tail: 0,
             head: 0,
             phase: true,
             tail_bell: bell(false),
             head_bell: bell(true),
-            submissions: pages(SUBMISSION_SHIFT)?,
-            completions: pages(COMPLETION_SHIFT)?,
+            submissions: pages(entries, SUBMISSION_SHIFT)?,
+            completions: pages(completion_entries, COMPLETION_SHIFT)?,
             buffers: None,
         })
     }
@@ -122,17 +127,23 @@ impl Rings {
         }
         let done = Completion::from_words(self.completions.load_words(at));
         self.head += 1;
-        if self.head == self.entries {
+        if self.head == self.completion_entries {
             self.head = 0;
             self.phase = !self.phase;
         }
         Some(done)
     }
 
-    /// Gives the room of reaped completions back: at most once per poll.
+    /// Gives the room of reaped completions back, when the controller could need it: what is at the device and what is
+    /// kept from it fit into the ring together. A doorbell is a write across the bus, and out of a virtual machine an exit.
     #[inline]
     pub fn ring_head<T: Transport>(&mut self, transport: &T) -> bool {
         let head = self.head;
+        let told = self.head_bell.told;
+        let kept = if head < told { head + self.completion_entries - told } else { head - told };
+        if kept <= self.completion_entries - self.entries {
+            return false;
+        }
         self.head_bell.ring(head, self.buffers.as_deref(), transport)
     }
 }

@@ -100,7 +100,8 @@ impl Inner {
                 self.requeue(shared);
                 self.rings.restart(controller.buffers());
                 let (_, completions) = self.rings.addresses(controller.transport())?;
-                let create = Submission::create_completion_queue(self.rings.qid, self.rings.entries, completions);
+                let create =
+                    Submission::create_completion_queue(self.rings.qid, self.rings.completion_entries, completions);
                 self.attach = Attach::CompletionQueue(controller.submit_admin(create)?, life);
                 self.attach_deadline_ms = now_ms + controller.options.admin_timeout_ms;
                 return Ok(());
