@@ -31,6 +31,7 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         Mutant::SkipDataFlush | Mutant::NameUnflushedSegment | Mutant::ReleaseBeforeTombstone => Season::Strike,
         Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Season::LockFiles,
         Mutant::ReleaseBeforeSettled | Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
+        Mutant::MoveUnheld => Season::Move,
         Mutant::LetAllGo => Season::Leave,
         Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
         _ => return true,

@@ -70,6 +70,8 @@ pub enum Season {
     Doze,
     /// Members are told to stop while others are off.
     Leave,
+    /// Sparse chunks are evacuated all the time.
+    Move,
 }
 
 /// How orders to fence are carried out.
@@ -147,6 +149,7 @@ impl Plan {
             2 if self.nodes > 2 => Some(Season::Leave),
             3 => Some(Season::LockFiles),
             4 => Some(Season::Doze),
+            5 => Some(Season::Move),
             _ => None,
         };
         match self.season {
@@ -156,11 +159,18 @@ impl Plan {
             Some(Season::LockFiles) => self.lock_files(prng),
             Some(Season::Doze) => self.doze(prng),
             Some(Season::Leave) => self.leave(prng),
+            Some(Season::Move) => self.move_data(),
             None => {}
         }
         // Nothing drawn at a moment that never came is left in the second phase.
         let last_end = self.faults.iter().map(Timed::end).max().unwrap_or_default();
         self.calm_at = self.calm_at.max(last_end);
+    }
+
+    /// Free chunks are short whatever there is.
+    pub fn move_data(&mut self) {
+        self.store.evacuation_short_of = 1000;
+        self.store.evacuation_bytes_per_s = Some(0);
     }
 
     fn churn(&mut self, prng: &mut Prng) {
