@@ -52,6 +52,8 @@ pub struct OpenOptions {
     pub evacuation_bytes_per_s: Option<u64>,
     /// Free chunks are short below so many times the reserve. Tests say more, so that data are moved all the time.
     pub evacuation_short_of: usize,
+    /// Bitmaps that cannot be read are found out from the extents. For a single reactor that serves nobody.
+    pub rebuild_bitmaps: bool,
 }
 
 impl Default for OpenOptions {
@@ -68,6 +70,7 @@ impl Default for OpenOptions {
             withhold: false,
             evacuation_bytes_per_s: Some(DEFAULT_EVACUATION_RATE),
             evacuation_short_of: SHORT,
+            rebuild_bitmaps: false,
         }
     }
 }
