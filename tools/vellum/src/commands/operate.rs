@@ -163,7 +163,9 @@ fn summary(status: &Value) -> String {
         let (read, problems) = (size::show(number(&scrub["read_bytes"])), number(&scrub["problems"]));
         line("scrub", format!("{running}{read} read, {problems} problems, {} repaired", number(&scrub["repaired"])));
     }
-    out.extend(evacuation(store).map(|what| format!("{:<16}{what}\n", "evacuation")));
+    if let Some(what) = evacuation(store) {
+        line("evacuation", what);
+    }
     line(
         "compaction",
         format!(
