@@ -259,6 +259,13 @@ fn free_space_in_pieces_comes_together_in_every_round() {
         let (mut stores, _) = start(&device, options.clone()).await.unwrap();
         let client = Client::open(&stores[0], RID).await;
         let mut life = Life { client, prng: Prng::new(11), user_bytes: 0, extents: BTreeMap::new(), version: 0 };
+        // The small files are there from the first round on; what their metadata take is a steady state then.
+        for first in (0..FILES).step_by(BATCH as usize) {
+            let mut ops = BTreeMap::new();
+            (first..first + BATCH).for_each(|n| life.small(n, &mut ops));
+            life.client.commit(&stores[0], ops.into_values().collect()).await.unwrap();
+        }
+        stores[0].compact_all().await.unwrap();
         let (mut files, mut full) = (Files::default(), Vec::new());
         for round in 0..rounds(4) {
             full.push(files.scatter(&stores, &mut life.client, 8).await);
@@ -287,7 +294,7 @@ fn free_space_in_pieces_comes_together_in_every_round() {
             println!("round {round}: {} files, {} blocks free", full[round], status.space.free_blocks);
         }
         let most = *full.iter().max().unwrap();
-        assert!(full.iter().all(|n| n * 10 >= most * 8), "files that it held: {full:?}");
+        assert!(full.iter().all(|n| n * 4 >= most * 3), "files that it held: {full:?}");
         stores[0].shutdown().await.unwrap();
         drop(stores);
         let (q, _p) = queue(&device);
