@@ -39,7 +39,7 @@ impl Store {
                 Err(e @ StoreError::Device(_)) => return Err(e),
                 Err(e) if self.options.rebuild_bitmaps && self.options.reactors == 1 => {
                     tracing::warn!(bucket = bucket.0, error = %e, "bitmaps are lost: they are found out from the extents");
-                    let bitmaps = self.from_extents(bucket, &chunks).await?;
+                    let bitmaps = self.rebuild_from_extents(bucket, &chunks).await?;
                     rebuilt.push(Rebuilt { bucket, bitmaps: bitmaps.clone() });
                     bitmaps
                 }
@@ -99,7 +99,7 @@ impl Store {
     }
 
     /// Every bitmap of these chunks, the empty ones too, by the extents of all files: those of any inode may be there.
-    async fn from_extents(&self, bucket: Bucket, chunks: &[ChunkIndex]) -> Result<Bitmaps, StoreError> {
+    async fn rebuild_from_extents(&self, bucket: Bucket, chunks: &[ChunkIndex]) -> Result<Bitmaps, StoreError> {
         let all = || self.bitmap_indexes().map(|index| (index, Bitmap::default())).collect();
         let mut found: Bitmaps = chunks.iter().map(|chunk| (*chunk, all())).collect();
         let lost = |e: StoreError| StoreError::Extents { bucket: bucket.0, reason: e.to_string() };

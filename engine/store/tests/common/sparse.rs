@@ -164,7 +164,7 @@ impl Files {
         }
         let count = all.len();
         for (i, at) in all.into_iter().enumerate() {
-            if i / stores.len() % keep != 0 {
+            if !(i / stores.len()).is_multiple_of(keep) {
                 self.delete(&stores[0], client, at).await;
             }
         }
