@@ -57,6 +57,8 @@ mutants! {
     GroupsBeforeDurable,
     /// The client's record is not durable when its greeting is answered.
     RecordBeforeDurable,
+    /// File data are moved while clients have their old place in a cache.
+    MoveUnheld,
     // ---- locks and sessions of the engine
     /// Locks are granted while clients of the term before have not said theirs.
     GrantDuringRecovery,

@@ -61,7 +61,12 @@ fn is_the_end(error: &StoreError) -> bool {
 fn code_of(error: &StoreError) -> ErrorCode {
     match error {
         StoreError::NoSpace => ErrorCode::NoSpace,
-        StoreError::Block(_) | StoreError::Corrupt { .. } | StoreError::Item { .. } | StoreError::Lsm(_) => {
+        StoreError::Block(_)
+        | StoreError::Corrupt { .. }
+        | StoreError::Item { .. }
+        | StoreError::Bitmaps { .. }
+        | StoreError::Extents { .. }
+        | StoreError::Lsm(_) => {
             ErrorCode::Corrupt
         }
         StoreError::Options(_) => ErrorCode::Malformed,

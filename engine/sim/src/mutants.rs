@@ -39,6 +39,7 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         | Mutant::BelieveLateTimeout
         | Mutant::KeepSlowLeader
         | Mutant::ShareSlot => Season::Members,
+        Mutant::MoveUnheld => Season::Move,
         Mutant::LetAllGo => Season::Leave,
         Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
         _ => return true,

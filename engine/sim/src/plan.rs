@@ -76,6 +76,8 @@ pub enum Season {
     Hold,
     /// Writes are lost or land somewhere else; the run ends with a crash.
     Astray,
+    /// Sparse chunks are evacuated all the time.
+    Move,
 }
 
 /// How orders to fence are carried out.
@@ -156,6 +158,7 @@ impl Plan {
             5 if self.nodes > 2 => Some(Season::Members),
             5 if self.nodes == 1 && prng.one_in(2) => Some(Season::Hold),
             6 if self.nodes == 1 && prng.one_in(2) => Some(Season::Astray),
+            5 | 6 => Some(Season::Move),
             _ => None,
         };
         match self.season {
@@ -168,11 +171,18 @@ impl Plan {
             Some(Season::Members) => self.members(prng),
             Some(Season::Hold) => self.hold(prng),
             Some(Season::Astray) => self.astray(prng),
+            Some(Season::Move) => self.move_data(),
             None => {}
         }
         // Nothing drawn at a moment that never came is left in the second phase.
         let last_end = self.faults.iter().map(Timed::end).max().unwrap_or_default();
         self.calm_at = self.calm_at.max(last_end);
+    }
+
+    /// Free chunks are short whatever there is.
+    pub fn move_data(&mut self) {
+        self.store.evacuation_short_of = 1000;
+        self.store.evacuation_bytes_per_s = Some(0);
     }
 
     fn churn(&mut self, prng: &mut Prng) {

@@ -83,7 +83,7 @@ impl Central {
             growing: Mutex::new(()),
             scrub: RefCell::default(),
             stop_scrub: Cell::new(false),
-            evacuation: Evacuation::default(),
+            evacuation: Evacuation::new(options.evacuation_short_of),
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),

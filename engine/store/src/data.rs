@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use vellum_base::{BLOCK_SIZE, BlockRange, Bucket, ChunkIndex, DmaBuf, DmaSlice, ReactorId, Rid, probe};
-use vellum_format::{Bitmap, ChunkUse};
+use vellum_format::ChunkUse;
 use vellum_rt::{Class, spawn};
 
 use crate::env::COORDINATOR;
 use crate::error::StoreError;
 use crate::fact::Fact;
-use crate::lsm::ScanPage;
 use crate::mesh::{Answer, Request};
 use crate::store::Store;
 
@@ -25,35 +24,6 @@ const REFILL_BYTES: u64 = 8 << 20;
 const SPACE_ATTEMPTS: usize = 8;
 
 impl Store {
-    /// Loads the bitmaps of this reactor's chunks.
-    pub(crate) async fn load_space(&self, chunks: &[(ChunkIndex, Bucket)]) -> Result<(), StoreError> {
-        let mut by_bucket: BTreeMap<Bucket, Vec<ChunkIndex>> = BTreeMap::new();
-        chunks.iter().for_each(|(chunk, bucket)| by_bucket.entry(*bucket).or_default().push(*chunk));
-        for (bucket, chunks) in by_bucket {
-            let mut found: BTreeMap<ChunkIndex, BTreeMap<u32, Bitmap>> = BTreeMap::new();
-            let mut range = Bitmap::range(bucket);
-            loop {
-                let newest = vellum_base::Epoch(u64::MAX);
-                let ScanPage { items, next } = self.shard(&range.first)?.scan(range, newest, 1024, 1 << 20).await?;
-                for (key, value) in items {
-                    let bitmap = Bitmap::decode(&value).map_err(|error| StoreError::Item { key, error })?;
-                    if let Some((chunk, index)) = Bitmap::place(&key) {
-                        found.entry(chunk).or_default().insert(index, bitmap);
-                    }
-                }
-                match next {
-                    Some(next) => range.first = next,
-                    None => break,
-                }
-            }
-            let mut space = self.space.borrow_mut();
-            for chunk in chunks {
-                space.add_chunk(chunk, bucket, found.remove(&chunk).unwrap_or_default());
-            }
-        }
-        Ok(())
-    }
-
     /// Writes `data` (whole blocks) to fresh space. The ranges are pending for `rid`: a batch of it may refer to them.
     /// One range when there is a free run that is long enough.
     pub async fn write_data(self: &Rc<Self>, rid: Rid, data: DmaSlice) -> Result<Vec<BlockRange>, StoreError> {

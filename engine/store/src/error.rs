@@ -21,6 +21,17 @@ pub enum StoreError {
     Corrupt { place: String, detail: String },
     #[error("corrupt: item {key:?}: {error}")]
     Item { key: Key, error: ItemError },
+    #[error(
+        "which blocks of bucket {bucket} are free cannot be read ({reason}). The files tell: stop the node and run \
+         `vellum check --repair DEVICE`"
+    )]
+    Bitmaps { bucket: u8, reason: String },
+    /// Repair would give them to others.
+    #[error(
+        "bitmaps of bucket {bucket} are lost, and these extents cannot be read either: {reason}. Their blocks would be \
+         taken for free: keep an image of the device, and restore what it holds from the archive"
+    )]
+    Extents { bucket: u8, reason: String },
     #[error("no superblock on {device}: {detail} (mkfs makes one)")]
     NotVellum { device: String, detail: String },
     #[error("{device} is smaller than its filesystem: {found} bytes of {needed}; give it back its size to use it")]

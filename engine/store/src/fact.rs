@@ -57,6 +57,13 @@ pub enum Fact {
         start: u64,
         len: u64,
     },
+    /// File data of a group are moved, as clients' items say from this epoch on.
+    Moved {
+        term: Term,
+        group: u64,
+        blocks: u64,
+        epoch: Epoch,
+    },
     /// A compaction begins, and ends whatever came of it.
     Compacts {
         term: Term,

@@ -11,6 +11,7 @@
 
 mod admission;
 mod beyond;
+mod bitmaps;
 mod central;
 mod change_slots;
 mod check;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use vellum_base::Term;
 
-use crate::evacuate::DEFAULT_EVACUATION_RATE;
+use crate::evacuate::{DEFAULT_EVACUATION_RATE, SHORT};
 use crate::gate::Gate;
 
 #[derive(Clone, Debug)]
@@ -50,6 +50,10 @@ pub struct OpenOptions {
     /// Bytes of file data per second that are moved at most so that sparse chunks become free, when free chunks run short;
     /// 0 for no bound, `None` for never.
     pub evacuation_bytes_per_s: Option<u64>,
+    /// Free chunks are short below so many times the reserve. Tests say more, so that data are moved all the time.
+    pub evacuation_short_of: usize,
+    /// Bitmaps that cannot be read are found out from the extents. For a single reactor that serves nobody.
+    pub rebuild_bitmaps: bool,
 }
 
 impl Default for OpenOptions {
@@ -65,6 +69,8 @@ impl Default for OpenOptions {
             gate: None,
             withhold: false,
             evacuation_bytes_per_s: Some(DEFAULT_EVACUATION_RATE),
+            evacuation_short_of: SHORT,
+            rebuild_bitmaps: false,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Repairs, on a device that nobody serves, what has a second copy: superblock, manifest, segments of a filesystem that
-//! keeps two. What has none is named, with what to do.
+//! keeps two. So are bitmaps, which extents tell again. What is left is named, with what to do.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,10 +26,16 @@ pub struct RepairReport {
 /// Opens the filesystem for writing (which replays its log), verifies everything, and closes it. The caller has the device
 /// alone. `Err` when it cannot be opened: then nothing was changed but, at most, a superblock.
 pub async fn repair(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>) -> Result<RepairReport, StoreError> {
-    let mut opened = open(device, queue, OpenOptions::default()).await?;
+    let options = OpenOptions { evacuation_bytes_per_s: None, rebuild_bitmaps: true, ..OpenOptions::default() };
+    let mut opened = open(device, queue, options).await?;
     let mut report = RepairReport { repaired: opened.report.repaired, ..RepairReport::default() };
     let Some(seed) = opened.seeds.pop() else { return Err(StoreError::Closed) };
     let store = Store::start(seed, Rc::new(Everyone)).await?;
+    report.repaired.extend(
+        store.rewritten.borrow().iter().map(|range| {
+            format!("bitmaps of bucket {}: found out from the extents of all files", range.first.bucket().0)
+        }),
+    );
     let status = scrub_to_the_end(&store).await;
     store.shutdown().await?;
     let status = status?;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vellum_base::{Bucket, ChunkIndex, Epoch, Fsid, Key, Mutant, ReactorId, Rid, Term, mutant};
+use vellum_base::{Bucket, ChunkIndex, Epoch, Fsid, Key, KeyRange, Mutant, ReactorId, Rid, Term, mutant};
 use vellum_format::{LogMeta, Record, Superblock, log};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
@@ -91,6 +91,8 @@ pub struct Store {
     pub(crate) next_bucket: Cell<usize>,
     pub(crate) owners: RefCell<HashMap<ChunkIndex, ReactorId>>,
     pub(crate) reads: ReadTracker,
+    /// Items there were found out from others and written anew in this run.
+    pub(crate) rewritten: RefCell<Vec<KeyRange>>,
     /// Chunks that were emptied and given back.
     pub(crate) emptied_chunks: Cell<u64>,
     pub(crate) pins: Rc<Pins>,
@@ -171,6 +173,7 @@ impl Store {
             next_bucket: Cell::new(0),
             owners: RefCell::default(),
             reads: ReadTracker::default(),
+            rewritten: RefCell::default(),
             emptied_chunks: Cell::new(0),
             pins: Rc::default(),
             groups: RefCell::default(),
@@ -188,7 +191,7 @@ impl Store {
             mesh,
         });
         store.replay(&seed.replay).await?;
-        store.load_space(&seed.data_chunks).await?;
+        let rebuilt = store.load_space(&seed.data_chunks).await?;
         spawn(Class::Commit, "mesh", store.clone().receive(seed.mesh.inbox)).detach();
         if !store.options.read_only {
             spawn(Class::Compaction, "maintenance", store.clone().maintenance()).detach();
@@ -196,6 +199,7 @@ impl Store {
             if store.central.is_some() {
                 spawn(Class::Commit, "epoch timer", store.clone().epoch_timer()).detach();
             }
+            store.write_rebuilt(rebuilt).await?;
         }
         Ok(store)
     }

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use common::count::CountingDevice;
+use common::sparse::{Files, settle, until_enough};
 use common::*;
 use vellum_base::prng::Prng;
 use vellum_base::{Ino, ItemOp, Key};
@@ -237,6 +238,61 @@ fn a_device_is_filled_and_emptied_many_times() {
         }
         let (first, last) = (free[1], *free.last().unwrap());
         assert!(last * 20 >= first * 19, "blocks free when it was emptied: {free:?}");
+        let most = *full.iter().max().unwrap();
+        assert!(full.iter().all(|n| n * 4 >= most * 3), "files that it held: {full:?}");
+        stores[0].shutdown().await.unwrap();
+        drop(stores);
+        let (q, _p) = queue(&device);
+        let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
+        assert!(report.problems.is_empty(), "{:#?}", report.problems);
+    });
+}
+
+/// The device is filled with files, and one in eight is left, round after round: what is free is in pieces, and becomes whole
+/// chunks again each time. In between metadata take them, and give them back.
+#[test]
+fn free_space_in_pieces_comes_together_in_every_round() {
+    block_on(async {
+        let device = memory(96 * MIB);
+        make(&device).await;
+        let options = OpenOptions { evacuation_bytes_per_s: Some(0), ..options_small(2) };
+        let (mut stores, _) = start(&device, options.clone()).await.unwrap();
+        let client = Client::open(&stores[0], RID).await;
+        let mut life = Life { client, prng: Prng::new(11), user_bytes: 0, extents: BTreeMap::new(), version: 0 };
+        // The small files are there from the first round on; what their metadata take is a steady state then.
+        for first in (0..FILES).step_by(BATCH as usize) {
+            let mut ops = BTreeMap::new();
+            (first..first + BATCH).for_each(|n| life.small(n, &mut ops));
+            life.client.commit(&stores[0], ops.into_values().collect()).await.unwrap();
+        }
+        stores[0].compact_all().await.unwrap();
+        let (mut files, mut full) = (Files::default(), Vec::new());
+        for round in 0..rounds(4) {
+            full.push(files.scatter(&stores, &mut life.client, 8).await);
+            let status = until_enough(&stores[0]).await;
+            assert_eq!((status.evacuation.problems, &status.evacuation.last_error), (0, &None));
+            assert_bounds(&status);
+            files.verify(&stores[0]).await;
+            for _ in 0..100 {
+                let mut ops = BTreeMap::new();
+                (0..BATCH).for_each(|_| {
+                    let n = life.prng.below(FILES);
+                    life.small(n, &mut ops);
+                });
+                life.client.commit(&stores[round % 2], ops.into_values().collect()).await.unwrap();
+            }
+            if round % 2 == 1 {
+                stores[0].shutdown().await.unwrap();
+                stores = start(&device, options.clone()).await.unwrap().0;
+                life.client = Client::open(&stores[0], RID).await;
+            }
+            files.verify(&stores[0]).await;
+            for at in files.0.keys().copied().collect::<Vec<_>>() {
+                files.delete(&stores[0], &mut life.client, at).await;
+            }
+            let status = settle(&stores[0]).await;
+            println!("round {round}: {} files, {} blocks free", full[round], status.space.free_blocks);
+        }
         let most = *full.iter().max().unwrap();
         assert!(full.iter().all(|n| n * 4 >= most * 3), "files that it held: {full:?}");
         stores[0].shutdown().await.unwrap();

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
-use vellum_base::{BlockAddr, BlockRange, Ino};
+use vellum_base::{BlockAddr, BlockRange, Ino, Rid};
 use vellum_format::{Dirent, FileKind, Inode, Superblock};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Image};
 use vellum_rt::native::block_on;
-use vellum_store::{CheckOptions, MkfsOptions, OpenOptions, ScrubStatus, Store, mkfs};
+use vellum_store::{CheckOptions, MkfsOptions, OpenOptions, ScrubStatus, Store, StoreError, mkfs};
 
 const BLOCK: u64 = 4096;
 const SEGMENT_MAGIC: u32 = 0x314b_5356;
@@ -333,5 +333,59 @@ fn a_scrub_is_slowed_watched_and_stopped() {
         stores[0].start_scrub(1).await.unwrap();
         assert_eq!(stores[0].start_scrub(0).await.unwrap().rate_bytes_per_s, 0, "a running one takes the rate");
         assert_eq!(scrub(&stores[0]).await.completed, 1);
+    });
+}
+
+/// Items of other kinds stand in most blocks of a small filesystem; a bucket with many chunks has blocks of nothing but
+/// bitmaps. Those are found out from the extents again.
+#[test]
+fn rotten_bitmaps_refuse_the_start_and_are_rebuilt_from_the_extents() {
+    block_on(async {
+        let (memory, device) = made(192 * MIB, 1).await;
+        // Each start grants the first chunks to the first bucket.
+        let mut n = 0;
+        for _ in 0..16 {
+            let (stores, _) = start(&device, small(1)).await.unwrap();
+            let mut client = Client::open(&stores[0], RID).await;
+            for _ in 0..224 {
+                write(&stores[0], &mut client, ino((n % 250) as u8 + 3, 2 + n), n as u8).await;
+                n += 1;
+            }
+            stores[0].compact_all().await.unwrap();
+            stores[0].shutdown().await.unwrap();
+        }
+        let whole = memory.snapshot();
+        let (mut refused, mut mended) = (0, 0);
+        for block in find(&memory, SEGMENT_MAGIC, 0, |head| head[8] == 1) {
+            let memory = MemoryDevice::from_image(whole.clone());
+            let device: Arc<dyn Device> = Arc::new(memory.clone());
+            rot(&memory, [block]);
+            let Err(error) = start(&device, small(1)).await else { continue };
+            refused += 1;
+            assert!(matches!(error, StoreError::Bitmaps { .. }), "{error}");
+            assert!(error.to_string().contains("vellum check --repair"), "{error}");
+            let (q, _p) = queue(&device);
+            let report = match vellum_store::repair(&device, &q).await {
+                Ok(report) => report,
+                // Extents were in it as well: who has their blocks is lost.
+                Err(StoreError::Extents { .. }) => continue,
+                Err(e) => panic!("{e}"),
+            };
+            assert!(report.repaired.iter().any(|what| what.starts_with("bitmaps of bucket")), "{report:#?}");
+            let (stores, _) = start(&device, small(1)).await.unwrap();
+            let mut client = Client::open(&stores[0], Rid(77)).await;
+            write(&stores[0], &mut client, ino(1, 99), 9).await;
+            stores[0].compact_all().await.unwrap();
+            stores[0].shutdown().await.unwrap();
+            drop(stores);
+            let report_of = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
+            if report.left.is_empty() {
+                mended += 1;
+                assert!(report_of.problems.is_empty(), "{:#?}", report_of.problems);
+                assert_eq!(report_of.inodes, n + 1);
+            }
+        }
+        println!("{refused} blocks refuse the start, {mended} are as if nothing had been");
+        assert!(mended > 0 && refused >= mended);
     });
 }

@@ -70,10 +70,11 @@ pub fn block_len(payload_len: usize) -> usize {
     (HEADER_LEN + payload_len).next_multiple_of(BLOCK_SIZE)
 }
 
-/// Writes the header in front of a payload that stands at `block[HEADER_LEN..]` already; the rest must be zeros.
-/// Answers the checksum.
+/// Writes the header in front of a payload that stands at `block[HEADER_LEN..]` already; the rest must be zeros, and may be
+/// longer than it has to be. Answers the checksum.
 pub fn seal(block: &mut [u8], kind: BlockKind, payload_len: usize, segment: SegmentId, at_bytes: u64) -> u32 {
-    assert!(block.len() == block_len(payload_len) && block.len() <= MAX_BLOCK_BYTES);
+    assert!(block.len() >= block_len(payload_len) && block.len().is_multiple_of(BLOCK_SIZE));
+    assert!(block.len() <= MAX_BLOCK_BYTES);
     let mut header = DiskHeader {
         magic: U32::new(MAGIC),
         crc: U32::new(0),

@@ -60,7 +60,7 @@ pub fn read_whole(image: &Image, options: &OpenOptions, seed: u64) -> Result<Sur
     let node = world.add_node();
     let on = world.add_reactor(node);
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
-    let options = OpenOptions { reactors: 1, ..options.clone() };
+    let options = OpenOptions { reactors: 1, evacuation_bytes_per_s: None, ..options.clone() };
     let survived = world.block_on(on, LIMIT, async move { read(device, options).await });
     survived.ok_or("the recovery does not end")?
 }

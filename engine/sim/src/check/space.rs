@@ -34,6 +34,9 @@ impl Space {
                     }
                 }
             }
+            StoreFact::Moved { group, blocks, .. } => {
+                out.story.say(format!("{blocks} blocks of inode group {group} are moved"));
+            }
             StoreFact::GroupGiven { term, group } => {
                 if let Some(before) = self.groups.insert(*group, *term) {
                     out.violate("A3", format!("inode group {group} is given out in term {before} and again in {term}"));

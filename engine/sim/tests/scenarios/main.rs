@@ -63,6 +63,12 @@ impl Story {
         self
     }
 
+    /// Sparse chunks are evacuated all the time.
+    pub fn moving(mut self) -> Story {
+        self.plan.move_data();
+        self
+    }
+
     /// Faults go on at least until then.
     pub fn until(mut self, calm_at: Duration) -> Story {
         self.plan.calm_at = calm_at;

@@ -49,3 +49,31 @@ fn e5_leaders_die_in_the_middle_of_recoveries() {
     }
     story.holds();
 }
+
+/// Two gateways, names and items share files whose blocks are moved under them all the time, while clients and the power
+/// fail: every read has its checksum, every change its place, and a gateway that has an old place in its cache gives it back
+/// before the blocks are anybody's.
+#[test]
+fn s48_data_are_moved_under_gateways() {
+    for seed in [48, 480] {
+        let mut story = Story::of(1, seed).moving().clients(&[Work::Gateway, Work::Gateway, Work::Names, Work::Items]);
+        story = story.until(ms(6000));
+        for n in 0..3 {
+            story = story.fault(ms(700 + 900 * n), Fault::PowerLoss { down: ms(40) });
+            story = story.fault(ms(1000 + 900 * n), Fault::ClientDies { client: n as usize });
+        }
+        let told = story.holds();
+        assert!(told.says("are moved") > 5, "{}", told.outcome.story.join("\n"));
+    }
+}
+
+/// The same over leaders that die: a move is whole or was never there.
+#[test]
+fn s48_leaders_die_while_they_move_data() {
+    let mut story = Story::of(3, 481).moving().clients(&[Work::Gateway, Work::Gateway, Work::Items]);
+    for n in 0..3 {
+        story = story.fault(ms(900 + 1500 * n), Fault::NodeDies { node: LEADER, down: ms(50) });
+    }
+    let told = story.holds();
+    assert!(told.says("are moved") > 3, "{}", told.outcome.story.join("\n"));
+}

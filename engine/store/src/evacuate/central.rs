@@ -14,8 +14,6 @@ use crate::error::StoreError;
 use crate::mesh::{Answer, Request};
 use crate::store::Store;
 
-/// Free chunks are short below this many times the reserve.
-const SHORT: usize = 2;
 /// One block in so many may be in use in a chunk that is emptied: while they are short, and when the reserve is used.
 const SPARSE: u64 = 4;
 const LESS_SPARSE: u64 = 2;
@@ -38,13 +36,13 @@ impl Central {
 
     fn is_short(&self) -> bool {
         let (free, reserve) = self.room();
-        free < SHORT * reserve
+        free < self.evacuation.short_of * reserve
     }
 
     /// Chunks that are to become free: a little more than would end the shortage, so that it does not begin again at once.
     fn wanted(&self) -> usize {
         let (free, reserve) = self.room();
-        (SHORT * reserve + reserve / 4 + 1).saturating_sub(free)
+        (self.evacuation.short_of * reserve + reserve / 4 + 1).saturating_sub(free)
     }
 
     fn uses_reserve(&self) -> bool {

@@ -34,6 +34,9 @@ pub(crate) use step::{Cursor, Step};
 /// Bytes of file data per second that are moved at most when nobody says otherwise.
 pub const DEFAULT_EVACUATION_RATE: u64 = 32 << 20;
 
+/// Free chunks are short below this many times the reserve when nobody says otherwise.
+pub(crate) const SHORT: usize = 2;
+
 /// What has been done since the node's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EvacuationStatus {
@@ -50,17 +53,23 @@ pub struct EvacuationStatus {
 }
 
 /// The coordinator's side.
-#[derive(Default)]
 pub(crate) struct Evacuation {
     /// Woken when somebody found no free chunk, and when the store stops.
     pub wake: Notify,
     /// The task that goes on while chunks are short.
     awake: Cell<bool>,
     looked: Cell<Option<Instant>>,
+    /// See [`crate::OpenOptions::evacuation_short_of`].
+    short_of: usize,
     status: RefCell<EvacuationStatus>,
 }
 
 impl Evacuation {
+    pub fn new(short_of: usize) -> Evacuation {
+        let (wake, awake) = (Notify::new(), Cell::new(false));
+        Evacuation { wake, awake, looked: Cell::new(None), short_of, status: RefCell::default() }
+    }
+
     pub fn status(&self) -> EvacuationStatus {
         self.status.borrow().clone()
     }

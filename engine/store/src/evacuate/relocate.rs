@@ -5,12 +5,13 @@ use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{BLOCK_SIZE, BlockRange, ChunkIndex, DmaBuf, Epoch, ItemOp, Key, Rid, crc32c};
+use vellum_base::{BLOCK_SIZE, BlockRange, ChunkIndex, DmaBuf, Epoch, ItemOp, Key, Mutant, Rid, crc32c, mutant, probe};
 use vellum_format::{Extent, ExtentHeader, Value};
 use vellum_rt::timeout;
 
 use super::step::{Move, Moved, blocks_in};
 use crate::error::{CommitError, StoreError};
+use crate::fact::Fact;
 use crate::store::Store;
 
 /// A group that cannot be had so long is left to the next pass.
@@ -53,6 +54,8 @@ impl Store {
         let expected: Vec<(Key, Value)> = old.iter().map(|one| (one.key, one.value.clone())).collect();
         let refused = match self.commit_engine(new_places(&old, &ranges), &expected).await {
             Ok(Some(epoch)) => {
+                let (term, group, blocks) = (self.term, wanted.group, moved.blocks);
+                probe::tell(|| Fact::Moved { term, group, blocks, epoch });
                 // Durable before anybody else may have the group: what follows from the new place would else be refused,
                 // were the move lost in a crash.
                 self.wait_durable(epoch).await?;
@@ -72,6 +75,9 @@ impl Store {
     }
 
     async fn hold(&self, group: u64) -> Option<Box<dyn Any>> {
+        if mutant::active(Mutant::MoveUnheld) {
+            return Some(Box::new(()));
+        }
         timeout(HOLD_WAIT, self.authority.hold(group)).await.ok().flatten()
     }
 

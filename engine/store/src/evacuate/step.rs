@@ -178,7 +178,8 @@ impl Store {
                 .take(MOVES_AT_ONCE)
                 .map(|one| {
                     let (store, chunks) = (self.clone(), chunks.clone());
-                    spawn(Class::Scrub, "evacuation move", async move { store.relocate(one, &chunks).await })
+                    // While a group is held, requests of clients may wait for it.
+                    spawn(Class::Request, "evacuation move", async move { store.relocate(one, &chunks).await })
                 })
                 .collect();
             for one in running {

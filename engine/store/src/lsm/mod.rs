@@ -42,6 +42,7 @@ mod scan;
 mod scrub;
 mod segment;
 mod shard;
+mod stand_in;
 mod state;
 mod stream;
 #[cfg(test)]

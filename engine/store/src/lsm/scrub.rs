@@ -13,6 +13,7 @@ use vellum_nvme::Queue;
 use super::blocks::{View, load_copy, read_span, write_copy};
 use super::cache::Block;
 use super::segment::Segment;
+use super::stand_in::stand_in;
 use super::{LsmError, Shard};
 
 /// Blocks that are read at once.
@@ -51,7 +52,8 @@ impl Shard {
     }
 
     /// `None` when the segment is merged away by now.
-    pub async fn scrub_segment(&self, id: SegmentId) -> Option<SegmentScrub> {
+    /// What is lost and lies within `rewritten`, whose items have all been written anew, is replaced.
+    pub async fn scrub_segment(&self, id: SegmentId, rewritten: &[KeyRange]) -> Option<SegmentScrub> {
         let segment = self.state().sorted_runs().flat_map(|r| &r.segments).find(|s| s.meta.id == id).cloned()?;
         let queue = self.env.queue();
         let parts = parts_of(&queue, &segment).await;
@@ -61,6 +63,15 @@ impl Shard {
             while let Some((span, after)) = next_span(rest) {
                 rest = after;
                 self.scrub_span(&queue, &segment, span, copy, &mut out).await;
+            }
+        }
+        for bad in out.bad.iter_mut().filter(|bad| !bad.repaired) {
+            let lost: Vec<&Part> = parts.iter().filter(|p| p.kind == BlockKind::Data && p.keys == bad.keys).collect();
+            let known = |part: &Part| rewritten.iter().any(|range| holds(range, &part.keys));
+            if let [part] = lost[..]
+                && known(part)
+            {
+                bad.repaired = replace(&queue, &segment, &parts, part).await;
             }
         }
         Some(out)
@@ -104,6 +115,33 @@ impl Shard {
         write_copy(queue, segment, copy, part.place, &good).await.is_ok()
             && load_copy(queue, segment, part.kind, part.place, copy).await.is_ok()
     }
+}
+
+/// A block's keys end where the next block's begin.
+fn holds(range: &KeyRange, keys: &KeyRange) -> bool {
+    range.first <= keys.first && (keys.last <= range.last || range.last.successor() == Some(keys.last))
+}
+
+/// Writes a stand-in over the one block of data that cannot be read.
+async fn replace(queue: &Rc<dyn Queue>, segment: &Rc<Segment>, parts: &[Part], lost: &Part) -> bool {
+    let mut others = 0;
+    for part in parts.iter().filter(|part| part.kind == BlockKind::Data && part.place != lost.place) {
+        let Ok(block) = load_copy(queue, segment, part.kind, part.place, 0).await else { return false };
+        let view = View { segment, block: &block };
+        let mut next = view.first().ok().flatten();
+        while let Some(entry) = next {
+            others += 1;
+            next = view.after(&entry).ok().flatten();
+        }
+    }
+    let Some(entries) = segment.meta.entries.checked_sub(others) else { return false };
+    let Some(block) = stand_in(segment, lost.place, &lost.keys, entries) else { return false };
+    for copy in 0..copies(segment) {
+        if write_copy(queue, segment, copy, lost.place, &block).await.is_err() {
+            return false;
+        }
+    }
+    load_copy(queue, segment, lost.kind, lost.place, 0).await.is_ok()
 }
 
 fn copies(segment: &Segment) -> usize {

@@ -75,7 +75,8 @@ impl Store {
                     let next = Some(Cursor::Data { shard: at, from, beyond: Beyond::default() });
                     return Ok(Step { next, ..Step::default() });
                 };
-                let scrub = shard.scrub_segment(id).await.unwrap_or_default();
+                let rewritten = self.rewritten.borrow().clone();
+                let scrub = shard.scrub_segment(id, &rewritten).await.unwrap_or_default();
                 let findings = scrub.bad.iter().map(segment_finding).collect();
                 Ok(Step { bytes: scrub.bytes, findings, next: Some(Cursor::Segments { shard: at, left }) })
             }

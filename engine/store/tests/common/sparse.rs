@@ -150,7 +150,8 @@ impl Files {
     }
 
     /// Fills the device with files, and deletes all but one in `keep`: free blocks are everywhere, whole chunks nowhere.
-    pub async fn scatter(&mut self, stores: &[Rc<Store>], client: &mut Client, keep: usize) {
+    /// How many there were.
+    pub async fn scatter(&mut self, stores: &[Rc<Store>], client: &mut Client, keep: usize) -> usize {
         let mut all = Vec::new();
         loop {
             let n = all.len() as u64;
@@ -161,12 +162,14 @@ impl Files {
                 Err(e) => panic!("{e}"),
             }
         }
+        let count = all.len();
         for (i, at) in all.into_iter().enumerate() {
-            if i / stores.len() % keep != 0 {
+            if !(i / stores.len()).is_multiple_of(keep) {
                 self.delete(&stores[0], client, at).await;
             }
         }
         settle(&stores[0]).await;
+        count
     }
 }
 

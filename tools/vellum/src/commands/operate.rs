@@ -163,6 +163,9 @@ fn summary(status: &Value) -> String {
         let (read, problems) = (size::show(number(&scrub["read_bytes"])), number(&scrub["problems"]));
         line("scrub", format!("{running}{read} read, {problems} problems, {} repaired", number(&scrub["repaired"])));
     }
+    if let Some(what) = evacuation(store) {
+        line("evacuation", what);
+    }
     line(
         "compaction",
         format!(
@@ -190,6 +193,30 @@ fn summary(status: &Value) -> String {
         }
     }
     out
+}
+
+/// How sparse chunks are emptied; nothing where that was never needed.
+fn evacuation(store: &Value) -> Option<String> {
+    let (status, reactors) = (&store["evacuation"], &store["reactors"]);
+    if number(&status["passes"]) == 0 {
+        return None;
+    }
+    let running = if status["running"] == Value::Bool(true) { "running, " } else { "" };
+    let mut what = format!(
+        "{running}{} chunks emptied, {} moved in {} passes; {} chunks are free, {} of them kept back",
+        sum(reactors, "/emptied_chunks"),
+        size::show(number(&status["moved_bytes"])),
+        number(&status["passes"]),
+        number(&store["free_chunks"]),
+        number(&store["reserve_chunks"]).min(number(&store["free_chunks"])),
+    );
+    if number(&status["problems"]) > 0 {
+        what.push_str(&format!("; {} rotten blocks stay where they are", number(&status["problems"])));
+    }
+    if let Some(error) = status["last_error"].as_str() {
+        what.push_str(&format!("; a pass ended early: {error}"));
+    }
+    Some(what)
 }
 
 /// What clients hold of the engine's memory: requests not answered and their data, and the largest client's share.
