@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use vellum_base::{
@@ -31,6 +32,8 @@ pub(crate) struct MeshSeed {
     pub me: ReactorId,
     pub senders: Vec<Sender<Message>>,
     pub inbox: Receiver<Message>,
+    /// See [`Store::names`](crate::Store::names).
+    pub names: Arc<AtomicU64>,
 }
 
 pub(crate) enum Message {
@@ -127,6 +130,7 @@ pub(crate) enum Request {
     },
     AllocGroup {
         bucket: Bucket,
+        root: Option<Ino>,
     },
     OpenRid {
         rid: Rid,
