@@ -324,9 +324,18 @@ fn what_leaves_the_directory_is_out_of_reach() {
         tree.commit(name(tree.lab, 4, "shared", tree.shared, regular)).await;
         assert!(may_see(&client, tree.shared).await);
 
-        // A backref that no listing shows, planted for later.
+        // Names planted for later, which a move does not take along: one that is not listed, one that is listed and not
+        // found by name, and one whose entry says another place than it has.
         client.lock(&[(tree.group, LockMode::Write)]).await.unwrap();
-        try_commit(&client, vec![backref(tree.deep, tree.lab, 77, "hook", regular)]).await.unwrap();
+        let mut hooks: Vec<ItemOp> =
+            [77, 78, 79].map(|pos| backref(tree.deep, tree.lab, pos, "hook", regular)).to_vec();
+        let [by_name, by_pos] = entry_items(tree.lab, 78, "hook", tree.deep, regular);
+        hooks.push(by_pos);
+        let ItemOp::Put { value: lie, .. } = by_name else { panic!() };
+        for key in [Dirent::key_by_name(tree.lab, b"hook", 79), Dirent::key_by_pos(tree.lab, 79)] {
+            hooks.push(ItemOp::Put { key, value: lie.clone() });
+        }
+        try_commit(&client, hooks).await.unwrap();
         client.sync().await.unwrap();
         tree.rename(tree.deep, regular, (tree.sub, 2, "deep"), (tree.secret, 11, "deep")).await;
         assert!(!may_see(&client, tree.deep).await);

@@ -1,8 +1,9 @@
 //! Which inodes are below a directory.
 //!
 //! An inode is led to from the root when one of its names is in the root, or in a directory that is led to. A name counts
-//! when both of its ends say so: the backref at the inode, and the entry in the directory. A client may write backrefs of
-//! what it may write; one that no listing shows would keep an inode inside after all that is seen of it was moved out.
+//! when all three of its items agree: the backref at the inode, the entry in the listing and the one that is found by name.
+//! A client may write each of them where it may write; one that a listing or a lookup does not show, or that says another
+//! place than it has, would stay when the name is moved away, and keep inside what everybody else sees outside.
 //!
 //! What was found is remembered until any name of an inode that is there changes, anywhere ([`Names::generation`]). Only
 //! "inside" is remembered: a new inode changes no generation.
@@ -11,6 +12,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use vellum_base::{Ino, Key, KeyRange, View};
 use vellum_format::{Dirent, ItemKind};
 use vellum_wire::WireError;
@@ -125,14 +127,38 @@ fn backrefs(ino: Ino) -> KeyRange {
     KeyRange { first: Key::fs(ino, kind, 0, 0, 0), last: Key::fs(ino, kind, u64::MAX, u64::MAX, u8::MAX) }
 }
 
+/// What a backref says: a directory, a position in it and a name.
+struct Backref {
+    dir: Ino,
+    pos: u64,
+    name: Bytes,
+}
+
+impl Backref {
+    /// One that is malformed has no name, and is not true.
+    fn of((key, value): &(Key, Bytes)) -> Backref {
+        let name = Dirent::decode(value).map(|backref| backref.name).unwrap_or_default();
+        Backref { dir: Ino(key.second()), pos: key.third(), name }
+    }
+
+    /// The items of the same name in the directory.
+    fn entries(&self) -> [Key; 2] {
+        [Dirent::key_by_pos(self.dir, self.pos), Dirent::key_by_name(self.dir, &self.name, self.pos)]
+    }
+
+    fn agrees(&self, ino: Ino, entry: Option<&Bytes>) -> bool {
+        let entry = entry.and_then(|value| Dirent::decode(value).ok());
+        entry.is_some_and(|entry| (entry.ino, entry.pos, &entry.name) == (ino, self.pos, &self.name))
+    }
+}
+
 impl Stored {
-    /// Directory and position of every backref, true or not.
-    pub async fn backrefs_of(&self, ino: Ino) -> Result<Vec<(Ino, u64)>, WireError> {
+    async fn read_backrefs(&self, ino: Ino) -> Result<Vec<Backref>, WireError> {
         let mut range = backrefs(ino);
         let mut all = Vec::new();
         loop {
             let (items, next) = self.0.scan(range, PAGE, 1 << 20, View::Applied).await?;
-            all.extend(items.iter().map(|(key, _)| (Ino(key.second()), key.third())));
+            all.extend(items.iter().map(Backref::of));
             match next {
                 Some(next) => range.first = next,
                 None => return Ok(all),
@@ -143,15 +169,15 @@ impl Stored {
 
 impl Names for Stored {
     async fn names_of(&self, ino: Ino) -> Result<NamesOf, WireError> {
-        let backrefs = self.backrefs_of(ino).await?;
+        let backrefs = self.read_backrefs(ino).await?;
         let mut names = NamesOf { dirs: Vec::new(), any: !backrefs.is_empty() };
         for page in backrefs.chunks(PAGE) {
-            let keys = page.iter().map(|(dir, pos)| Dirent::key_by_pos(*dir, *pos)).collect();
+            let keys = page.iter().flat_map(Backref::entries).collect();
             let entries = self.0.get(keys, View::Applied).await?;
-            let true_ones = page.iter().zip(entries).filter(|(_, entry)| {
-                entry.as_ref().is_some_and(|value| Dirent::decode(value).is_ok_and(|entry| entry.ino == ino))
-            });
-            names.dirs.extend(true_ones.map(|((dir, _), _)| *dir));
+            let both = page.iter().zip(entries.chunks(2));
+            let true_ones =
+                both.filter(|(backref, entries)| entries.iter().all(|entry| backref.agrees(ino, entry.as_ref())));
+            names.dirs.extend(true_ones.map(|(backref, _)| backref.dir));
         }
         Ok(names)
     }
@@ -162,8 +188,10 @@ impl Names for Stored {
 }
 
 impl Membership<Stored> {
+    /// Directory and position of every backref, true or not.
     pub async fn backrefs_of(&self, ino: Ino) -> Result<Vec<(Ino, u64)>, WireError> {
-        self.names.backrefs_of(ino).await
+        let all = self.names.read_backrefs(ino).await?;
+        Ok(all.into_iter().map(|backref| (backref.dir, backref.pos)).collect())
     }
 }
 
