@@ -73,7 +73,8 @@ fn a_batch_is_judged_in_its_turn_and_applied_whole_or_not_at_all() {
             Rc::new(move || {
                 let (store, seen) = (store.clone(), seen.clone());
                 Box::pin(async move {
-                    seen.borrow_mut().push(get(&store, Inode::key(one)).await.is_some());
+                    let is_there = get(&store, Inode::key(one)).await.is_some();
+                    seen.borrow_mut().push(is_there);
                     verdict.map_err(|reason| CommitError::Outside { reason: reason.into() })
                 })
             })
