@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use vellum_base::{BatchNo, BlockRange, DmaBuf, Epoch, Fsid, Rid, Term};
+use vellum_base::{BatchNo, BlockRange, DmaBuf, Epoch, Fsid, Ino, Rid, Term};
 use vellum_keys::{Authority, Keys, Subject, Wish};
 use vellum_link::{
     Acceptor, Address, ConnectOptions, Connection, Greeter, Identity, LocalBoxFuture, Session, SessionHandler, Stranger,
@@ -156,5 +156,6 @@ fn greeted() -> Greeted {
         max_requests: WINDOW.max_requests,
         max_data_bytes: WINDOW.max_bytes as u32,
         read_only: false,
+        root: Ino::ROOT,
     }
 }

@@ -136,6 +136,7 @@ fn sessions(count: usize, recorder: &mut Recorder) -> Result<()> {
         max_requests: window.max_requests,
         max_data_bytes: window.max_bytes as u32,
         read_only: false,
+        root: Ino::ROOT,
     };
     server.attach(now, greeting, hello.ack, greeted).map_err(|why| anyhow::anyhow!("{why:?}"))?;
     let mut open = std::collections::VecDeque::with_capacity(DEPTH);

@@ -23,7 +23,7 @@ pub use block::BlockError;
 pub use codec::CodecError;
 pub use identity::{ClientIdentity, Origin, Principal, ProcessId, WorkerMark};
 pub use item::{
-    Dirent, Extent, ExtentHeader, FileKind, IndexKind, Inode, ItemError, ItemKind, Timestamp, Value, name_hash,
+    Dirent, Extent, ExtentHeader, FileKind, IndexKind, Inode, ItemError, ItemKind, Orphan, Timestamp, Value, name_hash,
 };
 pub use log::{PartBuilder, PartPlace, Record};
 pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};

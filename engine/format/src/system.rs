@@ -5,15 +5,17 @@
 //! | Client | rid    | [`crate::ClientIdentity`]: who brought the rid            |
 //! | Batch  | rid    | last batch number u64, its epoch u64                      |
 //! | Group  | 0      | group counters below this number are taken, u64          |
+//! | Root   | group  | directory that the client is confined to which got it, u64 |
 
 use bytes::Bytes;
-use vellum_base::{BatchNo, Bucket, Epoch, Key, KeyRange, Rid, Zone};
+use vellum_base::{BatchNo, Bucket, Epoch, Ino, Key, KeyRange, Rid, Zone};
 
 use crate::item::ItemError;
 
 const KIND_CLIENT: u8 = 1;
 const KIND_BATCH: u8 = 2;
 const KIND_GROUP: u8 = 3;
+const KIND_ROOT: u8 = 4;
 
 /// The bucket, and so the reactor, that keeps a client's records.
 pub fn bucket_of_rid(rid: Rid) -> Bucket {
@@ -30,6 +32,11 @@ pub fn batch_key(rid: Rid) -> Key {
 
 pub fn group_key(bucket: Bucket) -> Key {
     Key::new(bucket, Zone::System, 0, KIND_GROUP, 0, 0, 0)
+}
+
+/// Whose inode group it is, when a client that is confined to a directory got it: only such clients make inodes in it.
+pub fn root_key(group: u64) -> Key {
+    Key::new(Bucket(Ino::first_of_group(group).bucket()), Zone::System, group, KIND_ROOT, 0, 0, 0)
 }
 
 /// The rid that a client record's key names.

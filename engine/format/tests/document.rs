@@ -13,8 +13,8 @@ use vellum_format::block::{self, BLOCK_HEADER, fsid_tag};
 use vellum_format::item::{self, IndexKind, ItemKind, xattr};
 use vellum_format::segment::{self, entry, filter};
 use vellum_format::{
-    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Record, log, manifest, name_hash, quorum,
-    seal, superblock as sb, system,
+    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Orphan, Record, log, manifest, name_hash,
+    quorum, seal, superblock as sb, system,
 };
 
 #[test]
@@ -492,7 +492,6 @@ fn keys_are_as_described() {
     check("key", 0, &k.0, &want);
 
     let (ino, dir, pos, name) = (Ino(0x0711), Ino(0x0822), 0x0933, &b"name"[..]);
-    let orphan = Key::new(Bucket(ino.bucket()), Zone::Orphan, ino.0, ItemKind::Inode as u8, 0, 0, 0);
     let keys = [
         ("inode", Inode::key(ino)),
         ("xattr", xattr::key(ino, name, 0x0a44, 3)),
@@ -502,13 +501,14 @@ fn keys_are_as_described() {
         ("symlink", Key::fs(ino, ItemKind::Symlink as u8, 0, 0, 3)),
         ("inline", Key::fs(ino, ItemKind::Inline as u8, 0, 0, 0)),
         ("extent", Extent::key(ino, 0x0b50, 6)),
-        ("orphan", orphan),
+        ("orphan", Orphan::key(ino)),
         ("meta_seq", IndexKind::MetaSeq.key(0x0c66, ino)),
         ("data_seq", IndexKind::DataSeq.key(0x0c66, ino)),
         ("bitmap", Bitmap::key(Bucket(9), ChunkIndex(0x0d77), 0x0e88)),
         ("client", system::client_key(RID)),
         ("batch", system::batch_key(RID)),
         ("group", system::group_key(Bucket(9))),
+        ("root", system::root_key(0x0f99)),
     ];
     let word = |cell: &str| match cell {
         "ino" => i128::from(ino.0),
@@ -522,6 +522,7 @@ fn keys_are_as_described() {
         "chunk" => 0x0d77,
         "index" => 0x0e88,
         "rid" => RID.0.into(),
+        "group" => 0x0f99,
         number => parse_int(number),
     };
     let rows = table("item keys").rows;

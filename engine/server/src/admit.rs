@@ -4,31 +4,32 @@ use std::rc::Rc;
 
 use vellum_base::{BatchNo, Mutant, Rid, Term, mutant, probe};
 use vellum_format::{ClientIdentity, Principal};
+use vellum_keys::Subtree;
 use vellum_link::{Peer, Session, Socket, Stranger, bridge, refuse};
 use vellum_proto::server::judge;
 use vellum_rt::channel;
 use vellum_rt::{Class, spawn};
-use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal};
+use vellum_wire::{Body, Frame, Greeted, PROTOCOL, Refusal, WireError};
 
 use crate::client::{Client, Phase};
+use crate::confine::{self, Confined};
 use crate::fact::Fact;
-use crate::identity::{Access, access_of, admits, greeting_as, identity_of};
+use crate::identity::{Access, Who, admits, who};
 use crate::mesh::Message;
 use crate::reactor::Reactor;
 
 impl Reactor {
     /// A socket that greeted on this reactor: it is handed to the home of its rid.
     pub(crate) async fn welcome(self: &Rc<Self>, stranger: Stranger) {
-        let identity = greeting_as(identity_of(&stranger.peer), &stranger.greeting);
-        let who = (identity, access_of(&stranger.peer, self.own_uid()));
-        if let Principal::Uid(uid) = who.0.principal
+        let who = who(&stranger.peer, &stranger.greeting, self.own_uid());
+        if let Principal::Uid(uid) = who.identity.principal
             && !self.may_connect(uid)
         {
             tracing::warn!(uid, "a user that may not connect");
             return;
         }
-        if who.0.worker.is_some() && !who.1.node {
-            tracing::warn!(principal = ?who.0.principal, "no node: its workers are not believed");
+        if who.identity.worker.is_some() && !who.access.node {
+            tracing::warn!(principal = ?who.identity.principal, "no node: its workers are not believed");
             return stranger.refuse(Refusal::NoWorker).await;
         }
         let home = self.backend.home_of(stranger.greeting.rid);
@@ -48,12 +49,7 @@ impl Reactor {
         rustix::process::geteuid().as_raw()
     }
 
-    pub(crate) fn adopt(
-        self: &Rc<Self>,
-        tx: channel::Sender<Frame>,
-        rx: channel::Receiver<Frame>,
-        who: (ClientIdentity, Access),
-    ) {
+    pub(crate) fn adopt(self: &Rc<Self>, tx: channel::Sender<Frame>, rx: channel::Receiver<Frame>, who: Who) {
         let reactor = self.clone();
         spawn(Class::Request, "adopt", async move {
             let (mut reader, writer, guard) = Socket::InProcess { tx, rx }.split();
@@ -65,9 +61,9 @@ impl Reactor {
         .detach();
     }
 
-    async fn admit(self: &Rc<Self>, stranger: Stranger, (identity, access): (ClientIdentity, Access)) {
-        let rid = stranger.greeting.rid;
-        let client = match self.client_for(&stranger, identity, access).await {
+    async fn admit(self: &Rc<Self>, stranger: Stranger, who: Who) {
+        let (rid, access) = (stranger.greeting.rid, who.access);
+        let client = match self.client_for(&stranger, who).await {
             Ok(client) => client,
             Err(refusal) => {
                 tracing::info!(%rid, ?refusal, "refused");
@@ -93,8 +89,7 @@ impl Reactor {
     async fn client_for(
         self: &Rc<Self>,
         stranger: &Stranger,
-        identity: ClientIdentity,
-        access: Access,
+        Who { identity, access, path }: Who,
     ) -> Result<Rc<Client>, Refusal> {
         let (rid, greeting) = (stranger.greeting.rid, &stranger.greeting);
         if self.stopping.get() {
@@ -102,7 +97,8 @@ impl Reactor {
         }
         judge(greeting, self.backend.fsid())?;
         if let Some(client) = self.client(rid) {
-            return if admits(&client.identity, &identity) { Ok(client) } else { Err(Refusal::Fenced) };
+            let same = admits(&client.identity, &identity) && client.is_confined_to(path.as_ref());
+            return if same { Ok(client) } else { Err(Refusal::Fenced) };
         }
         if greeting.term == self.backend.term() {
             return Err(Refusal::Fenced); // it was reclaimed, or it said farewell
@@ -133,13 +129,10 @@ impl Reactor {
         }
         self.admitting.borrow_mut().insert(rid, identity.principal.clone());
         self.tell_mounted();
-        let opened = self.backend.open_rid(rid, identity.encode()).await;
+        let opened = self.open(rid, &identity, path, greeting.term).await;
         self.admitting.borrow_mut().remove(&rid);
         self.tell_mounted();
-        let last = opened.map_err(|error| {
-            tracing::warn!(%rid, %error, "no client record could be made");
-            Refusal::NotServing
-        })?;
+        let (last, confined) = opened?;
         // It may have been given up, or the node stopped, while the record was read.
         if self.stopping.get() {
             return Err(Refusal::NotServing);
@@ -149,11 +142,36 @@ impl Reactor {
         }
         let phase = if greeting.term == Term(0) { Phase::Serving } else { Phase::Recovering };
         let bound = known.clone().flatten().unwrap_or(identity);
-        let client = self.new_client(rid, (bound, access), phase, last);
+        let client = self.new_client(rid, (bound, access), confined, (phase, last));
         if known.is_some() && phase == Phase::Serving {
             self.has_recovered(&client); // it holds nothing
         }
         Ok(client)
+    }
+
+    /// The client's newest batch, after its record was made; and its walls.
+    async fn open(
+        self: &Rc<Self>,
+        rid: Rid,
+        identity: &ClientIdentity,
+        path: Option<Subtree>,
+        term: Term,
+    ) -> Result<(BatchNo, Option<Rc<Confined>>), Refusal> {
+        let not_serving = |error: WireError| {
+            tracing::warn!(%rid, %error, "no client record could be made");
+            Refusal::NotServing
+        };
+        let confined = match path {
+            None => None,
+            // Names may be older than what was acknowledged, until all clients have come back.
+            Some(_) if term == Term(0) && self.table.borrow().is_recovering() => return Err(Refusal::NotServing),
+            Some(path) => {
+                let root = confine::find(&self.backend, &path).await.map_err(not_serving)??;
+                Some(Confined::new(self.backend.clone(), path, root))
+            }
+        };
+        let last = self.backend.open_rid(rid, identity.encode()).await.map_err(not_serving)?;
+        Ok((last, confined))
     }
 
     /// Room for one more client, of all and of those with this identity: one that takes what it can get leaves the rest
@@ -173,7 +191,13 @@ impl Reactor {
         Ok(())
     }
 
-    fn new_client(self: &Rc<Self>, rid: Rid, who: (ClientIdentity, Access), phase: Phase, last: BatchNo) -> Rc<Client> {
+    fn new_client(
+        self: &Rc<Self>,
+        rid: Rid,
+        who: (ClientIdentity, Access),
+        confined: Option<Rc<Confined>>,
+        (phase, last): (Phase, BatchNo),
+    ) -> Rc<Client> {
         let weak = Rc::downgrade(self);
         let handler = Rc::new(move |request, payload, responder| {
             if let Some(reactor) = weak.upgrade()
@@ -190,7 +214,7 @@ impl Reactor {
         };
         let term = self.backend.term();
         let session = Session::new(rid, term, self.options.limits.window(), self.options.timers, handler, expired);
-        let client = Client::new(rid, session, who, phase, last);
+        let client = Client::new(rid, session, who, confined, (phase, last));
         spawn(Class::Request, "commits", client.commits.clone().run()).detach();
         self.clients.borrow_mut().insert(rid, client.clone());
         self.tell_mounted();
@@ -213,6 +237,7 @@ impl Reactor {
             max_requests: self.options.limits.requests,
             max_data_bytes: self.options.limits.data_bytes,
             read_only: access.read_only,
+            root: client.root(),
         }
     }
 }

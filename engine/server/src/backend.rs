@@ -1,5 +1,6 @@
 //! What the server needs of a store, on one reactor.
 
+use std::any::Any;
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -18,6 +19,9 @@ pub type Scanned = (Vec<(Key, Bytes)>, Option<Key>);
 /// Entries, where the next page begins, and the durable epoch that this one is as of.
 pub type Walked = (Vec<(u64, Ino)>, Option<(u64, Ino)>, Epoch);
 
+/// Has the last word on a batch, when everything that it needs is reserved: see [`vellum_store::Judge`].
+pub type BatchJudge = Rc<dyn Fn() -> BackendFuture<()>>;
+
 /// Errors are those that the client is told.
 pub trait Backend {
     fn fsid(&self) -> Fsid;
@@ -35,11 +39,17 @@ pub trait Backend {
     fn walk(&self, index: u8, from: (u64, Ino), to: u64, max: usize) -> BackendFuture<Walked>;
     /// Called in the order of the batch numbers; may be called again before the one before is done. The futures are
     /// polled for the first time in that order.
-    fn commit(&self, rid: Rid, batch: Batch) -> BackendFuture<Epoch>;
+    /// A batch with a judge is of a client whose home is here.
+    fn commit(&self, rid: Rid, batch: Batch, judge: Option<BatchJudge>) -> BackendFuture<Epoch>;
+    /// Grows no later than a read shows another name of an inode that was there.
+    fn names(&self) -> u64;
     fn wait_durable(&self, epoch: Epoch) -> BackendFuture<()>;
     fn write_data(&self, rid: Rid, data: DmaSlice) -> BackendFuture<Vec<BlockRange>>;
     fn read_data(&self, ranges: Vec<BlockRange>) -> BackendFuture<DmaSlice>;
-    fn alloc_group(&self, near: Option<Ino>) -> BackendFuture<u64>;
+    /// Until it is dropped no block that is freed is used again.
+    fn hold_blocks(&self) -> Box<dyn Any>;
+    /// With a root: a group of clients that are confined to it, which [`vellum_format::system::root_key`] says.
+    fn alloc_group(&self, near: Option<Ino>, root: Option<Ino>) -> BackendFuture<u64>;
     fn statfs(&self) -> BackendFuture<StatFs>;
     /// JSON.
     fn status(&self) -> BackendFuture<serde_json::Value>;

@@ -6,12 +6,14 @@ use std::rc::Rc;
 
 use vellum_base::{BatchNo, Epoch, Ino, Rid};
 use vellum_format::ClientIdentity;
+use vellum_keys::Subtree;
 use vellum_link::{Responder, Session};
 use vellum_proto::GrantOrder;
 use vellum_rt::Instant;
 use vellum_wire::{LockGrant, LockWant, MAX_ITEMS};
 
 use crate::commits::Commits;
+use crate::confine::Confined;
 use crate::crew::Seat;
 use crate::identity::Access;
 use crate::pages::Pages;
@@ -53,6 +55,8 @@ pub(crate) struct Client {
     pub identity: ClientIdentity,
     /// Of its current socket: a renewed certificate may allow something else.
     pub access: Cell<Access>,
+    /// Of all its sockets: a certificate with another path is refused.
+    pub confined: Option<Rc<Confined>>,
     pub phase: Cell<Phase>,
     pub order: RefCell<GrantOrder>,
     pub locks: RefCell<BTreeMap<u64, OpenLock>>,
@@ -75,8 +79,8 @@ impl Client {
         rid: Rid,
         session: Rc<Session>,
         (identity, access): (ClientIdentity, Access),
-        phase: Phase,
-        last: BatchNo,
+        confined: Option<Rc<Confined>>,
+        (phase, last): (Phase, BatchNo),
     ) -> Rc<Client> {
         let seat = identity.worker.is_some().then(Rc::default);
         Rc::new(Client {
@@ -84,6 +88,7 @@ impl Client {
             session,
             identity,
             access: Cell::new(access),
+            confined,
             phase: Cell::new(phase),
             order: RefCell::default(),
             locks: RefCell::default(),
@@ -95,6 +100,16 @@ impl Client {
             applied: Cell::new(last),
             seat,
         })
+    }
+
+    /// Where its paths begin.
+    pub(crate) fn root(&self) -> Ino {
+        self.confined.as_ref().map_or(Ino::ROOT, |confined| confined.root)
+    }
+
+    /// Whether a socket with this certificate may go on with the session: it is confined as before.
+    pub(crate) fn is_confined_to(&self, path: Option<&Subtree>) -> bool {
+        self.confined.as_ref().map(|confined| &confined.path) == path
     }
 
     pub(crate) fn seat(&self) -> Option<Rc<Seat>> {

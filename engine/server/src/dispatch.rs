@@ -4,13 +4,14 @@
 
 use std::rc::Rc;
 
-use vellum_base::{BLOCK_SIZE, Batch, BatchNo, BlockRange, DmaSlice};
+use vellum_base::{BLOCK_SIZE, Batch, BatchNo, BlockRange, DmaSlice, Ino};
 use vellum_link::Responder;
 use vellum_rt::{Class, now, spawn};
-use vellum_wire::{ErrorCode, MAX_PAYLOAD, Request, Response};
+use vellum_wire::{ErrorCode, FilePart, MAX_PAYLOAD, Request, Response};
 
 use crate::backend::BackendFuture;
 use crate::client::{Client, Phase};
+use crate::confine::{self, Confined};
 use crate::file_service::FileOp;
 use crate::reactor::Reactor;
 
@@ -28,7 +29,21 @@ impl Reactor {
         responder.send(response, None);
     }
 
+    /// The way of every request of a client: that of a confined one leads through its wall.
     pub(crate) fn dispatch(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
+        request: Request,
+        payload: Option<DmaSlice>,
+        responder: Responder,
+    ) {
+        match &client.confined {
+            None => self.serve(client, request, payload, responder),
+            Some(confined) => self.serve_confined(client, confined, request, payload, responder),
+        }
+    }
+
+    pub(crate) fn serve(
         self: &Rc<Self>,
         client: &Rc<Client>,
         request: Request,
@@ -74,17 +89,20 @@ impl Reactor {
                 responder.fail(ErrorCode::Malformed, format!("{} keys; ask for {MAX_GET_KEYS} at most", keys.len()));
             }
             Request::Get { keys, view } => {
-                self.later(client, responder, backend.get(keys, view), |values| Response::Items { values });
+                let named = client.confined.clone().map(|confined| (confined, confine::named(&keys)));
+                let work = confine::held(named, backend.get(keys, view));
+                self.later(client, responder, work, |values| Response::Items { values });
             }
             Request::Scan { range, max_items, max_bytes, view } => {
                 let items = max_items.clamp(1, MAX_SCAN_ITEMS) as usize;
                 let bytes = max_bytes.clamp(1, MAX_SCAN_BYTES) as usize;
-                let page = backend.scan(range, items, bytes, view);
+                let page = confine::sift_page(client.confined.clone(), backend.scan(range, items, bytes, view));
                 self.later(client, responder, page, |(items, next)| Response::Scanned { items, next });
             }
             Request::Walk { index, from_seq, from_ino, to_seq, max } => {
-                let max = max.clamp(1, MAX_WALK_ENTRIES) as usize;
-                let page = backend.walk(index, (from_seq, from_ino), to_seq, max);
+                let most = if client.confined.is_some() { confine::MAX_WALK_ENTRIES } else { MAX_WALK_ENTRIES };
+                let page = backend.walk(index, (from_seq, from_ino), to_seq, max.clamp(1, most) as usize);
+                let page = confine::sift_walk(client.confined.clone(), page);
                 self.later(client, responder, page, |(entries, next, through)| Response::Walked {
                     entries,
                     next,
@@ -98,9 +116,19 @@ impl Reactor {
                 }
                 _ => responder.fail(ErrorCode::Malformed, "data are whole blocks"),
             },
-            Request::ReadData { ranges } => self.read(client, ranges, responder),
+            Request::ReadData { ranges } => self.read(client, ranges, None, responder),
+            Request::ReadFile { ino, parts } => {
+                let ranges = parts.iter().map(|part| part.range).collect();
+                let checked = client.confined.clone().map(|confined| (confined, ino, parts));
+                self.read(client, ranges, checked, responder);
+            }
             Request::AllocGroup { near } => {
-                self.later(client, responder, backend.alloc_group(near), |group| Response::Group { group });
+                let confined = client.confined.clone();
+                let group = backend.alloc_group(near, confined.as_ref().map(|confined| confined.root));
+                self.later(client, responder, group, move |group| {
+                    confined.iter().for_each(|confined| confined.given(group));
+                    Response::Group { group }
+                });
             }
             Request::StatFs => self.later(client, responder, backend.statfs(), Response::StatFs),
             Request::Status => {
@@ -139,12 +167,29 @@ impl Reactor {
         .detach();
     }
 
-    fn read(self: &Rc<Self>, client: &Rc<Client>, ranges: Vec<BlockRange>, responder: Responder) {
+    /// Blocks of the device; for a confined client with whose they are said to be.
+    fn read(
+        self: &Rc<Self>,
+        client: &Rc<Client>,
+        ranges: Vec<BlockRange>,
+        checked: Option<(Rc<Confined>, Ino, Vec<FilePart>)>,
+        responder: Responder,
+    ) {
         let blocks = ranges.iter().fold(0u64, |sum, range| sum.saturating_add(u64::from(range.len_blocks)));
         if blocks == 0 || blocks > (MAX_PAYLOAD / BLOCK_SIZE) as u64 {
             return responder.fail(ErrorCode::Malformed, "no blocks, or more than one frame holds");
         }
-        let work = self.backend.read_data(ranges);
+        let work: BackendFuture<DmaSlice> = match checked {
+            None => self.backend.read_data(ranges),
+            Some((confined, ino, parts)) => {
+                let backend = self.backend.clone();
+                Box::pin(async move {
+                    let _held = backend.hold_blocks();
+                    confined.check_blocks(ino, &parts).await?;
+                    backend.read_data(ranges).await
+                })
+            }
+        };
         let client = client.clone();
         let reactor = self.clone();
         spawn(Class::Request, "read", async move {
@@ -161,7 +206,8 @@ impl Reactor {
 
     fn commit(self: &Rc<Self>, client: &Rc<Client>, batch: Batch, responder: Responder) {
         let (number, begun) = (batch.number, now());
-        let work = self.backend.commit(client.rid, batch);
+        let judge = client.confined.as_ref().map(|confined| confined.judge(batch.ops.clone()));
+        let work = self.backend.commit(client.rid, batch, judge);
         let (reactor, who) = (self.clone(), client.clone());
         let done = Box::new(move |result| {
             let response = match result {

@@ -5,11 +5,27 @@
 //! [`crate::crew`] for when it is known to be quiet.
 
 use vellum_format::{ClientIdentity, Origin, Principal, WorkerMark};
-use vellum_keys::{Role, Subject};
+use vellum_keys::{Role, Subject, Subtree};
 use vellum_link::Peer;
 use vellum_wire::{Greeting, Request};
 
 use crate::process;
+
+/// What a socket says of who is behind it.
+pub(crate) struct Who {
+    pub identity: ClientIdentity,
+    pub access: Access,
+    /// The directory that its certificate confines it to.
+    pub path: Option<Subtree>,
+}
+
+pub(crate) fn who(peer: &Peer, greeting: &Greeting, own_uid: u32) -> Who {
+    let path = match peer {
+        Peer::Known(subject) => subject.path.clone(),
+        Peer::SameProcess | Peer::Anybody | Peer::Local(_) => None,
+    };
+    Who { identity: greeting_as(identity_of(peer), greeting), access: access_of(peer, own_uid), path }
+}
 
 /// What a client may do, by the certificate or the user that its current socket came with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,7 +48,7 @@ impl Access {
     }
 }
 
-pub(crate) fn access_of(peer: &Peer, own_uid: u32) -> Access {
+fn access_of(peer: &Peer, own_uid: u32) -> Access {
     match peer {
         // Without keys nobody is told from anybody else, and whoever reaches the port may change everything anyway.
         Peer::SameProcess | Peer::Anybody => Access { read_only: false, node: true },
@@ -41,7 +57,7 @@ pub(crate) fn access_of(peer: &Peer, own_uid: u32) -> Access {
     }
 }
 
-pub(crate) fn identity_of(peer: &Peer) -> ClientIdentity {
+fn identity_of(peer: &Peer) -> ClientIdentity {
     let (principal, origin) = match peer {
         Peer::Anybody => (Principal::Anybody, Origin::Elsewhere),
         Peer::SameProcess => (Principal::Engine, Origin::Engine),
@@ -56,7 +72,7 @@ pub(crate) fn identity_of(peer: &Peer) -> ClientIdentity {
 }
 
 /// With what the greeting says.
-pub(crate) fn greeting_as(identity: ClientIdentity, greeting: &Greeting) -> ClientIdentity {
+fn greeting_as(identity: ClientIdentity, greeting: &Greeting) -> ClientIdentity {
     let worker = greeting.is_worker().then(|| WorkerMark { slot: greeting.slot() });
     ClientIdentity { worker, ..identity }
 }

@@ -19,6 +19,7 @@ mod backend;
 mod client;
 pub mod cluster;
 mod commits;
+mod confine;
 mod crew;
 pub mod dispatch;
 mod engine_locks;
@@ -45,7 +46,7 @@ mod table_queue;
 pub mod worker;
 
 pub use authority::TableAuthority;
-pub use backend::{Backend, BackendFuture, Scanned, Walked};
+pub use backend::{Backend, BackendFuture, BatchJudge, Scanned, Walked};
 pub use crew::WorkerProbe;
 pub use fact::Fact;
 pub use mesh::{MeshEnds, mesh};

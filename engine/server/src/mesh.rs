@@ -21,7 +21,7 @@ use vellum_wire::{
 
 use crate::crew::{Hand, JobEnd};
 use crate::file_service::FileOp;
-use crate::identity::Access;
+use crate::identity::Who;
 
 const RING: usize = 1024;
 
@@ -56,7 +56,7 @@ pub(crate) enum Message {
         tx: channel::Sender<Frame>,
         rx: channel::Receiver<Frame>,
         /// Boxed: other messages are small.
-        who: Box<(ClientIdentity, Access)>,
+        who: Box<Who>,
     },
     Granted {
         rid: Rid,

@@ -73,6 +73,7 @@ impl Reactor {
             "rid": client.rid.to_string(),
             "who": identity::describe(&client.identity),
             "read_only": client.access.get().read_only,
+            "confined_to": client.confined.as_ref().map(|confined| confined.path.to_text()),
             "phase": format!("{:?}", client.phase.get()).to_lowercase(),
             "connected": client.session.is_up(),
             "requests": requests,

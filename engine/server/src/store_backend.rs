@@ -9,11 +9,11 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
-use vellum_store::{Authority, CommitError, Helpers, LocalFuture, Prefer, Store, StoreError};
+use vellum_store::{Authority, CommitError, Helpers, Judge, LocalFuture, Prefer, Store, StoreError};
 use vellum_wire::{AdminRequest, ErrorCode, StatFs, WireError};
 
 use crate::authority::TableAuthority;
-use crate::backend::{Backend, BackendFuture, Scanned, Walked};
+use crate::backend::{Backend, BackendFuture, BatchJudge, Scanned, Walked};
 use crate::store_json;
 
 impl Authority for TableAuthority {
@@ -88,8 +88,21 @@ fn wire_commit(error: CommitError) -> WireError {
         | CommitError::UnknownClient { .. }
         | CommitError::Denied { .. }
         | CommitError::Blocks { .. } => ErrorCode::NotPermitted,
+        CommitError::Outside { .. } => ErrorCode::Outside,
     };
     WireError { code, message: error.to_string() }
+}
+
+fn store_judge(judge: BatchJudge) -> Judge {
+    Rc::new(move || {
+        let verdict = judge();
+        Box::pin(async move {
+            verdict.await.map_err(|error| match error.code {
+                ErrorCode::Outside => CommitError::Outside { reason: error.message },
+                _ => StoreError::Options(error.message).into(),
+            })
+        })
+    })
 }
 
 impl Backend for StoreBackend {
@@ -144,9 +157,9 @@ impl Backend for StoreBackend {
         })
     }
 
-    fn commit(&self, rid: Rid, batch: Batch) -> BackendFuture<Epoch> {
+    fn commit(&self, rid: Rid, batch: Batch, judge: Option<BatchJudge>) -> BackendFuture<Epoch> {
         // Called here and not in the future: the store takes its place in the order at the call.
-        let committed = self.store.commit(rid, batch);
+        let committed = self.store.commit_judged(rid, batch, judge.map(store_judge));
         let may_be_succeeded = self.may_be_succeeded;
         Box::pin(async move {
             match committed.await {
@@ -173,9 +186,17 @@ impl Backend for StoreBackend {
         self.tell(async move { store.read_data(&ranges).await.map(DmaSlice::from) })
     }
 
-    fn alloc_group(&self, near: Option<Ino>) -> BackendFuture<u64> {
+    fn names(&self) -> u64 {
+        self.store.names()
+    }
+
+    fn hold_blocks(&self) -> Box<dyn Any> {
+        Box::new(self.store.hold_blocks())
+    }
+
+    fn alloc_group(&self, near: Option<Ino>, root: Option<Ino>) -> BackendFuture<u64> {
         let store = self.store.clone();
-        self.tell(async move { store.alloc_group(near).await })
+        self.tell(async move { store.alloc_group(near, root).await })
     }
 
     fn statfs(&self) -> BackendFuture<StatFs> {

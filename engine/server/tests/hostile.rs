@@ -6,18 +6,15 @@ mod fake;
 
 use std::io::Write;
 use std::net::TcpStream;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use attack::{Lab, Raw, TIMERS, VICTIM, encoded, greeting};
+use attack::{Installation, Lab, Raw, TIMERS, VICTIM, encoded, greeting, open};
 use vellum_base::prng::Prng;
 use vellum_base::{Batch, BatchNo, BlockRange, Ino, ItemOp, Rid, Term};
 use vellum_format::Inode;
-use vellum_keys::{Authority, Keys, Wish};
-use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError, MAX_SILENT_PER_SOURCE};
+use vellum_link::{LinkError, MAX_SILENT_PER_SOURCE};
 use vellum_rt::native::block_on;
-use vellum_rt::net::Endpoint;
-use vellum_server::{Limits, NodeOptions};
+use vellum_server::Limits;
 use vellum_wire::{Body, ErrorCode, LockGrant, LockMode, LockName, LockWant, MAX_WANTS, Refusal, Request, Response};
 
 /// Time in which the engine must have closed a socket that a timer of [`TIMERS`] ends.
@@ -234,35 +231,6 @@ fn e14_a_batch_without_its_lock_changes_nothing() {
 }
 
 // ---- with certificates
-
-struct Installation {
-    _dir: tempfile::TempDir,
-    authority: Authority,
-}
-
-impl Installation {
-    fn new() -> Installation {
-        let dir = tempfile::tempdir().unwrap();
-        let authority = Authority::init(&dir.path().join("authority")).unwrap();
-        Installation { _dir: dir, authority }
-    }
-
-    fn keys(&self, subject: &str) -> Arc<Keys> {
-        let valid = Duration::from_secs(86_400);
-        let wish = Wish { subject: subject.parse().unwrap(), addresses: vec!["127.0.0.1".into()], valid, renew: true };
-        Arc::new(Keys::load(&self.authority.issue(&wish).unwrap()).unwrap())
-    }
-
-    fn lab(&self) -> Lab {
-        Lab::with(NodeOptions { keys: Some(self.keys("vellum:node/a")), ..NodeOptions::default() })
-    }
-}
-
-async fn open(lab: &Lab, keys: Arc<Keys>, rid: u64) -> Result<std::rc::Rc<Connection>, LinkError> {
-    let options = ConnectOptions { timers: TIMERS, keys: Some(keys), ..ConnectOptions::default() };
-    let address = Address::Net(Endpoint::Tcp(lab.tcp));
-    Connection::open(address, Identity { rid: Rid(rid), fsid: None }, options).await
-}
 
 #[test]
 fn a_rid_is_bound_to_the_certificate_that_first_used_it() {

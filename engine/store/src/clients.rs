@@ -92,17 +92,32 @@ impl Store {
     }
 
     /// A group of inode numbers that nobody had before or will get again. Groups go round all buckets; `near` is a hint
-    /// that is not used yet.
-    pub async fn alloc_group(self: &Rc<Self>, _near: Option<Ino>) -> Result<u64, StoreError> {
+    /// that is not used yet. With a root it is noted, durably, that the group belongs to clients confined to that one.
+    pub async fn alloc_group(self: &Rc<Self>, _near: Option<Ino>, root: Option<Ino>) -> Result<u64, StoreError> {
         let bucket = Bucket((self.next_group.get() % 256) as u8);
         self.next_group.set(self.next_group.get() + 1);
-        match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket }).await? {
+        match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket, root }).await? {
             Answer::Group(group) => Ok(group),
             _ => Err(StoreError::Closed),
         }
     }
 
-    pub(crate) async fn alloc_group_here(self: &Rc<Self>, bucket: Bucket) -> Result<u64, StoreError> {
+    pub(crate) async fn alloc_group_here(
+        self: &Rc<Self>,
+        bucket: Bucket,
+        root: Option<Ino>,
+    ) -> Result<u64, StoreError> {
+        let group = self.next_group_of(bucket).await?;
+        if let Some(root) = root {
+            let record = Record::Put { key: system::root_key(group), value: system::encode_counter(root.0) };
+            let epoch = self.commit_own(&[record]).await?;
+            // Batches that use the group may be sent again to the next leader, which asks whose it is.
+            self.wait_durable(epoch).await?;
+        }
+        Ok(group)
+    }
+
+    async fn next_group_of(self: &Rc<Self>, bucket: Bucket) -> Result<u64, StoreError> {
         let lock = self.group_locks.borrow_mut().entry(bucket).or_insert_with(|| Rc::new(Mutex::new(()))).clone();
         let _turn = lock.lock().await;
         let known = self.groups.borrow().get(&bucket).copied();

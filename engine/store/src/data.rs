@@ -11,6 +11,7 @@ use crate::env::COORDINATOR;
 use crate::error::StoreError;
 use crate::fact::Fact;
 use crate::mesh::{Answer, Request};
+use crate::reads::HeldBlocks;
 use crate::store::Store;
 
 /// Most bytes of one [`Store::write_data`].
@@ -177,6 +178,12 @@ impl Store {
             at += piece.len();
         }
         Ok(out)
+    }
+
+    /// Keeps blocks that are freed from now on from being used again: who looks up where a file is and then reads there
+    /// begins with this.
+    pub fn hold_blocks(&self) -> HeldBlocks {
+        self.reads.hold()
     }
 
     /// Gives back data that was written and that no batch will refer to.

@@ -94,6 +94,9 @@ pub enum CommitError {
     Denied { rid: Rid, key: Key },
     #[error("{key:?}: {reason}")]
     Malformed { key: Key, reason: String },
+    /// The judge that came with the batch says no.
+    #[error("{reason}")]
+    Outside { reason: String },
     #[error("blocks {start}+{len} are neither pending for client {rid} nor freed by the batch")]
     Blocks { rid: Rid, start: u64, len: u64 },
 }

@@ -46,6 +46,7 @@ mod status;
 mod store;
 mod superblock;
 
+pub use admission::Judge;
 pub use change_slots::{SlotChange, change_slots};
 pub use check::{CheckOptions, CheckReport, Problem, check, check_alone};
 pub use clients::RidState;
@@ -62,6 +63,7 @@ pub use mkfs::mkfs;
 pub use open::{Opened, ReactorSeed, RecoveryReport, newest_term, open};
 pub use options::{MkfsOptions, OpenOptions};
 pub use query::WalkPage;
+pub use reads::HeldBlocks;
 pub use repair::{RepairReport, repair};
 pub use scrub::{DEFAULT_SCRUB_RATE, Finding, MAX_FINDINGS, ScrubStatus};
 pub use status::{CompactionStatus, ReactorStatus, StatFs, StoreStatus};

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use vellum_base::{
@@ -32,6 +33,8 @@ pub(crate) struct MeshSeed {
     pub me: ReactorId,
     pub senders: Vec<Sender<Message>>,
     pub inbox: Receiver<Message>,
+    /// See [`Store::names`](crate::Store::names).
+    pub names: Arc<AtomicU64>,
 }
 
 pub(crate) enum Message {
@@ -128,6 +131,7 @@ pub(crate) enum Request {
     },
     AllocGroup {
         bucket: Bucket,
+        root: Option<Ino>,
     },
     OpenRid {
         rid: Rid,

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use vellum_base::{
@@ -341,6 +342,7 @@ fn make_seeds(
     let start = coordinator.start.clone();
     let superblock = coordinator.manifest.superblock.clone();
     let mut coordinator = Some(coordinator);
+    let names = Arc::new(AtomicU64::new(0));
     receivers
         .into_iter()
         .enumerate()
@@ -359,7 +361,7 @@ fn make_seeds(
                 data_chunks: data.iter().filter(|(_, b)| routes[usize::from(b.0)] == reactor).copied().collect(),
                 log: logs.get(i).cloned(),
                 first_segment: SegmentId(first_segment.0 + SEGMENT_IDS * i as u64),
-                mesh: MeshSeed { me: reactor, senders: senders.clone(), inbox },
+                mesh: MeshSeed { me: reactor, senders: senders.clone(), inbox, names: names.clone() },
                 coordinator: coordinator.take(),
             }
         })

@@ -32,6 +32,9 @@ impl Default for ReadTracker {
 
 pub(crate) struct Reading(Rc<Era>);
 
+/// While it lives, no block that is freed is used again.
+pub struct HeldBlocks(#[expect(dead_code, reason = "it acts when it is dropped")] Reading);
+
 impl Drop for Reading {
     fn drop(&mut self) {
         self.0.running.set(self.0.running.get() - 1);
@@ -42,6 +45,10 @@ impl Drop for Reading {
 }
 
 impl ReadTracker {
+    pub fn hold(&self) -> HeldBlocks {
+        HeldBlocks(self.begin())
+    }
+
     pub fn begin(&self) -> Reading {
         let era = self.era.borrow().clone();
         era.running.set(era.running.get() + 1);

@@ -27,10 +27,10 @@ impl Store {
                 let (entries, more) = self.walk_here(index, from, to, max, at).await?;
                 Answer::Entries { entries, more }
             }
-            Request::Commit { rid, batch } => Answer::Committed(self.commit_here(rid, batch).await),
+            Request::Commit { rid, batch } => Answer::Committed(self.commit_here(rid, batch, None).await),
             Request::Reserve { rid, ops } => Answer::Reserved(self.reserve(rid, ops).await?),
             Request::ReserveSpace { rid, change } => Answer::Space(self.reserve_space(rid, change)),
-            Request::AllocGroup { bucket } => Answer::Group(self.alloc_group_here(bucket).await?),
+            Request::AllocGroup { bucket, root } => Answer::Group(self.alloc_group_here(bucket, root).await?),
             Request::OpenRid { rid, identity } => Answer::Rid(self.open_rid_here(rid, identity).await?),
             Request::CloseRid { rid } => {
                 self.close_rid_here(rid).await?;

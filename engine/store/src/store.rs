@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vellum_base::{Bucket, ChunkIndex, Epoch, Fsid, Key, KeyRange, Mutant, ReactorId, Rid, Term, mutant};
 use vellum_format::{LogMeta, Record, Superblock, log};
@@ -107,6 +108,7 @@ pub struct Store {
     pub(crate) room: Notify,
     pub(crate) central: Option<Rc<Central>>,
     pub(crate) batches: Cell<u64>,
+    pub(crate) names: Arc<AtomicU64>,
     pub(crate) full_epochs: Cell<u64>,
 }
 
@@ -186,6 +188,7 @@ impl Store {
             room: Notify::new(),
             central,
             batches: Cell::new(0),
+            names: seed.mesh.names,
             full_epochs: Cell::new(0),
             options: seed.options,
             mesh,
@@ -241,6 +244,13 @@ impl Store {
 
     pub(crate) fn shard(&self, key: &Key) -> Result<&Rc<Shard>, StoreError> {
         self.shard_of(key).ok_or(StoreError::Closed)
+    }
+
+    /// How often names of inodes that were there before have changed, on all reactors: renames, links, a name less of
+    /// several, a directory that died. It has grown when a read can see the change, or at the latest when the read ends:
+    /// what was found out about names before one value was read, and is used while it is the same, is true.
+    pub fn names(&self) -> u64 {
+        self.names.load(Ordering::SeqCst)
     }
 
     pub fn reactor_of(&self, bucket: Bucket) -> ReactorId {
@@ -420,7 +430,7 @@ impl Store {
         let store = self.clone();
         if let Request::Commit { rid, batch } = request {
             // The turn is taken now, not when the task first runs: batches are admitted in the order they came in.
-            let admission = self.commit_here(rid, batch);
+            let admission = self.commit_here(rid, batch, None);
             let task = async move {
                 let answer = Ok(Answer::Committed(admission.await));
                 store.mesh.post(from, Message::Answer { id, answer });

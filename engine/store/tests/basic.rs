@@ -191,7 +191,7 @@ fn groups_are_never_given_twice_also_after_a_crash() {
         for reactors in [1, 2] {
             let (stores, _) = start(&device, options(reactors)).await.unwrap();
             for i in 0..600 {
-                let group = stores[i % reactors].alloc_group(None).await.unwrap();
+                let group = stores[i % reactors].alloc_group(None, None).await.unwrap();
                 assert!(group != 0 && seen.insert(group));
             }
         }

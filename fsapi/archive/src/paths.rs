@@ -51,10 +51,10 @@ pub async fn ino_entries(client: &Client, ino: Ino) -> Result<Vec<Entry>, PathsE
     }
 }
 
-/// Every path of an inode, absolute within the filesystem. Not atomic against renames: a path may be put together from
+/// Every path of an inode, absolute within what the client sees of the filesystem. Not atomic against renames: a path may be put together from
 /// names of different moments.
 pub async fn ino_paths(client: &Client, ino: Ino) -> Result<Vec<Vec<u8>>, PathsError> {
-    if ino == Ino::ROOT {
+    if ino == client.root() {
         return Ok(vec![b"/".to_vec()]);
     }
     let mut paths = Vec::new();
@@ -71,7 +71,7 @@ pub async fn ino_paths(client: &Client, ino: Ino) -> Result<Vec<Vec<u8>>, PathsE
 /// The one path of a directory, without a slash at its end; `None` when it is gone.
 async fn dir_path(client: &Client, dir: Ino) -> Result<Option<Vec<u8>>, PathsError> {
     let (mut names, mut seen, mut at) = (Vec::new(), HashSet::new(), dir);
-    while at != Ino::ROOT {
+    while at != client.root() {
         if !seen.insert(at) || names.len() > MAX_DEPTH {
             return Err(PathsError::Loop(dir));
         }

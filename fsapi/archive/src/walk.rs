@@ -30,15 +30,21 @@ impl Walk {
 
     /// The next entries, in order; empty when the walk has come to the last durable one (or to its end).
     pub async fn page(&mut self) -> Result<Vec<(u64, Ino)>, ArchiveError> {
-        let Some(from) = self.next else { return Ok(Vec::new()) };
-        let page = self.client.walk(self.index, from, self.to_seq, PAGE).await?;
-        self.through = page.through;
-        self.next = page.next.or_else(|| {
-            // Everything durable was seen: what comes later has a greater sequence than the durable epoch.
-            let resume = page.through.0.saturating_add(1).max(from.0);
-            (resume <= self.to_seq).then_some((resume, Ino::NONE))
-        });
-        Ok(page.entries)
+        while let Some(from) = self.next {
+            let page = self.client.walk(self.index, from, self.to_seq, PAGE).await?;
+            self.through = page.through;
+            let is_last = page.next.is_none();
+            self.next = page.next.or_else(|| {
+                // Everything durable was seen: what comes later has a greater sequence than the durable epoch.
+                let resume = page.through.0.saturating_add(1).max(from.0);
+                (resume <= self.to_seq).then_some((resume, Ino::NONE))
+            });
+            // A page of a confined client may be empty on the way: what others changed was taken out.
+            if is_last || !page.entries.is_empty() {
+                return Ok(page.entries);
+            }
+        }
+        Ok(Vec::new())
     }
 
     /// The durable epoch of the last page: everything at or below it was seen.

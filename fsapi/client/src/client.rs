@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
-use vellum_base::{Epoch, Fsid, Mutant, Rid, Term, mutant, probe};
+use vellum_base::{Epoch, Fsid, Ino, Mutant, Rid, Term, mutant, probe};
 use vellum_wire::{AdminRequest, FileLockOutcome, Greeted, LockMode, LockName, Request, Response, StatFs};
 
 use crate::batch::Batches;
@@ -40,6 +40,8 @@ pub struct Client {
     /// Lock answers that arrived before the leader changed are being noted.
     pub(crate) recovery_reports: Cell<bool>,
     rid: Rid,
+    /// Where paths begin; never another while this client lives.
+    root: Ino,
     dead: RefCell<Option<ClientError>>,
 }
 
@@ -100,6 +102,7 @@ impl Client {
             recovering: Cell::new(false),
             recovery_reports: Cell::new(false),
             rid,
+            root: greeted.root,
             dead: RefCell::default(),
         });
         port.set_upcalls(Rc::new(FromPort(Rc::downgrade(&client))));
@@ -114,6 +117,16 @@ impl Client {
     /// The engine takes no change from this client: its certificate says so.
     pub fn is_read_only(&self) -> bool {
         self.port.greeted().read_only
+    }
+
+    /// Where this client's paths begin: the filesystem's root, or the directory that its certificate names.
+    pub fn root(&self) -> Ino {
+        self.root
+    }
+
+    /// The engine shows this client what is below [`Client::root`] and nothing else.
+    pub fn is_confined(&self) -> bool {
+        self.root != Ino::ROOT
     }
 
     pub fn rid(&self) -> Rid {

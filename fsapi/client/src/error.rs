@@ -27,6 +27,9 @@ pub enum ClientError {
     /// for them in one piece. Drop the guard and do the operation again; data that was written stays good.
     #[error("extents moved while the engine was recovered: try again")]
     Moved,
+    /// A new leader found another directory at the path of this client's certificate.
+    #[error("the path that these keys are for leads to another directory than before: mount again")]
+    RootMoved,
     #[error("the client was shut down")]
     Stopped,
 }

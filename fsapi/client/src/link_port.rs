@@ -44,6 +44,13 @@ fn from_link(error: LinkError) -> ClientError {
         LinkError::Refused(Refusal::OtherProtocol { served }) => {
             ClientError::Connection(format!("the engine speaks protocol {served}; use programs of one version"))
         }
+        LinkError::Refused(Refusal::NoDirectory { path, exists }) => {
+            let what = if exists { "is no directory" } else { "does not exist" };
+            ClientError::Connection(format!(
+                "these keys are for the directory {path}, which {what}: make it through a mount that sees it, \
+                 or have keys made for another (vellum keys client --path)"
+            ))
+        }
         LinkError::Closed => ClientError::Stopped,
         other => ClientError::Connection(other.to_string()),
     }

@@ -43,6 +43,11 @@ impl Client {
     }
 
     async fn recover_steps(self: &Rc<Self>, greeted: Greeted) -> Result<(), ClientError> {
+        if greeted.root != self.root() {
+            // Others need not wait for what was held here.
+            let _ = self.port.call_recovering(Request::Farewell, None).await;
+            return Err(ClientError::RootMoved);
+        }
         let b = &self.batches;
         let newest = b.retained.borrow().back().map_or(b.durable.get(), |r| r.number);
         if greeted.last_batch < b.durable.get() || greeted.last_batch > newest {

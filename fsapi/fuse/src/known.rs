@@ -50,12 +50,12 @@ impl Known {
         self.inodes.borrow_mut().get_mut(&ino).is_some_and(|held| !std::mem::take(&mut held.stale_pages))
     }
 
-    /// The root is always known: the kernel never looks it up.
-    pub fn of_group(&self, group: u64) -> Vec<Ino> {
+    /// The mount's root is always known: the kernel never looks it up.
+    pub fn of_group(&self, group: u64, root: Ino) -> Vec<Ino> {
         let range = Ino::first_of_group(group)..=Ino::last_of_group(group);
-        let root = range.contains(&Ino::ROOT).then_some(Ino::ROOT);
+        let first = range.contains(&root).then_some(root);
         let all = self.inodes.borrow();
-        root.into_iter().chain(all.range(range).map(|(ino, _)| *ino).filter(|ino| *ino != Ino::ROOT)).collect()
+        first.into_iter().chain(all.range(range).map(|(ino, _)| *ino).filter(|ino| *ino != root)).collect()
     }
 
     pub fn len(&self) -> usize {
@@ -86,12 +86,13 @@ mod tests {
         for ino in [a, b, a, other, Ino::NONE] {
             known.looked_up(ino);
         }
-        assert_eq!(known.of_group(5), [a, b]);
+        assert_eq!(known.of_group(5, Ino::ROOT), [a, b]);
         known.forget(a, 1);
-        assert_eq!(known.of_group(5), [a, b]);
+        assert_eq!(known.of_group(5, Ino::ROOT), [a, b]);
         known.forget(a, 1);
         known.forget(Ino(77), 1);
-        assert_eq!((known.of_group(5), known.len()), (vec![b], 2));
-        assert_eq!(known.of_group(0), [Ino::ROOT]);
+        assert_eq!((known.of_group(5, Ino::ROOT), known.len()), (vec![b], 2));
+        assert_eq!(known.of_group(0, Ino::ROOT), [Ino::ROOT]);
+        assert_eq!((known.of_group(0, a), known.of_group(5, a)), (vec![], vec![a, b]), "of a confined client");
     }
 }

@@ -27,6 +27,7 @@ impl From<ClientError> for VfsError {
             Some(ErrorCode::Interrupted) => VfsError::INTR,
             Some(ErrorCode::Unsupported) => VfsError::NOTSUP,
             Some(ErrorCode::Busy) => VfsError::AGAIN,
+            Some(ErrorCode::Outside) if matches!(error, ClientError::Engine(_)) => VfsError::ACCES,
             Some(_) => {
                 tracing::error!(%error, "the engine refused");
                 VfsError::IO
@@ -117,9 +118,9 @@ impl Vfs {
         }
     }
 
-    /// The directory that holds a directory. The root is its own parent.
+    /// The directory that holds a directory. The root is its own parent, also one that is not the filesystem's.
     pub(crate) async fn parent_of(&self, guard: &LockGuard, dir: Ino) -> Result<Ino> {
-        if dir == Ino::ROOT {
+        if dir == self.root() {
             return Ok(dir);
         }
         let range = vellum_base::KeyRange {

@@ -1,14 +1,13 @@
 //! Hard links.
 
 use vellum_base::Ino;
-use vellum_format::Inode;
+use vellum_format::{Inode, Orphan};
 
 use crate::attr::MAX_NLINK;
 use crate::create::add_name;
 use crate::error::{Result, VfsError};
 use crate::ino_locks::Mode;
 use crate::lookup::check_new_name;
-use crate::orphan::orphan_key;
 use crate::types::Attr;
 use crate::vfs::Vfs;
 
@@ -45,7 +44,7 @@ impl Vfs {
         txn.put(Inode::key(ino), inode.encode());
         txn.put(Inode::key(parent), dir.encode());
         if nameless.is_some() {
-            txn.delete(orphan_key(ino));
+            txn.delete(Orphan::key(ino));
         }
         txn.commit()?;
         if let Some(file) = nameless {

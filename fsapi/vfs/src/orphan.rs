@@ -14,9 +14,10 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use bytes::Bytes;
 use vellum_base::{Bucket, Ino, Key, KeyRange, View, Zone};
 use vellum_client::ClientError;
-use vellum_format::{Inode, ItemKind};
+use vellum_format::{Inode, Orphan};
 use vellum_rt::{self as rt, Class};
 
 use crate::data::commit::Remap;
@@ -39,10 +40,6 @@ pub(crate) struct Orphans {
     cleaner: RefCell<Option<rt::JoinHandle<()>>>,
 }
 
-pub(crate) fn orphan_key(ino: Ino) -> Key {
-    Key::new(Bucket(ino.bucket()), Zone::Orphan, ino.0, ItemKind::Inode as u8, 0, 0, 0)
-}
-
 fn orphans_of(bucket: u8) -> KeyRange {
     let bucket = Bucket(bucket);
     KeyRange {
@@ -52,6 +49,12 @@ fn orphans_of(bucket: u8) -> KeyRange {
 }
 
 impl Vfs {
+    /// The record of an inode that loses its last name here, or is made without one.
+    pub(crate) fn orphan_record(&self) -> Bytes {
+        let root = self.client.is_confined().then(|| self.root());
+        Orphan { rid: self.client.rid(), root }.encode()
+    }
+
     pub(crate) fn start_orphan_cleaner(&self) {
         let weak = self.this.clone();
         let period = self.options.orphan_scan;
@@ -191,7 +194,7 @@ impl Vfs {
             let mut txn = self.client.begin(&held.guard);
             if last {
                 page.iter().for_each(|m| txn.delete(m.key(ino)));
-                txn.delete(orphan_key(ino));
+                txn.delete(Orphan::key(ino));
                 txn.delete_inode(ino);
             } else {
                 let mut remap = Remap::new(ino, page);
@@ -215,9 +218,9 @@ impl Vfs {
 
     /// A record of an inode that is no orphan.
     async fn forget_record(&self, guard: &vellum_client::LockGuard, ino: Ino) -> Result<()> {
-        if self.client.get(guard, orphan_key(ino)).await?.is_some() {
+        if self.client.get(guard, Orphan::key(ino)).await?.is_some() {
             let mut txn = self.client.begin(guard);
-            txn.delete(orphan_key(ino));
+            txn.delete(Orphan::key(ino));
             txn.commit()?;
         }
         Ok(())

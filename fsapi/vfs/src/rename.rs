@@ -122,7 +122,7 @@ impl Vfs {
             if dir == ancestor {
                 return Ok(true);
             }
-            if dir == Ino::ROOT {
+            if dir == self.root() {
                 return Ok(false);
             }
             let held = self.lock_shared(dir).await?;

@@ -3,13 +3,11 @@
 //! Such a file is an orphan from the beginning: when its maker dies, the cleaner takes it away. A link takes the orphan
 //! record back, in the transaction that makes the name.
 
-use bytes::Bytes;
 use vellum_base::Ino;
-use vellum_format::{FileKind, Inode};
+use vellum_format::{FileKind, Inode, Orphan};
 
 use crate::error::Result;
 use crate::ino_locks::Mode;
-use crate::orphan::orphan_key;
 use crate::types::{Attr, Caller, FileHandle, OpenFlags};
 use crate::vfs::Vfs;
 
@@ -27,7 +25,7 @@ impl Vfs {
         let mut txn = self.client.begin(&held.guard);
         acls.put(&mut txn, ino, &mut inode);
         txn.put(Inode::key(ino), inode.encode());
-        txn.put(orphan_key(ino), Bytes::copy_from_slice(&self.client.rid().0.to_le_bytes()));
+        txn.put(Orphan::key(ino), self.orphan_record());
         txn.commit()?;
         let file = self.files.get_or_new(ino);
         file.unlinked.set(true);

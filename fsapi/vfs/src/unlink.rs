@@ -3,10 +3,9 @@
 //! The last name takes a file that nobody has open along in the same transaction, when its extents fit one. Otherwise the
 //! inode becomes an orphan (`nlink` 0 and an orphan record), and is deleted later: see [`crate::orphan`].
 
-use bytes::Bytes;
 use vellum_base::{Ino, Key};
 use vellum_client::{LockGuard, Txn};
-use vellum_format::{FileKind, Inode, Timestamp};
+use vellum_format::{FileKind, Inode, Orphan, Timestamp};
 
 use crate::attr::touch_directory;
 use crate::create::remove_name;
@@ -14,7 +13,6 @@ use crate::data::truncate::DELETE_STEP;
 use crate::data::writeback::HoldFlights;
 use crate::error::{Result, VfsError, restarted};
 use crate::lookup::check_name;
-use crate::orphan::orphan_key;
 use crate::vfs::Vfs;
 
 /// How an inode without names ends.
@@ -130,7 +128,7 @@ impl Vfs {
                 inode.nlink = 0;
                 inode.ctime = now;
                 txn.put(Inode::key(*ino), inode.encode());
-                txn.put(orphan_key(*ino), Bytes::copy_from_slice(&self.client.rid().0.to_le_bytes()));
+                txn.put(Orphan::key(*ino), self.orphan_record());
             }
         }
     }

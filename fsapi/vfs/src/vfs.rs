@@ -69,7 +69,8 @@ impl Vfs {
                 }
             })
         }));
-        if !vfs.client.is_read_only() {
+        // A confined client is not shown who else's orphans there are: gateways of the whole filesystem clean up.
+        if !vfs.client.is_read_only() && !vfs.client.is_confined() {
             vfs.start_orphan_cleaner();
         }
         vfs
@@ -83,7 +84,7 @@ impl Vfs {
 
     /// Makes the root directory of a new filesystem, if nobody has. `caller` owns it.
     pub async fn make_root(&self, caller: Caller) -> Result<()> {
-        if self.client.is_read_only() {
+        if self.client.is_read_only() || self.client.is_confined() {
             return Ok(()); // who may write has made it, or there is nothing to read
         }
         let guard = self.client.lock(&[(LockName::of(Ino::ROOT), LockMode::Write)]).await?;
@@ -112,6 +113,11 @@ impl Vfs {
 
     pub fn client(&self) -> &Rc<Client> {
         &self.client
+    }
+
+    /// The directory that this client's paths begin at.
+    pub fn root(&self) -> Ino {
+        self.client.root()
     }
 
     /// Everything that was written is made durable; background work ends. Open handles are useless afterwards.

@@ -22,6 +22,8 @@ pub enum KeysError {
     Name { text: String },
     #[error("{text:?} is no address: an IP address or a DNS name")]
     Address { text: String },
+    #[error("{path:?} cannot be the directory of a client: {what}")]
+    Subtree { path: String, what: &'static str },
     /// A certificate that our authority signed, and that does not say who it is for.
     #[error("the certificate names no role of ours ({what})")]
     Subject { what: String },

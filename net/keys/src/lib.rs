@@ -17,6 +17,7 @@ mod error;
 mod files;
 mod quorum;
 mod subject;
+mod subtree;
 
 pub use authority::{Authority, Issued, Wish};
 pub use bundle::{ALPN, Keys, certificate_subject, peer_subject};
@@ -24,3 +25,4 @@ pub use der::{Validity, validity};
 pub use error::KeysError;
 pub use quorum::{QuorumKey, TAG_LEN, quorum_auth};
 pub use subject::{Name, Role, Subject};
+pub use subtree::Subtree;

@@ -50,8 +50,12 @@ fn bundles_hold_what_their_role_needs_and_no_more() {
     assert!(keys.subject().read_only && keys.quorum().is_err());
     assert!(matches!(keys.server(), Err(KeysError::NotANode { .. })), "a client serves nobody");
 
+    let confined = authority.issue(&wish("vellum:client/lab?path=/a%20b/c")).unwrap();
+    let path = Keys::load(&confined).unwrap().subject().path.clone().unwrap();
+    assert_eq!(path.names().collect::<Vec<_>>(), [b"a b".as_slice(), b"c"]);
+
     let listed: Vec<String> = authority.list().unwrap().iter().map(|issued| issued.subject.to_string()).collect();
-    assert_eq!(listed, ["vellum:node/a", "vellum:client/gw?read-only"]);
+    assert_eq!(listed, ["vellum:node/a", "vellum:client/gw?read-only", "vellum:client/lab?path=/a%20b/c"]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use vellum_base::prng::Prng;
-use vellum_base::{BatchNo, DmaBuf, Epoch, Fsid, Rid, Term};
+use vellum_base::{BatchNo, DmaBuf, Epoch, Fsid, Ino, Rid, Term};
 use vellum_proto::channel::Urgency;
 use vellum_proto::server::judge;
 use vellum_proto::{ClientEvent, ClientSession, Closed, ServerEvent, ServerSession, Time, Timers, Token, Window};
@@ -84,6 +84,7 @@ impl World {
             max_requests: WINDOW.max_requests,
             max_data_bytes: WINDOW.max_bytes as u32,
             read_only: false,
+            root: Ino::ROOT,
         }
     }
 
@@ -194,6 +195,7 @@ impl World {
                 max_requests: WINDOW.max_requests,
                 max_data_bytes: WINDOW.max_bytes as u32,
                 read_only: false,
+                root: Ino::ROOT,
             };
             server.attach(self.now, greeting, frame.ack, greeted).err()
         };

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use vellum_base::{BatchNo, DmaBuf, Epoch, Fsid, Rid, Term};
+use vellum_base::{BatchNo, DmaBuf, Epoch, Fsid, Ino, Rid, Term};
 use vellum_proto::channel::Urgency;
 use vellum_proto::server::judge;
 use vellum_proto::{ClientEvent, ClientSession, Closed, ServerEvent, ServerSession, Time, Timers, Token, Window};
@@ -99,6 +99,7 @@ impl Story {
             max_requests: WINDOW.max_requests,
             max_data_bytes: WINDOW.max_bytes as u32,
             read_only: false,
+            root: Ino::ROOT,
         };
         leader.attach(now, greeting, *ack, greeted)?;
         Ok(leader.poll_transmit().expect("the answer"))

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use thiserror::Error;
 use vellum_base::{BlockAddr, BlockRange, Ino, Key, View};
 
-use crate::message::{LockGrant, LockMode, LockName, LockWant, MAX_JOB_BYTES, MAX_RANGES, MAX_WANTS};
+use crate::message::{FilePart, LockGrant, LockMode, LockName, LockWant, MAX_JOB_BYTES, MAX_RANGES, MAX_WANTS};
 use crate::reader::Reader;
 use crate::writer;
 
@@ -27,10 +27,11 @@ pub enum WireFault {
     Version { found: u8, ours: u8 },
 }
 
-/// Bytes of one want, one grant, one key, one range.
+/// Bytes of one want, one grant, one range, one part of a file.
 pub(crate) const WANT_LEN: usize = 10;
 pub(crate) const GRANT_LEN: usize = WANT_LEN + 8;
 pub(crate) const RANGE_LEN: usize = 12;
+pub(crate) const PART_LEN: usize = 8 + RANGE_LEN;
 
 pub(crate) fn put_name(out: &mut Vec<u8>, name: LockName) {
     match name {
@@ -92,16 +93,32 @@ pub(crate) fn grants(r: &mut Reader) -> Result<Vec<LockGrant>, WireFault> {
 
 pub(crate) fn put_ranges(out: &mut Vec<u8>, ranges: &[BlockRange]) {
     writer::len(out, ranges.len());
-    for range in ranges {
-        writer::u64(out, range.start.0);
-        writer::u32(out, range.len_blocks);
-    }
+    ranges.iter().for_each(|range| put_range(out, range));
+}
+
+fn put_range(out: &mut Vec<u8>, range: &BlockRange) {
+    writer::u64(out, range.start.0);
+    writer::u32(out, range.len_blocks);
+}
+
+fn range(r: &mut Reader) -> Result<BlockRange, WireFault> {
+    Ok(BlockRange { start: BlockAddr(r.u64("range start")?), len_blocks: r.u32("range length")? })
 }
 
 pub(crate) fn ranges(r: &mut Reader) -> Result<Vec<BlockRange>, WireFault> {
-    r.list("block ranges", MAX_RANGES, RANGE_LEN, |r| {
-        Ok(BlockRange { start: BlockAddr(r.u64("range start")?), len_blocks: r.u32("range length")? })
-    })
+    r.list("block ranges", MAX_RANGES, RANGE_LEN, range)
+}
+
+pub(crate) fn put_parts(out: &mut Vec<u8>, parts: &[FilePart]) {
+    writer::len(out, parts.len());
+    for part in parts {
+        writer::u64(out, part.block);
+        put_range(out, &part.range);
+    }
+}
+
+pub(crate) fn parts(r: &mut Reader) -> Result<Vec<FilePart>, WireFault> {
+    r.list("file parts", MAX_RANGES, PART_LEN, |r| Ok(FilePart { block: r.u64("file block")?, range: range(r)? }))
 }
 
 /// A job or an outcome.

@@ -22,7 +22,7 @@ pub use files::{FILE_LOCK_MAX, FileLock, FileLockMode, FileLockOutcome, FileLock
 pub use frame::{Body, Frame};
 pub use header::{FrameHeader, FrameKind, HEADER_LEN, MAX_CONTROL, MAX_PAYLOAD};
 pub use message::{
-    ErrorCode, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, MAX_ENTRIES, MAX_ITEMS, MAX_JOB_BYTES,
-    MAX_RANGES, MAX_WANTS, PROTOCOL, Refusal, Request, Response, StatFs, WireError,
+    ErrorCode, FilePart, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, MAX_ENTRIES, MAX_ITEMS,
+    MAX_JOB_BYTES, MAX_RANGES, MAX_WANTS, PROTOCOL, Refusal, Request, Response, StatFs, WireError,
 };
 pub use quorum::{DatagramAuth, MAX_DATAGRAM, MAX_TAG, NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockRange, Epoch, Fsid, Ino, Key, KeyRange, Rid, Term, View};
 
 /// The version of frames and messages. Peers that differ don't talk (N7).
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Most locks in one `Lock`, `Unlock` or `Reassert`.
 pub const MAX_WANTS: usize = 4096;
@@ -74,6 +74,9 @@ pub struct Greeted {
     pub max_data_bytes: u32,
     /// The certificate allows nothing that changes: such requests get `NotPermitted`.
     pub read_only: bool,
+    /// What this client's paths begin at: [`Ino::ROOT`], or the directory that its certificate names. What is not below
+    /// it gets `Outside`.
+    pub root: Ino,
 }
 
 /// Why a greeting is not accepted.
@@ -94,6 +97,19 @@ pub enum Refusal {
     },
     /// This identity may not run compactions.
     NoWorker,
+    /// The path that the certificate names leads to no directory: to something else, or nowhere. A long one is cut off.
+    NoDirectory {
+        path: String,
+        exists: bool,
+    },
+}
+
+/// Blocks of a file, and where they are on the device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FilePart {
+    /// First block within the file.
+    pub block: u64,
+    pub range: BlockRange,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -223,6 +239,12 @@ pub enum Request {
     /// Answered by [`Response::Data`] with the blocks of all ranges in order as payload.
     ReadData {
         ranges: Vec<BlockRange>,
+    },
+    /// As `ReadData`, of a client that says whose blocks it reads: for one that is confined to a directory the engine
+    /// looks whether the file has them there. Parts ascend by block, and do not overlap.
+    ReadFile {
+        ino: Ino,
+        parts: Vec<FilePart>,
     },
     Commit {
         batch: Batch,
@@ -379,6 +401,8 @@ pub enum ErrorCode {
     NotFound = 8,
     Unsupported = 9,
     Interrupted = 10,
+    /// Not below the directory to which this client's certificate confines it, or not there at all.
+    Outside = 11,
 }
 
 impl std::fmt::Display for WireError {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
-use vellum_base::{BLOCK_SIZE, Batch, BatchNo, Ino, ItemOp, Key, KeyRange};
+use vellum_base::{BLOCK_SIZE, Batch, BatchNo, BlockRange, Ino, ItemOp, Key, KeyRange};
 
 use crate::admin;
 use crate::codec::{self, WireFault};
@@ -37,6 +37,7 @@ mod code {
     pub(super) const CLOSED: u16 = 22;
     pub(super) const OPENERS: u16 = 23;
     pub(super) const FILE_LOCK_DONE: u16 = 24;
+    pub(super) const READ_FILE: u16 = 25;
     pub(super) const COMPACT_ALL: u16 = 32;
     pub(super) const WORK: u16 = 33;
     pub(super) const COMPACT: u16 = 34;
@@ -66,6 +67,7 @@ impl Request {
             Request::Scan { .. } => code::SCAN,
             Request::WriteData => code::WRITE_DATA,
             Request::ReadData { .. } => code::READ_DATA,
+            Request::ReadFile { .. } => code::READ_FILE,
             Request::Commit { .. } => code::COMMIT,
             Request::Sync { .. } => code::SYNC,
             Request::AllocGroup { .. } => code::ALLOC_GROUP,
@@ -100,6 +102,7 @@ impl Request {
             Request::Scan { .. } => "scan",
             Request::WriteData => "write_data",
             Request::ReadData { .. } => "read_data",
+            Request::ReadFile { .. } => "read_file",
             Request::Commit { .. } => "commit",
             Request::Sync { .. } => "sync",
             Request::AllocGroup { .. } => "alloc_group",
@@ -127,9 +130,8 @@ impl Request {
     /// Bytes of data that this request makes each side hold, besides the control part: what credits count.
     pub fn data_bytes(&self, payload_len: usize) -> u64 {
         match self {
-            Request::ReadData { ranges } => {
-                ranges.iter().map(|r| u64::from(r.len_blocks) * BLOCK_SIZE as u64).fold(0, u64::saturating_add)
-            }
+            Request::ReadData { ranges } => data_len(ranges.iter()),
+            Request::ReadFile { parts, .. } => data_len(parts.iter().map(|part| &part.range)),
             Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() as u64).sum(),
             // Whatever is asked for, no answer is longer than a frame.
             Request::Scan { max_bytes, .. } => u64::from(*max_bytes).min(MAX_CONTROL as u64),
@@ -154,6 +156,7 @@ impl Request {
                 Request::Opened { inos } | Request::Closed { inos } | Request::Openers { inos } => inos.len() * 8,
                 Request::Get { keys, .. } => keys.len() * Key::LEN,
                 Request::ReadData { ranges } => ranges.len() * codec::RANGE_LEN,
+                Request::ReadFile { parts, .. } => parts.len() * codec::PART_LEN,
                 Request::Compact { job } => job.len(),
                 Request::Commit { batch } => batch.ops.iter().map(|op| op.len_bytes() + MIN_OP_LEN).sum(),
                 _ => 0,
@@ -181,6 +184,10 @@ impl Request {
                 codec::put_view(out, *view);
             }
             Request::ReadData { ranges } => codec::put_ranges(out, ranges),
+            Request::ReadFile { ino, parts } => {
+                writer::u64(out, ino.0);
+                codec::put_parts(out, parts);
+            }
             Request::Commit { batch } => put_batch(out, batch),
             Request::Sync { through } => writer::u64(out, through.0),
             Request::AllocGroup { near } => codec::put_option(out, *near, |out, ino| writer::u64(out, ino.0)),
@@ -247,6 +254,7 @@ impl Request {
             },
             code::WRITE_DATA => Request::WriteData,
             code::READ_DATA => Request::ReadData { ranges: codec::ranges(r)? },
+            code::READ_FILE => Request::ReadFile { ino: Ino(r.u64("inode")?), parts: codec::parts(r)? },
             code::COMMIT => Request::Commit { batch: batch(r)? },
             code::SYNC => Request::Sync { through: BatchNo(r.u64("batch number")?) },
             code::ALLOC_GROUP => Request::AllocGroup { near: r.option("inode", |r| r.u64("inode").map(Ino))? },
@@ -283,6 +291,10 @@ impl Request {
         r.end("request")?;
         Ok(request)
     }
+}
+
+fn data_len<'a>(ranges: impl Iterator<Item = &'a BlockRange>) -> u64 {
+    ranges.map(|range| u64::from(range.len_blocks) * BLOCK_SIZE as u64).fold(0, u64::saturating_add)
 }
 
 fn put_batch(out: &mut Vec<u8>, batch: &Batch) {

@@ -1,7 +1,7 @@
 //! Encoding of responses and of the greeting's messages.
 
 use bytes::Bytes;
-use vellum_base::{BatchNo, Epoch, Fsid, Key, Rid, Term};
+use vellum_base::{BatchNo, Epoch, Fsid, Ino, Key, Rid, Term};
 
 use crate::codec::{self, WireFault};
 use crate::files;
@@ -232,6 +232,7 @@ impl ErrorCode {
             8 => ErrorCode::NotFound,
             9 => ErrorCode::Unsupported,
             10 => ErrorCode::Interrupted,
+            11 => ErrorCode::Outside,
             _ => ErrorCode::Io,
         }
     }
@@ -272,6 +273,7 @@ impl Greeted {
             writer::u32(out, value);
         }
         writer::u8(out, self.read_only.into());
+        writer::u64(out, self.root.0);
     }
 
     pub fn decode(control: Bytes) -> Result<Greeted, WireFault> {
@@ -288,6 +290,7 @@ impl Greeted {
             max_requests: r.u32("request limit")?,
             max_data_bytes: r.u32("data limit")?,
             read_only: r.bool("read only")?,
+            root: Ino(r.u64("root inode")?),
         };
         r.end("greeted")?;
         Ok(greeted)
@@ -312,6 +315,11 @@ impl Refusal {
                 writer::u32(out, *limit);
             }
             Refusal::NoWorker => writer::u8(out, 16),
+            Refusal::NoDirectory { path, exists } => {
+                writer::u8(out, 17);
+                writer::bytes(out, path.as_bytes());
+                writer::u8(out, u8::from(*exists));
+            }
         }
     }
 
@@ -324,6 +332,7 @@ impl Refusal {
             4 => Refusal::NotServing,
             5 => Refusal::TooManyClients { limit: r.u32("limit")? },
             16 => Refusal::NoWorker,
+            17 => Refusal::NoDirectory { path: r.string("path")?, exists: r.bool("exists")? },
             found => return Err(WireFault::Value { what: "refusal", found: found.into() }),
         };
         r.end("refusal")?;

@@ -7,9 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vellum_base::{Batch, BatchNo, BlockRange, DmaBuf, Epoch, Fsid, Ino, ItemOp, Key, KeyRange, Rid, Term, View};
 use vellum_wire::{
-    AdminRequest, Body, ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, Frame, FrameHeader, Greeted,
-    Greeting, HEADER_LEN, HeldFileLock, LockGrant, LockMode, LockName, LockWant, MAX_CONTROL, MAX_LISTED, Refusal,
-    Request, Response, StatFs, WireError, WireFault,
+    AdminRequest, Body, ErrorCode, FileLock, FileLockMode, FileLockOutcome, FileLockSpace, FilePart, Frame,
+    FrameHeader, Greeted, Greeting, HEADER_LEN, HeldFileLock, LockGrant, LockMode, LockName, LockWant, MAX_CONTROL,
+    MAX_LISTED, Refusal, Request, Response, StatFs, WireError, WireFault,
 };
 
 fn key() -> impl Strategy<Value = Key> {
@@ -79,6 +79,13 @@ fn request() -> impl Strategy<Value = Request> {
         }),
         Just(Request::WriteData),
         ranges().prop_map(|ranges| Request::ReadData { ranges }),
+        (ino(), vec((any::<u64>(), any::<(u64, u32)>()), 0..20)).prop_map(|(ino, parts)| {
+            let parts = parts
+                .into_iter()
+                .map(|(block, (start, len))| FilePart { block, range: BlockRange::new(start, len) })
+                .collect();
+            Request::ReadFile { ino, parts }
+        }),
         (any::<u64>(), vec(op(), 0..20))
             .prop_map(|(number, ops)| Request::Commit { batch: Batch { number: BatchNo(number), ops } }),
         any::<u64>().prop_map(|n| Request::Sync { through: BatchNo(n) }),
@@ -129,6 +136,7 @@ fn error_code() -> impl Strategy<Value = ErrorCode> {
         NotFound,
         Unsupported,
         Interrupted,
+        Outside,
     ])
 }
 
@@ -177,10 +185,11 @@ fn body() -> impl Strategy<Value = Body> {
         1 => (any::<[u8; 16]>(), any::<u32>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(|(fsid, protocol, term, rid, flags)| {
             Body::Greeting(Greeting { fsid: Fsid(fsid), protocol, term: Term(term), rid: Rid(rid), flags })
         }),
-        1 => (any::<[u8; 16]>(), any::<[u64; 3]>(), any::<[u32; 6]>()).prop_map(|(fsid, w, n)| {
+        1 => (any::<[u8; 16]>(), any::<[u64; 4]>(), any::<[u32; 6]>()).prop_map(|(fsid, w, n)| {
             Body::Greeted(Greeted {
                 fsid: Fsid(fsid), term: Term(w[0]), last_batch: BatchNo(w[1]), durable: Epoch(w[2]), protocol: n[0],
                 format: n[1], lease_ms: n[2], keepalive_ms: n[3], max_requests: n[4], max_data_bytes: n[5], read_only: n[5] % 2 == 1,
+                root: Ino(w[3]),
             })
         }),
         1 => any::<[u8; 16]>().prop_map(|fsid| Body::Refused(Refusal::OtherFilesystem { served: Fsid(fsid) })),
@@ -188,6 +197,7 @@ fn body() -> impl Strategy<Value = Body> {
         1 => Just(Body::Refused(Refusal::Fenced)),
         1 => Just(Body::Refused(Refusal::NotServing)),
         1 => Just(Body::Refused(Refusal::NoWorker)),
+        1 => (".*", any::<bool>()).prop_map(|(path, exists)| Body::Refused(Refusal::NoDirectory { path, exists })),
         1 => any::<u32>().prop_map(|limit| Body::Refused(Refusal::TooManyClients { limit })),
         1 => Just(Body::Note),
     ]

@@ -9,8 +9,8 @@ use vellum_base::{
 use vellum_format::{ClientIdentity, Origin, Principal, ProcessId};
 use vellum_wire::quorum::{NoAuth, QuorumDatagram, QuorumKind, QuorumMessage};
 use vellum_wire::{
-    Body, ErrorCode, Frame, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, PROTOCOL, Refusal, Request,
-    Response,
+    Body, ErrorCode, FilePart, Frame, Greeted, Greeting, LockGrant, LockMode, LockName, LockWant, PROTOCOL, Refusal,
+    Request, Response,
 };
 
 const FSID: Fsid = Fsid([7; 16]);
@@ -35,6 +35,7 @@ pub fn requests() -> Vec<Request> {
         Request::Scan { range: KeyRange::ALL, max_items: 10, max_bytes: 1000, view: View::Applied },
         Request::WriteData,
         Request::ReadData { ranges: vec![BlockRange::new(3, 4), BlockRange::new(9, 1)] },
+        Request::ReadFile { ino: Ino(5 << 10), parts: vec![FilePart { block: 7, range: BlockRange::new(3, 4) }] },
         Request::Commit { batch: Batch { number: BatchNo(4), ops } },
         Request::Sync { through: BatchNo(4) },
         Request::AllocGroup { near: Some(Ino(1 << 20)) },
@@ -84,6 +85,7 @@ pub fn greeted() -> Greeted {
         max_requests: 100,
         max_data_bytes: 1 << 20,
         read_only: true,
+        root: Ino::ROOT,
     }
 }
 
@@ -94,6 +96,7 @@ pub fn refusals() -> Vec<Refusal> {
         Refusal::Fenced,
         Refusal::NotServing,
         Refusal::TooManyClients { limit: 5 },
+        Refusal::NoDirectory { path: "/a".into(), exists: true },
     ]
 }
 

@@ -252,8 +252,8 @@ pub enum Keys {
         /// It may look, and change nothing.
         #[arg(long)]
         read_only: bool,
-        /// Refused: an engine cannot hold a client to a subtree (docs/OPERATING.md, "Keys").
-        #[arg(long, value_name = "SUBTREE", hide = true)]
+        /// This directory is all that it sees: its mounts show it as their root.
+        #[arg(long, value_name = "DIRECTORY")]
         path: Option<PathBuf>,
         #[command(flatten)]
         validity: KeyValidity,

@@ -52,7 +52,7 @@ impl Library {
     }
 
     async fn find(&self, path: &Path) -> Result<Ino> {
-        let mut at = Ino::ROOT;
+        let mut at = self.vfs.root();
         for name in path.iter() {
             let found = self.vfs.lookup(at, name.as_bytes()).await;
             at = found.with_context(|| format!("{} is lost", path.display()))?.ino;

@@ -3,13 +3,17 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use common::cluster::ClusterLab;
-use common::{Lab, VELLUM, can_mount, is_mounted, terminate, vellum_fails, vellum_ok, wait_for, wait_until};
+use common::gateways::Gateways;
+use common::{Lab, VELLUM, can_mount, terminate, vellum_fails, vellum_ok, wait_for, wait_until};
+use rustix::io::Errno;
 
 const USAGE: i32 = 2;
 const ENDPOINT: i32 = 5;
@@ -46,10 +50,14 @@ struct Server {
 
 impl Server {
     fn start(lab: &Lab, keys: &str) -> Server {
+        Server::start_at(lab, keys, "tcp:127.0.0.1:0")
+    }
+
+    fn start_at(lab: &Lab, keys: &str, listen: &str) -> Server {
         let log = lab.dir.path().join("serve.out");
         let _ = fs::remove_file(&log);
         let child = Command::new(VELLUM)
-            .args(["serve", &lab.image_str(), "--listen", "tcp:127.0.0.1:0", "--keys", keys])
+            .args(["serve", &lab.image_str(), "--listen", listen, "--keys", keys])
             .stdin(Stdio::null())
             .stdout(fs::File::create(&log).unwrap())
             .spawn()
@@ -101,7 +109,13 @@ fn keys_are_made_listed_and_never_lost_by_accident() {
     vellum_fails(&["keys", "client", at, "../x"], USAGE, &["no name"]);
     vellum_fails(&["keys", "node", at, "b", "--address", "not an address"], USAGE, &["no address"]);
     vellum_fails(&["keys", "node", at, "b"], USAGE, &["--address"]);
-    vellum_fails(&["keys", "client", at, "x", "--path", "/projects/x"], USAGE, &["cannot hold a client to a subtree"]);
+    for path in ["projects", "/", "/a/../b", "/a//b"] {
+        vellum_fails(&["keys", "client", at, "x", "--path", path], USAGE, &["cannot be the directory of a client"]);
+    }
+    vellum_ok(&["keys", "client", at, "x", "--path", "/projects/x y/", "--read-only"]);
+    let listed = vellum_ok(&["keys", "list", at]);
+    assert!(listed.lines().any(|line| line.contains("read-only") && line.contains("/projects/x y ")), "{listed}");
+    assert!(vellum_ok(&["keys", "list", at, "--json"]).contains(r#""confined_to":"/projects/x y""#));
     vellum_fails(&["keys", "list", "/nonexistent"], 1, &["/nonexistent"]);
 }
 
@@ -156,35 +170,145 @@ fn read_only_keys_read() {
     let lab = Lab::new("128M");
     let keys = Keys::new(&lab);
     let server = Server::start(&lab, &keys.of("nodes/a"));
-    let mount = |name: &str, bundle: &str| {
-        let dir = lab.dir.path().join(name);
-        fs::create_dir(&dir).unwrap();
-        let child = Command::new(VELLUM)
-            .args(["mount", &server.endpoint, text(&dir), "--keys", &keys.of(bundle)])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        wait_until("the mount is there", Duration::from_secs(30), || is_mounted(&dir));
-        (dir, child)
-    };
-    let (writes, mut writer) = mount("writes", "clients/gw");
+    let mut gateways = Gateways::default();
+    let mut mount = |name: &str, bundle: &str| mount(&mut gateways, &lab, &server.endpoint, name, &keys.of(bundle));
+    let writes = mount("writes", "clients/gw");
     fs::write(writes.join("file"), vec![7; 3 << 20]).unwrap();
-    let (reads, mut reader) = mount("reads", "clients/reader");
+    let reads = mount("reads", "clients/reader");
     assert_eq!(fs::read(reads.join("file")).unwrap(), vec![7; 3 << 20]);
     fs::write(writes.join("file"), b"changed").unwrap();
     assert_eq!(fs::read(reads.join("file")).unwrap(), b"changed", "coherent");
     for refused in
         [fs::write(reads.join("new"), b"x"), fs::remove_file(reads.join("file")), fs::create_dir(reads.join("dir"))]
     {
-        assert_eq!(refused.unwrap_err().raw_os_error(), Some(rustix::io::Errno::ROFS.raw_os_error()));
+        assert_eq!(refused.unwrap_err().raw_os_error(), Some(Errno::ROFS.raw_os_error()));
     }
-    for (child, dir) in [(&mut reader, &reads), (&mut writer, &writes)] {
-        terminate(child);
-        let status = wait_for(child, Duration::from_secs(30)).expect("it ends on SIGTERM");
-        assert!(status.success() && !is_mounted(dir));
-    }
+    gateways.stop(&reads);
+    gateways.stop(&writes);
     server.stop();
     lab.check();
+}
+
+/// Two gateways side by side, one of them confined to /projects/x: it sees that, works there as anybody does, over a restart
+/// of the engine too, and reaches nothing else.
+#[test]
+fn confined_keys_see_one_directory() {
+    if !can_mount("confined_keys_see_one_directory") {
+        return;
+    }
+    let lab = Lab::new("256M");
+    let keys = Keys::new(&lab);
+    vellum_ok(&["keys", "client", text(&keys.dir), "x", "--path", "/projects/x"]);
+    let (node, confined) = (keys.of("nodes/a"), keys.of("clients/x"));
+    let mut server = Server::start(&lab, &node);
+    let at = server.endpoint.clone();
+    let mut gateways = Gateways::default();
+    let all = mount(&mut gateways, &lab, &at, "all", &keys.of("clients/gw"));
+    let refused = |what: &str| {
+        sync(&all);
+        vellum_fails(&["mount", &at, text(&all), "--keys", &confined], ENDPOINT, &["/projects/x", what, "keys client"]);
+    };
+    refused("does not exist");
+    fs::create_dir(all.join("projects")).unwrap();
+    fs::write(all.join("projects/x"), b"").unwrap();
+    refused("is no directory");
+    fs::remove_file(all.join("projects/x")).unwrap();
+    fs::create_dir_all(all.join("projects/x/old/deep")).unwrap();
+    fs::create_dir(all.join("projects/y")).unwrap();
+    fs::write(all.join("projects/y/secret"), vec![9; 1 << 20]).unwrap();
+    fs::write(all.join("projects/x/large"), vec![7; 3 << 20]).unwrap();
+    fs::write(all.join("projects/x/old/deep/file"), b"deep").unwrap();
+    sync(&all);
+
+    let mine = mount(&mut gateways, &lab, &at, "mine", &confined);
+    let x = all.join("projects/x");
+    assert_eq!(names(&mine), ["large", "old"]);
+    assert_eq!(fs::read(mine.join("large")).unwrap(), vec![7; 3 << 20]);
+    assert_eq!(fs::read(mine.join("old/deep/file")).unwrap(), b"deep");
+    // Work on both sides, each seen by the other.
+    fs::create_dir(mine.join("new")).unwrap();
+    for n in 0..200 {
+        fs::write(mine.join(format!("new/{n}")), vec![n as u8; 5000]).unwrap();
+    }
+    fs::rename(mine.join("new/0"), mine.join("old/deep/zero")).unwrap();
+    fs::rename(mine.join("old/deep"), mine.join("new/deep")).unwrap();
+    fs::hard_link(mine.join("large"), mine.join("new/link")).unwrap();
+    fs::remove_file(mine.join("large")).unwrap();
+    std::os::unix::fs::symlink("../../y/secret", mine.join("new/way-out")).unwrap();
+    assert_eq!(names(&x), ["new", "old"]);
+    assert_eq!(fs::read(x.join("new/deep/zero")).unwrap(), vec![0; 5000]);
+    assert_eq!(fs::read(x.join("new/link")).unwrap(), vec![7; 3 << 20]);
+    fs::write(x.join("new/1"), b"from outside").unwrap();
+    assert_eq!(fs::read(mine.join("new/1")).unwrap(), b"from outside");
+    assert!(fs::read(mine.join("new/way-out")).is_err(), "it leads to nothing that this mount has");
+
+    // A file that is open outlives its name, and a link from outside is a way in as long as it stands.
+    let mut open = fs::File::options().read(true).write(true).create_new(true).open(mine.join("tmp")).unwrap();
+    fs::remove_file(mine.join("tmp")).unwrap();
+    open.write_all(b"kept").unwrap();
+    fs::hard_link(all.join("projects/y/secret"), x.join("shared")).unwrap();
+    assert_eq!(fs::read(mine.join("shared")).unwrap(), vec![9; 1 << 20]);
+    fs::remove_file(x.join("shared")).unwrap();
+    assert_eq!(fs::read(mine.join("shared")).unwrap_err().kind(), ErrorKind::NotFound);
+
+    // The engine dies; what both have not made durable is sent again to the next one.
+    fs::write(mine.join("new/before"), vec![1; 100_000]).unwrap();
+    server.child.kill().unwrap();
+    drop(server);
+    server = Server::start_at(&lab, &node, &at);
+    fs::write(mine.join("new/after"), vec![2; 100_000]).unwrap();
+    open.write_all(b" on").unwrap();
+    open.rewind().unwrap();
+    let mut kept = String::new();
+    open.read_to_string(&mut kept).unwrap();
+    assert_eq!(kept, "kept on");
+    drop(open);
+    assert_eq!(fs::read(x.join("new/before")).unwrap(), vec![1; 100_000]);
+    assert_eq!(fs::read(x.join("new/after")).unwrap(), vec![2; 100_000]);
+
+    // What is moved out is out of reach, also by what the kernel remembers of it.
+    let deep = fs::File::open(mine.join("new/deep")).unwrap();
+    fs::rename(x.join("new/deep"), all.join("projects/y/deep")).unwrap();
+    assert_eq!(fs::read(mine.join("new/deep/zero")).unwrap_err().kind(), ErrorKind::NotFound);
+    let through_it = fs::read(format!("/proc/self/fd/{}/zero", deep.as_raw_fd()));
+    assert_eq!(through_it.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    drop(deep);
+    // The tools are confined as well.
+    vellum_ok(&["df", &at, "--keys", &confined]);
+    for command in ["status", "clients", "locks"] {
+        vellum_fails(&[command, &at, "--keys", &confined], 1, &["confined"]);
+    }
+    let ino = |path: &Path| fs::metadata(path).unwrap().ino().to_string();
+    let path_of = |ino: &str| vellum_ok(&["ino-path", ino, &at, "--keys", &confined]);
+    assert_eq!(path_of(&ino(&x.join("new/link"))).trim(), "/new/link");
+    vellum_fails(&["ino-path", &ino(&all.join("projects/y/secret")), &at, "--keys", &confined], 1, &["not below"]);
+
+    // Removed: the mount has nothing any more, and the keys lead nowhere.
+    fs::remove_dir_all(&x).unwrap();
+    assert_eq!(fs::read_dir(&mine).map(|_| ()).unwrap_err().raw_os_error(), Some(Errno::STALE.raw_os_error()));
+    gateways.stop(&mine);
+    refused("does not exist");
+    gateways.stop(&all);
+    server.stop();
+    lab.check();
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What was done through a mount is with the engine: until then it is with its gateway, for milliseconds.
+fn sync(dir: &Path) {
+    fs::File::open(dir).unwrap().sync_all().unwrap();
+}
+
+fn mount(gateways: &mut Gateways, lab: &Lab, endpoint: &str, name: &str, keys: &str) -> PathBuf {
+    let dir = lab.dir.path().join(name);
+    gateways.start(Command::new(VELLUM).args(["mount", endpoint, "--keys", keys]), &dir);
+    dir
 }
 
 /// Three members and a mount beyond loopback: elections over tagged datagrams, everything else over TLS, and a failover.
@@ -202,7 +326,7 @@ fn a_cluster_beyond_loopback_has_keys_or_does_not_start() {
     let at = lab.mount("m");
     let write = |name: &str| {
         let file = fs::File::create(at.join(name)).unwrap();
-        std::io::Write::write_all(&mut &file, &vec![5; 1 << 20]).unwrap();
+        (&file).write_all(&vec![5; 1 << 20]).unwrap();
         file.sync_all().unwrap();
     };
     write("before");

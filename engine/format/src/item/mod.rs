@@ -10,7 +10,7 @@
 //! | Fs     | Symlink  | ino   | 0                  | 0       | part   | target bytes, 1,024 a part          |
 //! | Fs     | Inline   | ino   | 0                  | 0       | 0      | file content, up to [`MAX_INLINE`]  |
 //! | Fs     | Extent   | ino   | last logical block | 0       | 0      | [`Extent`]                          |
-//! | Orphan | Inode    | ino   | 0                  | 0       | 0      | rid that unlinked it, u64 LE        |
+//! | Orphan | Inode    | ino   | 0                  | 0       | 0      | [`Orphan`]                          |
 //! | Index  | 0        | index | seq                | ino     | 0      | empty; the index is an [`IndexKind`] |
 //! | Space  | Bitmap   | chunk | sub-bitmap index   | 0       | 0      | bitmap, bit set = block in use      |
 //! | System | various  |       |                    |         |        | kept by the store                   |
@@ -21,6 +21,7 @@ mod dirent;
 mod extent;
 mod index;
 mod inode;
+mod orphan;
 pub mod xattr;
 
 use bytes::Bytes;
@@ -30,6 +31,7 @@ pub use dirent::{Dirent, MAX_NAME, name_hash};
 pub use extent::{Extent, ExtentHeader, FLAG_OFFLINE, MAX_EXTENT_BLOCKS};
 pub use index::IndexKind;
 pub use inode::{FileKind, INODE_VERSION, Inode, Timestamp};
+pub use orphan::Orphan;
 
 /// An item's value: cheap to clone, may share the memory of the block or the frame that it came in.
 pub type Value = Bytes;

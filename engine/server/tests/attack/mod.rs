@@ -1,4 +1,5 @@
-//! An attacker with a plain socket, and a client that works meanwhile.
+//! An attacker with a plain socket or with keys, and a client that works meanwhile.
+#![allow(dead_code)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use vellum_base::{Epoch, Fsid, Ino, ItemOp, Rid, Term};
 use vellum_format::Inode;
-use vellum_link::{Address, ConnectOptions, Connection, Identity};
+use vellum_keys::{Authority, Keys, Wish};
+use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError};
 use vellum_nvme::Device;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_proto::Timers;
@@ -242,4 +244,37 @@ impl Raw {
         }
         false
     }
+}
+
+/// An authority, and keys of it.
+pub struct Installation {
+    _dir: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Installation {
+    pub fn new() -> Installation {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::init(&dir.path().join("authority")).unwrap();
+        Installation { _dir: dir, authority }
+    }
+
+    pub fn keys(&self, subject: &str) -> Arc<Keys> {
+        let valid = Duration::from_secs(86_400);
+        let wish = Wish { subject: subject.parse().unwrap(), addresses: vec!["127.0.0.1".into()], valid, renew: true };
+        Arc::new(Keys::load(&self.authority.issue(&wish).unwrap()).unwrap())
+    }
+
+    pub fn lab(&self) -> Lab {
+        Lab::with(NodeOptions { keys: Some(self.keys("vellum:node/a")), ..NodeOptions::default() })
+    }
+}
+
+pub fn with_keys(keys: Arc<Keys>) -> ConnectOptions {
+    ConnectOptions { timers: TIMERS, keys: Some(keys), ..ConnectOptions::default() }
+}
+
+pub async fn open(lab: &Lab, keys: Arc<Keys>, rid: u64) -> Result<std::rc::Rc<Connection>, LinkError> {
+    let address = Address::Net(Endpoint::Tcp(lab.tcp));
+    Connection::open(address, Identity { rid: Rid(rid), fsid: None }, with_keys(keys)).await
 }

@@ -16,7 +16,7 @@ use vellum_proto::Timers;
 use vellum_rt::local::Notify;
 use vellum_rt::{Class, sleep, spawn};
 use vellum_server::{
-    Backend, BackendFuture, NodeOptions, Reactor, ReactorParts, Scanned, TableAuthority, Walked, mesh,
+    Backend, BackendFuture, BatchJudge, NodeOptions, Reactor, ReactorParts, Scanned, TableAuthority, Walked, mesh,
 };
 use vellum_wire::{ErrorCode, LockGrant, LockMode, LockName, LockWant, Request, Response, StatFs, WireError};
 
@@ -156,10 +156,13 @@ impl Backend for FakeStore {
     fn walk(&self, _: u8, _: (u64, Ino), _: u64, _: usize) -> BackendFuture<Walked> {
         done((vec![], None, self.durable.get()))
     }
-    fn commit(&self, rid: Rid, batch: Batch) -> BackendFuture<Epoch> {
+    fn commit(&self, rid: Rid, batch: Batch, judge: Option<BatchJudge>) -> BackendFuture<Epoch> {
         let store = self.me.borrow().upgrade().unwrap();
         Box::pin(async move {
             sleep(store.commit_delay.get()).await;
+            if let Some(judge) = judge {
+                judge().await?;
+            }
             store.apply(rid, &batch)
         })
     }
@@ -194,7 +197,13 @@ impl Backend for FakeStore {
         }
         done(DmaBuf::copy_from(&out, true).freeze())
     }
-    fn alloc_group(&self, _: Option<Ino>) -> BackendFuture<u64> {
+    fn names(&self) -> u64 {
+        self.applied.get().0
+    }
+    fn hold_blocks(&self) -> Box<dyn std::any::Any> {
+        Box::new(()) // none is used twice
+    }
+    fn alloc_group(&self, _: Option<Ino>, _: Option<Ino>) -> BackendFuture<u64> {
         let mut disk = self.disk.borrow_mut();
         disk.next_group += 1;
         done(disk.next_group)
@@ -295,6 +304,10 @@ impl TestClient {
             insecure_network: true,
             ..ConnectOptions::default()
         };
+        TestClient::connect_with(address, rid, options).await
+    }
+
+    pub async fn connect_with(address: Address, rid: u64, options: ConnectOptions) -> Rc<TestClient> {
         let identity = Identity { rid: Rid(rid), fsid: None };
         let conn = Connection::open(address, identity, options).await.unwrap();
         let client = Rc::new(TestClient {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use vellum_base::{Ino, ItemOp, Key, Zone};
 use vellum_format::item::{MAX_INLINE, MAX_SYMLINK, PART_BYTES, xattr};
-use vellum_format::{Dirent, Extent, ExtentHeader, Inode, ItemError, ItemKind};
+use vellum_format::{Dirent, Extent, ExtentHeader, Inode, ItemError, ItemKind, Orphan};
 
 /// What an operation touches.
 #[derive(Debug, PartialEq)]
@@ -46,8 +46,8 @@ pub(crate) fn check(op: &ItemOp) -> Result<Checked, String> {
             if key.kind() != ItemKind::Inode as u8 || (key.second(), key.third(), key.fourth()) != (0, 0, 0) {
                 return Err("no orphan key".into());
             }
-            if value.is_some_and(|v| v.len() != 8) {
-                return Err("an orphan's value is a rid".into());
+            if let Some(value) = value {
+                Orphan::decode(value).map_err(|e| e.to_string())?;
             }
             Ok(Checked::Other(ino))
         }

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -115,6 +116,10 @@ impl Drop for Held {
     }
 }
 
+/// Has the last word on a batch: asked when everything is reserved, so that the inodes that the batch changes stay as they
+/// are until it is applied. It may read, and is asked again when the batch had to wait for room.
+pub type Judge = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), CommitError>>>>>;
+
 /// Refusals that a later attempt may not meet.
 pub(super) enum Attempt {
     Done(Epoch),
@@ -127,11 +132,22 @@ impl Store {
     /// Applies a client's batch, in the order of the calls. Answers the epoch that it is part of; the same for a batch that
     /// was applied before. Dropping the future does not take it back.
     pub fn commit(self: &Rc<Self>, rid: Rid, batch: Batch) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
+        self.commit_judged(rid, batch, None)
+    }
+
+    /// As [`Store::commit`], with a judge: then the rid's home must be here.
+    pub fn commit_judged(
+        self: &Rc<Self>,
+        rid: Rid,
+        batch: Batch,
+        judge: Option<Judge>,
+    ) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
         let home = self.home_of(rid);
         let answer = if home == self.me {
-            let task = spawn(Class::Request, "commit", self.commit_here(rid, batch));
+            let task = spawn(Class::Request, "commit", self.commit_here(rid, batch, judge));
             Ok(task)
         } else {
+            assert!(judge.is_none(), "a judge does not travel");
             Err(self.mesh.call(home, Request::Commit { rid, batch }))
         };
         async move {
@@ -151,6 +167,7 @@ impl Store {
         self: &Rc<Self>,
         rid: Rid,
         batch: Batch,
+        judge: Option<Judge>,
     ) -> impl Future<Output = Result<Epoch, CommitError>> + use<> {
         let state = self.home.state(rid);
         let waiting = state.queue.borrow().len();
@@ -164,14 +181,20 @@ impl Store {
                 let _ = wait.await; // the sender is dropped only after it has sent
             }
             store.home.running.set(store.home.running.get() + 1);
-            let result = store.admit(rid, &turn.state, batch).await;
+            let result = store.admit(rid, &turn.state, batch, judge).await;
             store.home.running.set(store.home.running.get() - 1);
             store.room.notify_all();
             result
         }
     }
 
-    async fn admit(self: &Rc<Self>, rid: Rid, state: &RidState, batch: Batch) -> Result<Epoch, CommitError> {
+    async fn admit(
+        self: &Rc<Self>,
+        rid: Rid,
+        state: &RidState,
+        batch: Batch,
+        judge: Option<Judge>,
+    ) -> Result<Epoch, CommitError> {
         self.check_writable()?;
         let last = self.last_batch(rid, state).await?;
         let expected = last.number.next();
@@ -190,7 +213,7 @@ impl Store {
         }
         loop {
             self.check_failed()?;
-            match self.attempt(rid, batch.number, state, &by_owner).await? {
+            match self.attempt((rid, batch.number), state, &by_owner, judge.as_ref()).await? {
                 Attempt::Done(epoch) => return Ok(epoch),
                 Attempt::Moved => {}
                 Attempt::Busy => self.wait_for_room().await,
@@ -219,10 +242,10 @@ impl Store {
 
     async fn attempt(
         self: &Rc<Self>,
-        rid: Rid,
-        number: BatchNo,
+        (rid, number): (Rid, BatchNo),
         state: &RidState,
         by_owner: &BTreeMap<ReactorId, Vec<ItemOp>>,
+        judge: Option<&Judge>,
     ) -> Result<Attempt, CommitError> {
         let mut held = Vec::new();
         let mut released = Vec::new();
@@ -260,6 +283,9 @@ impl Store {
         }
         if let Some(refusal) = refusal {
             return refusal;
+        }
+        if let Some(judge) = judge {
+            judge().await?;
         }
         let changes = self.block_changes(rid, by_owner, &released)?;
         if !changes.is_empty() {

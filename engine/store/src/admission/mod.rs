@@ -11,5 +11,6 @@ mod pace;
 mod reserve;
 
 pub(crate) use home::Home;
+pub use home::Judge;
 pub(crate) use pace::{Pace, rate};
 pub(crate) use reserve::Reservations;

@@ -6,10 +6,11 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
 use vellum_base::{BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
-use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Record, bitmap, log};
+use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Orphan, Record, bitmap, log};
 
 use super::check::{Checked, check, key_of};
 use crate::error::{CommitError, StoreError};
@@ -46,6 +47,15 @@ struct Reservation {
     space: SpaceChange,
     inos: Vec<Ino>,
     charged: usize,
+    /// It changes names of inodes that are there.
+    renames: bool,
+}
+
+/// What a client's operations come to.
+struct Resolution {
+    writes: Vec<Resolved>,
+    released: Vec<BlockRange>,
+    renames: bool,
 }
 
 /// What is known of an inode that a reservation or an undurable epoch holds.
@@ -155,9 +165,9 @@ impl Store {
             self.uncharge(bytes);
         };
         match self.resolve(&ops, &checked).await {
-            Ok(Ok((writes, released))) => {
+            Ok(Ok(Resolution { writes, released, renames })) => {
                 let space = SpaceChange::default();
-                let token = self.reservations.keep(Reservation { rid, writes, space, inos, charged: bytes });
+                let token = self.reservations.keep(Reservation { rid, writes, space, inos, charged: bytes, renames });
                 Ok(Ok(Reserved { token, released, least_epoch }))
             }
             Ok(Err(refused)) => {
@@ -200,12 +210,13 @@ impl Store {
         &self,
         ops: &[ItemOp],
         checked: &[Checked],
-    ) -> Result<Result<(Vec<Resolved>, Vec<BlockRange>), CommitError>, StoreError> {
+    ) -> Result<Result<Resolution, CommitError>, StoreError> {
         let mut writes = Vec::with_capacity(ops.len());
         let mut released = Vec::new();
         let dying: BTreeSet<Ino> =
             checked.iter().filter_map(|c| if let Checked::Death(ino) = c { Some(*ino) } else { None }).collect();
         let mut dropped: BTreeSet<Key> = BTreeSet::new();
+        let (mut renamed, mut born, mut renames) = (BTreeSet::new(), BTreeSet::new(), false);
         for (op, what) in ops.iter().zip(checked) {
             let key = key_of(op);
             let is_put = matches!(op, ItemOp::Put { .. });
@@ -217,12 +228,18 @@ impl Store {
                 released.extend(self.old_extent(&key).await?);
                 dropped.insert(key);
             }
+            if key.zone() == Some(Zone::Fs) && key.kind() == ItemKind::Backref as u8 {
+                renamed.insert(what.ino());
+            }
             writes.push(match (op, what) {
                 (ItemOp::Put { value, .. }, Checked::Inode(ino)) => {
                     let old = self.old_inode(*ino).await?;
                     let bad = |error| StoreError::Item { key, error };
                     let new_version = Inode::decode(value).map_err(bad)?.data_version;
                     let data_changed = old.as_ref().is_none_or(|old| old.data_version != new_version);
+                    if old.is_none() {
+                        born.insert(*ino);
+                    }
                     let old = old.map(|o| OldInode { meta_seq: o.meta_seq, data_seq: o.data_seq });
                     Resolved::Inode { ino: *ino, value: value.clone(), old, data_changed }
                 }
@@ -230,18 +247,20 @@ impl Store {
                 (ItemOp::Delete { .. }, _) => Resolved::Plain(Record::Delete { key }),
                 (ItemOp::DeleteInode { ino }, _) => {
                     let old = self.old_inode(*ino).await?;
+                    renames |= old.as_ref().is_some_and(Inode::is_dir);
                     let old = old.map(|o| OldInode { meta_seq: o.meta_seq, data_seq: o.data_seq });
                     Resolved::Death { ino: *ino, old }
                 }
             });
         }
+        renames |= renamed.iter().any(|ino| !born.contains(ino) && !dying.contains(ino));
         for ino in dying {
             if let Some(key) = self.remaining_extent(ino, &dropped).await? {
                 let reason = "an inode that dies has this extent left".into();
                 return Ok(Err(CommitError::Malformed { key, reason }));
             }
         }
-        Ok(Ok((writes, released)))
+        Ok(Ok(Resolution { writes, released, renames }))
     }
 
     async fn old_inode(&self, ino: Ino) -> Result<Option<Inode>, StoreError> {
@@ -298,7 +317,8 @@ impl Store {
             return Err(Refused::No(CommitError::Blocks { rid, start, len }));
         }
         let (writes, inos) = (Vec::new(), Vec::new());
-        Ok(self.reservations.keep(Reservation { rid, writes, space: change, inos, charged: bytes }))
+        let renames = false;
+        Ok(self.reservations.keep(Reservation { rid, writes, space: change, inos, charged: bytes, renames }))
     }
 
     /// Room for a few records of the engine's own.
@@ -310,6 +330,7 @@ impl Store {
             space: SpaceChange::default(),
             inos: Vec::new(),
             charged: PART_OVERHEAD,
+            renames: false,
         };
         Ok(self.reservations.keep(reservation))
     }
@@ -334,6 +355,9 @@ impl Store {
             stamp(write, epoch, &mut records);
         }
         self.apply_in(epoch, &records);
+        if r.renames {
+            self.names.fetch_add(1, Ordering::SeqCst);
+        }
         {
             let mut epochs = self.epochs.borrow_mut();
             let part = epochs.part(epoch);
@@ -370,7 +394,7 @@ fn stamp(write: Resolved, epoch: Epoch, out: &mut Vec<Record>) {
                 out.push(Record::Delete { key: IndexKind::MetaSeq.key(old.meta_seq, ino) });
                 out.push(Record::Delete { key: IndexKind::DataSeq.key(old.data_seq, ino) });
             }
-            out.push(Record::Delete { key: orphan_key(ino) });
+            out.push(Record::Delete { key: Orphan::key(ino) });
         }
     }
 }
@@ -383,9 +407,4 @@ fn move_entry(kind: IndexKind, ino: Ino, old: Option<u64>, new: u64, out: &mut V
         out.push(Record::Delete { key: kind.key(old, ino) });
     }
     out.push(Record::Put { key: kind.key(new, ino), value: Bytes::new() });
-}
-
-/// The record of an inode without a name.
-pub(crate) fn orphan_key(ino: Ino) -> Key {
-    Key::new(vellum_base::Bucket(ino.bucket()), Zone::Orphan, ino.0, ItemKind::Inode as u8, 0, 0, 0)
 }

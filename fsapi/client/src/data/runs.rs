@@ -28,6 +28,15 @@ pub(crate) enum Piece {
     Device(BlockRange),
 }
 
+impl Piece {
+    pub fn len_blocks(&self) -> u64 {
+        match self {
+            Piece::Memory(data) => (data.len() / BLOCK_SIZE) as u64,
+            Piece::Device(range) => range.len_blocks.into(),
+        }
+    }
+}
+
 /// Data to send again: neighbours together, so that extents that span them stay whole.
 pub(crate) struct Resend {
     /// Provisional address of each slice.

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Rid, Term};
+use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Ino, Rid, Term};
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
 use vellum_wire::{Greeted, LockGrant, Request, Response, StatFs};
 
@@ -322,6 +322,7 @@ impl Port for FakePort {
             max_requests: 1024,
             max_data_bytes: 64 << 20,
             read_only: false,
+            root: Ino::ROOT,
         }
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use vellum_base::prng::Prng;
-use vellum_base::{Batch, BatchNo, DmaSlice, Epoch, Fsid, Key, Rid, View};
+use vellum_base::{Batch, BatchNo, DmaSlice, Epoch, Fsid, Ino, Key, Rid, View};
 use vellum_format::IndexKind;
 use vellum_wire::{ErrorCode, Greeted, LockName, Request, Response, StatFs, WireError};
 
@@ -206,6 +206,7 @@ impl FakeEngine {
             max_requests: 1024,
             max_data_bytes: 64 << 20,
             read_only: false,
+            root: Ino::ROOT,
         }
     }
 
@@ -299,7 +300,7 @@ impl FakeEngine {
             Request::StatFs => {
                 let state = self.state.borrow();
                 let (total_blocks, free_blocks) = (state.total_blocks, state.free_blocks());
-                let inodes = state.walk(IndexKind::MetaSeq, (0, vellum_base::Ino(0)), u64::MAX).len() as u64;
+                let inodes = state.walk(IndexKind::MetaSeq, (0, Ino(0)), u64::MAX).len() as u64;
                 Response::StatFs(StatFs { total_blocks, free_blocks, available_blocks: free_blocks, inodes })
             }
             Request::Status | Request::Admin { .. } => Response::Status { json: "{}".into() },

@@ -72,8 +72,8 @@ impl Gateway {
         {
             tracing::warn!(%error, "names stay in the kernel's cache until their timeout");
         }
-        let inos = self.known.of_group(group);
-        if let Err(error) = notifier.inval_attributes_of(inos.iter().map(|ino| ino.0)).await {
+        let inos = self.known.of_group(group, self.vfs.root());
+        if let Err(error) = notifier.inval_attributes_of(inos.iter().map(|ino| self.node(*ino))).await {
             tracing::warn!(%error, group, "attributes stay in the kernel's cache until their timeout");
         }
         self.let_pages_go(&notifier, inos).await;
@@ -88,7 +88,7 @@ impl Gateway {
     async fn let_pages_go(&self, notifier: &Notifier, inos: Vec<Ino>) {
         let (open, closed): (Vec<Ino>, Vec<Ino>) = inos.into_iter().partition(|ino| self.vfs.is_open(*ino));
         closed.into_iter().for_each(|ino| self.known.pages_are_stale(ino));
-        let all = notifier.inval_pages_of(open.iter().map(|ino| ino.0));
+        let all = notifier.inval_pages_of(open.iter().map(|ino| self.node(*ino)));
         if let Ok(Err(error)) = timeout(PAGES_WITHIN, all).await {
             tracing::warn!(%error, "mapped pages stay in the kernel's cache");
         }
@@ -153,7 +153,12 @@ impl Gateway {
         }
     }
 
-    pub(super) fn ino(node: u64) -> Ino {
-        Ino(node)
+    /// The kernel calls the root of every mount 1. (Nothing else is: that inode is outside of any other root.)
+    pub(super) fn ino(&self, node: u64) -> Ino {
+        if node == Ino::ROOT.0 { self.vfs.root() } else { Ino(node) }
+    }
+
+    fn node(&self, ino: Ino) -> u64 {
+        if ino == self.vfs.root() { Ino::ROOT.0 } else { ino.0 }
     }
 }

@@ -36,11 +36,11 @@ impl Filesystem for Gateway {
     }
 
     fn forget(&self, ino: u64, lookups: u64) {
-        self.known.forget(Gateway::ino(ino), lookups);
+        self.known.forget(self.ino(ino), lookups);
     }
 
     async fn lookup(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<Entry> {
-        match self.stale.lookup(&self.vfs, Gateway::ino(parent), name).await {
+        match self.stale.lookup(&self.vfs, self.ino(parent), name).await {
             Ok(found) => Ok(self.entry(&found)),
             Err(VfsError::NOENT) => self.negative().ok_or(Errno::ENOENT),
             Err(error) => Err(error.into()),
@@ -48,55 +48,55 @@ impl Filesystem for Gateway {
     }
 
     async fn getattr(&self, _ctx: &Context, ino: u64, _fh: Option<u64>) -> Result<(Attr, Duration)> {
-        let found = self.stale.note(self.vfs.getattr(Gateway::ino(ino)).await)?;
+        let found = self.stale.note(self.vfs.getattr(self.ino(ino)).await)?;
         Ok((attr(&found), self.attr_ttl()))
     }
 
     async fn setattr(&self, _ctx: &Context, ino: u64, set: &SetAttr) -> Result<(Attr, Duration)> {
-        let found = self.stale.note(self.vfs.setattr(Gateway::ino(ino), set_attr(set)).await)?;
+        let found = self.stale.note(self.vfs.setattr(self.ino(ino), set_attr(set)).await)?;
         Ok((attr(&found), self.attr_ttl()))
     }
 
     async fn readlink(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
-        Ok(Payload::Bytes(self.stale.note(self.vfs.readlink(Gateway::ino(ino)).await)?.to_vec()))
+        Ok(Payload::Bytes(self.stale.note(self.vfs.readlink(self.ino(ino)).await)?.to_vec()))
     }
 
     async fn symlink(&self, ctx: &Context, parent: u64, name: &Name, target: &[u8]) -> Result<Entry> {
-        let made = self.vfs.symlink(caller(ctx, 0), Gateway::ino(parent), name, target).await?;
+        let made = self.vfs.symlink(caller(ctx, 0), self.ino(parent), name, target).await?;
         Ok(self.entry(&made))
     }
 
     async fn mknod(&self, ctx: &Context, dir: u64, name: &Name, mode: u32, rdev: u32, umask: u32) -> Result<Entry> {
-        let made = self.vfs.mknod(caller(ctx, umask), Gateway::ino(dir), name, mode, rdev).await?;
+        let made = self.vfs.mknod(caller(ctx, umask), self.ino(dir), name, mode, rdev).await?;
         Ok(self.entry(&made))
     }
 
     async fn mkdir(&self, ctx: &Context, parent: u64, name: &Name, mode: u32, umask: u32) -> Result<Entry> {
-        let made = self.vfs.mkdir(caller(ctx, umask), Gateway::ino(parent), name, mode).await?;
+        let made = self.vfs.mkdir(caller(ctx, umask), self.ino(parent), name, mode).await?;
         Ok(self.entry(&made))
     }
 
     async fn unlink(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<()> {
-        Ok(self.vfs.unlink(Gateway::ino(parent), name).await?)
+        Ok(self.vfs.unlink(self.ino(parent), name).await?)
     }
 
     async fn rmdir(&self, _ctx: &Context, parent: u64, name: &Name) -> Result<()> {
-        Ok(self.vfs.rmdir(Gateway::ino(parent), name).await?)
+        Ok(self.vfs.rmdir(self.ino(parent), name).await?)
     }
 
     async fn rename(&self, _ctx: &Context, from: u64, name: &Name, to: u64, new: &Name, flags: u32) -> Result<()> {
         let mode = rename_mode(flags)?;
-        Ok(self.vfs.rename(Gateway::ino(from), name, Gateway::ino(to), new, mode).await?)
+        Ok(self.vfs.rename(self.ino(from), name, self.ino(to), new, mode).await?)
     }
 
     async fn link(&self, _ctx: &Context, ino: u64, parent: u64, name: &Name) -> Result<Entry> {
-        let linked = self.stale.note(self.vfs.link(Gateway::ino(ino), Gateway::ino(parent), name).await)?;
+        let linked = self.stale.note(self.vfs.link(self.ino(ino), self.ino(parent), name).await)?;
         Ok(self.entry(&linked))
     }
 
     async fn open(&self, _ctx: &Context, ino: u64, request: &OpenRequest) -> Result<Opened> {
         let flags = open_flags(request);
-        let (handle, found) = self.stale.note(self.vfs.open(Gateway::ino(ino), flags).await)?;
+        let (handle, found) = self.stale.note(self.vfs.open(self.ino(ino), flags).await)?;
         Ok(self.opened(found.ino, handle.0, flags, found.offline_blocks > 0))
     }
 
@@ -110,13 +110,13 @@ impl Filesystem for Gateway {
         request: &OpenRequest,
     ) -> Result<Created> {
         let flags = open_flags(request);
-        let (made, handle) = self.vfs.create(caller(ctx, umask), Gateway::ino(parent), name, mode, flags).await?;
+        let (made, handle) = self.vfs.create(caller(ctx, umask), self.ino(parent), name, mode, flags).await?;
         Ok((self.entry(&made), self.opened(made.ino, handle.0, flags, made.offline_blocks > 0)))
     }
 
     async fn tmpfile(&self, ctx: &Context, dir: u64, mode: u32, umask: u32, request: &OpenRequest) -> Result<Created> {
         let flags = open_flags(request);
-        let (made, handle) = self.vfs.tmpfile(caller(ctx, umask), Gateway::ino(dir), mode, flags).await?;
+        let (made, handle) = self.vfs.tmpfile(caller(ctx, umask), self.ino(dir), mode, flags).await?;
         Ok((self.entry(&made), self.opened(made.ino, handle.0, flags, false)))
     }
 
@@ -134,7 +134,7 @@ impl Filesystem for Gateway {
 
     /// A close of a descriptor: the process loses its fcntl locks of the file, also those through other descriptors.
     async fn flush(&self, _ctx: &Context, ino: u64, fh: u64, lock_owner: u64) -> Result<()> {
-        let ino = Gateway::ino(ino);
+        let ino = self.ino(ino);
         self.lock_owners.flushed(ino, lock_owner);
         let dropped = self.vfs.drop_file_locks(ino, FileLockSpace::Posix, lock_owner).await;
         self.vfs.flush(FileHandle(fh)).await?;
@@ -142,7 +142,7 @@ impl Filesystem for Gateway {
     }
 
     async fn release(&self, _ctx: &Context, ino: u64, request: &ReleaseRequest) -> Result<()> {
-        let ino = Gateway::ino(ino);
+        let ino = self.ino(ino);
         let descriptions = self.lock_owners.released(ino, request.fh);
         let released = self.vfs.release(FileHandle(request.fh)).await;
         for owner in descriptions {
@@ -156,13 +156,13 @@ impl Filesystem for Gateway {
 
     async fn getlk(&self, _ctx: &Context, ino: u64, request: &LockRequest) -> Result<FileLockRange> {
         let lock = locks::wanted(request)?;
-        let found = self.vfs.get_file_lock(Gateway::ino(ino), lock).await?;
+        let found = self.vfs.get_file_lock(self.ino(ino), lock).await?;
         Ok(locks::found(request, found))
     }
 
     /// Waiting ends with any signal: the lock is then taken back at the engine before the caller hears of it.
     async fn setlk(&self, ctx: &Context, ino: u64, request: &LockRequest) -> Result<()> {
-        let (ino, lock) = (Gateway::ino(ino), locks::wanted(request)?);
+        let (ino, lock) = (self.ino(ino), locks::wanted(request)?);
         if lock.space == FileLockSpace::Posix && lock.mode != FileLockMode::Unlocked {
             self.lock_owners.note(ino, request.fh, request.owner);
         }
@@ -176,7 +176,7 @@ impl Filesystem for Gateway {
     /// The list is filled in one go, without waiting: what is counted as looked up is then answered.
     async fn readdir(&self, _ctx: &Context, ino: u64, _fh: u64, offset: u64, list: &mut Dirents) -> Result<()> {
         let max = list.room_for(NAME_LEN_GUESS);
-        let entries = self.vfs.readdir(Gateway::ino(ino), offset, max, list.plus()).await?;
+        let entries = self.vfs.readdir(self.ino(ino), offset, max, list.plus()).await?;
         for entry in entries {
             let fitted = match &entry.attr {
                 Some(found) if list.plus() && !matches!(&entry.name[..], b"." | b"..") => {
@@ -231,18 +231,18 @@ impl Filesystem for Gateway {
         if let (ENDPOINT_XATTR, Some(endpoint)) = (&name[..], &self.endpoint) {
             return Ok(Payload::Bytes(endpoint.clone().into_bytes()));
         }
-        Ok(Payload::Bytes(self.stale.note(self.vfs.getxattr(Gateway::ino(ino), name).await)?.to_vec()))
+        Ok(Payload::Bytes(self.stale.note(self.vfs.getxattr(self.ino(ino), name).await)?.to_vec()))
     }
 
     async fn listxattr(&self, _ctx: &Context, ino: u64) -> Result<Payload> {
-        let names = self.stale.note(self.vfs.listxattr(Gateway::ino(ino)).await)?;
+        let names = self.stale.note(self.vfs.listxattr(self.ino(ino)).await)?;
         Ok(Payload::Bytes(names.iter().flat_map(|name| [&name[..], b"\0"].concat()).collect()))
     }
 
     async fn setxattr(&self, _c: &Context, ino: u64, name: &Name, value: &[u8], flags: u32, kill: bool) -> Result<()> {
         self.served(name)?;
         if is_acl(name) {
-            return Ok(self.stale.note(self.vfs.set_acl(Gateway::ino(ino), name, Some(value), kill).await)?);
+            return Ok(self.stale.note(self.vfs.set_acl(self.ino(ino), name, Some(value), kill).await)?);
         }
         let mode = match flags as i32 {
             0 => XattrMode::Set,
@@ -250,12 +250,12 @@ impl Filesystem for Gateway {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return Err(Errno::EINVAL),
         };
-        Ok(self.stale.note(self.vfs.setxattr(Gateway::ino(ino), name, value, mode).await)?)
+        Ok(self.stale.note(self.vfs.setxattr(self.ino(ino), name, value, mode).await)?)
     }
 
     async fn removexattr(&self, _ctx: &Context, ino: u64, name: &Name) -> Result<()> {
         self.served(name)?;
-        Ok(self.stale.note(self.vfs.removexattr(Gateway::ino(ino), name).await)?)
+        Ok(self.stale.note(self.vfs.removexattr(self.ino(ino), name).await)?)
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::rc::Rc;
 
-use vellum_base::{BLOCK_SIZE, BlockRange, DmaBuf, DmaSlice, Ino, crc32c};
+use vellum_base::{BLOCK_SIZE, DmaBuf, DmaSlice, Ino, crc32c};
 use vellum_client::LockGuard;
 use vellum_format::Inode;
 use vellum_format::item::MAX_INLINE;
 use vellum_rt::{self as rt, Class};
+use vellum_wire::FilePart;
 
 use crate::error::{Result, VfsError};
 use crate::handle::Handle;
@@ -145,9 +146,10 @@ impl Vfs {
         if parts.is_empty() {
             return Ok(DmaBuf::zeroed(len));
         }
-        let ranges: Vec<BlockRange> = parts.iter().filter_map(|m| m.extent.header.blocks()).collect();
-        let data = self.client.read_blocks(&ranges).await?;
-        let wanted: usize = ranges.iter().map(|r| r.len_bytes()).sum();
+        let on_device = |m: &Mapped| Some(FilePart { block: m.first_block, range: m.extent.header.blocks()? });
+        let wants: Vec<FilePart> = parts.iter().filter_map(on_device).collect();
+        let data = self.client.read_file_blocks(ino, &wants).await?;
+        let wanted: usize = wants.iter().map(|part| part.range.len_bytes()).sum();
         if data.len() < wanted {
             return Err(VfsError::IO);
         }

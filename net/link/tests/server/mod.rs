@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Rid, Term};
+use vellum_base::{BatchNo, DmaSlice, Epoch, Fsid, Ino, Rid, Term};
 use vellum_keys::Keys;
 use vellum_link::{
     Acceptor, Greeter, InProcessDialer, LocalBoxFuture, Peer, Session, SessionHandler, Stranger, in_process, refuse,
@@ -112,6 +112,7 @@ impl Server {
             max_requests: WINDOW.max_requests,
             max_data_bytes: WINDOW.max_bytes as u32,
             read_only: false,
+            root: Ino::ROOT,
         };
         let Stranger { greeting, ack, reader, writer, guard, .. } = stranger;
         if let Err((refusal, writer, guard)) = session.attach(reader, writer, guard, (&greeting, ack), greeted) {

@@ -1,15 +1,16 @@
 //! keys: an installation's authority, and the bundles that it makes.
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use serde_json::json;
-use vellum_keys::{Authority, Issued, KeysError, Role, Subject, Wish};
+use vellum_keys::{Authority, Issued, KeysError, Role, Subject, Subtree, Wish};
 
 use crate::cli::{KeyValidity, Keys};
-use crate::exit::{Coded, Exit, WithExit};
+use crate::exit::{Coded, Exit};
 
 const DAY: u64 = 86_400;
 /// `list` points at what ends within so many days.
@@ -24,31 +25,21 @@ pub fn keys(args: &Keys) -> Result<()> {
         }
         Keys::Node { dir, name, address, validity } => {
             let addresses = address.iter().map(|address| without_port(address)).collect();
-            issue(dir, Role::Node, name, false, addresses, validity)
+            let name = name.parse().map_err(coded)?;
+            let subject = Subject { role: Role::Node, name, read_only: false, path: None };
+            issue(dir, subject, addresses, validity)
         }
-        Keys::Client { path: Some(_), .. } => {
-            let error = anyhow::anyhow!(
-                "--path: an engine cannot hold a client to a subtree, so no keys promise it; \
-                 export the subtree through a gateway that you trust, or make the client --read-only"
-            );
-            Err(error).exit(Exit::Usage)
-        }
-        Keys::Client { dir, name, read_only, path: None, validity } => {
-            issue(dir, Role::Client, name, *read_only, Vec::new(), validity)
+        Keys::Client { dir, name, read_only, path, validity } => {
+            let name = name.parse().map_err(coded)?;
+            let path = path.as_ref().map(|path| Subtree::new(path.as_os_str().as_bytes()));
+            let path = path.transpose().map_err(coded)?;
+            issue(dir, Subject { role: Role::Client, name, read_only: *read_only, path }, Vec::new(), validity)
         }
         Keys::List { dir, json } => list(dir, *json),
     }
 }
 
-fn issue(
-    dir: &Path,
-    role: Role,
-    name: &str,
-    read_only: bool,
-    addresses: Vec<String>,
-    validity: &KeyValidity,
-) -> Result<()> {
-    let subject = Subject { role, name: name.parse().map_err(coded)?, read_only };
+fn issue(dir: &Path, subject: Subject, addresses: Vec<String>, validity: &KeyValidity) -> Result<()> {
     let valid = Duration::from_secs(u64::from(validity.days) * DAY);
     let wish = Wish { subject, addresses, valid, renew: validity.renew };
     let to = Authority::open(dir).and_then(|authority| authority.issue(&wish)).map_err(coded)?;
@@ -67,14 +58,16 @@ fn without_port(address: &str) -> String {
 fn list(dir: &Path, as_json: bool) -> Result<()> {
     let all = Authority::open(dir).and_then(|authority| authority.list()).map_err(coded)?;
     if !as_json {
-        println!("{:<8} {:<24} {:<10} {:<12} keys", "role", "name", "access", "valid");
+        println!("{:<8} {:<24} {:<10} {:<12} {:<24} keys", "role", "name", "access", "valid", "sees");
     }
     for issued in &all {
         let access = if issued.subject.read_only { "read-only" } else { "full" };
+        let sees = issued.subject.path.as_ref().map(Subtree::to_text);
         let (role, name, days) = (issued.subject.role.as_str(), issued.subject.name.as_str(), days_left(issued)?);
         if as_json {
             let value = json!({
-                "role": role, "name": name, "read_only": issued.subject.read_only, "days_left": days,
+                "role": role, "name": name, "read_only": issued.subject.read_only, "confined_to": sees,
+                "days_left": days,
                 "not_before": issued.validity.not_before, "not_after": issued.validity.not_after,
                 "path": issued.path.display().to_string(),
             });
@@ -85,7 +78,8 @@ fn list(dir: &Path, as_json: bool) -> Result<()> {
                 0..SOON_DAYS => format!("{days} d: RENEW"),
                 _ => format!("{days} d"),
             };
-            println!("{role:<8} {name:<24} {access:<10} {valid:<12} {}", issued.path.display());
+            let sees = sees.as_deref().unwrap_or("/");
+            println!("{role:<8} {name:<24} {access:<10} {valid:<12} {sees:<24} {}", issued.path.display());
         }
     }
     Ok(())
@@ -99,7 +93,9 @@ fn days_left(issued: &Issued) -> Result<i64> {
 /// Names and addresses are usage; the rest is a failure of its own.
 pub fn coded(error: KeysError) -> anyhow::Error {
     let code = match &error {
-        KeysError::Name { .. } | KeysError::Address { .. } | KeysError::NotANode { .. } => Exit::Usage,
+        KeysError::Name { .. } | KeysError::Address { .. } | KeysError::Subtree { .. } | KeysError::NotANode { .. } => {
+            Exit::Usage
+        }
         _ => Exit::Failure,
     };
     Coded { code, error: error.into() }.into()
