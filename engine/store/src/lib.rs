@@ -22,6 +22,7 @@ mod env;
 mod epoch;
 mod error;
 mod fact;
+mod fold_hash;
 mod gate;
 mod grow;
 mod layout;
