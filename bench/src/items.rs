@@ -1,6 +1,6 @@
 //! The `items` suite: puts and gets of the store, beside fjall (and RocksDB, by feature) with the same keys and batches.
 //!
-//! All have caches and memtables of the same size. What the peers do not cache themselves is in the kernel's page cache;
+//! All have caches and memtables of the same size (64 MiB that are filled, and as much that is being written). What the peers do not cache themselves is in the kernel's page cache;
 //! Vellum bypasses that, so the cache is large enough for all keys: what is compared is the way to a key in memory. The
 //! image is written once before the run, as the blocks of a device are: a write to a hole of a file, and the flush after it,
 //! would measure the host's filesystem.
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use vellum_base::prng::Prng;
 use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key, Rid, View};
 use vellum_format::ItemKind;
@@ -171,19 +171,26 @@ fn item_key(raw: &[u8; 24]) -> Key {
 }
 
 fn batch(number: u64, first: usize, keys: &[[u8; 24]]) -> Batch {
-    let ops = keys
-        .iter()
-        .enumerate()
-        .map(|(i, key)| ItemOp::Put { key: item_key(key), value: Bytes::copy_from_slice(&value_of(first + i)) })
-        .collect();
+    // Values share memory, as those of a batch that came in a frame.
+    let mut values = BytesMut::with_capacity(keys.len() * VALUE_LEN);
+    (0..keys.len()).for_each(|i| values.extend_from_slice(&value_of(first + i)));
+    let values = values.freeze();
+    let value = |i: usize| values.slice(i * VALUE_LEN..(i + 1) * VALUE_LEN);
+    let ops = keys.iter().enumerate().map(|(i, key)| ItemOp::Put { key: item_key(key), value: value(i) }).collect();
     Batch { number: BatchNo(number), ops }
 }
 
-const IMAGE_BYTES_PER_KEY: u64 = 1000;
-const LEAST_IMAGE_BYTES: u64 = 1 << 30;
+/// The store's log and memtables may take shares of the device; here they are as long as is asked for.
+const IMAGE_BYTES_PER_KEY: u64 = 4300;
+const LEAST_IMAGE_BYTES: u64 = 256 << 20;
+/// Far from what stops a peer's log: fjall's journal may have 512 MiB, RocksDB's four memtables.
+const LOG_BYTES: u64 = 256 << 20;
 
 fn vellum(image: &Path, system: &str, config: Config, shape: &Shape, report: &mut Report) -> Result<()> {
-    fresh_image(image, (shape.keys as u64 * IMAGE_BYTES_PER_KEY).max(LEAST_IMAGE_BYTES))?;
+    let bytes = (shape.keys as u64 * IMAGE_BYTES_PER_KEY).max(LEAST_IMAGE_BYTES);
+    // A quarter is more than the suite comes to use, and no more work for the disk than needed.
+    fresh_image(image, bytes / 4)?;
+    std::fs::OpenOptions::new().write(true).open(image)?.set_len(bytes)?;
     let device = vellum_nvme::open(&image.display().to_string(), OpenMode { exclusive: true, ..OpenMode::default() })?;
     let mut rows = by_one_reactor(&device, config.clone(), *shape)?;
     rows.push(gets_by_two(&device, config, *shape)?);
@@ -192,7 +199,8 @@ fn vellum(image: &Path, system: &str, config: Config, shape: &Shape, report: &mu
 }
 
 fn options(reactors: usize) -> OpenOptions {
-    OpenOptions { reactors, cache_bytes: CACHE_BYTES, memtable_bytes: MEMTABLE_BYTES, ..OpenOptions::default() }
+    let memtable_bytes = 2 * MEMTABLE_BYTES;
+    OpenOptions { reactors, cache_bytes: CACHE_BYTES, memtable_bytes, log_bytes: LOG_BYTES, ..OpenOptions::default() }
 }
 
 /// What each reactor's store begins with.

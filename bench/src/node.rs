@@ -4,7 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use vellum_base::Rid;
 use vellum_client::{Address, Client, ClientOptions};
 use vellum_link::{ConnectOptions, Connection, Identity};
@@ -12,7 +12,7 @@ use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, OpenMode};
 use vellum_rt::native;
 use vellum_server::{Node, NodeOptions};
-use vellum_store::{MkfsOptions, mkfs};
+use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store, StoreStatus, mkfs};
 use vellum_vfs::{Caller, Vfs, VfsOptions};
 use vellum_wire::Request;
 
@@ -29,6 +29,10 @@ fn format(device: &Arc<dyn Device>) -> Result<()> {
 
 fn start(device: Arc<dyn Device>, reactors: usize) -> Result<Node> {
     format(&device)?;
+    serve(device, reactors)
+}
+
+fn serve(device: Arc<dyn Device>, reactors: usize) -> Result<Node> {
     Ok(Node::start(device, NodeOptions { cores: vec![None; reactors], ..NodeOptions::default() })?)
 }
 
@@ -46,7 +50,34 @@ pub fn fresh_image(path: &Path, bytes: u64) -> Result<()> {
 /// A fresh filesystem in a file, direct IO, and its node.
 pub fn on_file(path: &Path, bytes: u64, reactors: usize) -> Result<Node> {
     fresh_image(path, bytes)?;
-    start(vellum_nvme::open(&format!("uring:{}", path.display()), OpenMode::default())?, reactors)
+    start(open(path)?, reactors)
+}
+
+/// A node of the filesystem that is in a file.
+pub fn of_file(path: &Path, reactors: usize) -> Result<Node> {
+    serve(open(path)?, reactors)
+}
+
+/// What the store in a file that no node serves says of itself. Opened for reading, it changes nothing and merges nothing.
+pub fn status_of_file(path: &Path) -> Result<StoreStatus> {
+    let device = open(path)?;
+    native::block_on(async {
+        let queue = device.open_queue(64)?;
+        let polled = queue.clone();
+        let _poller = vellum_rt::add_poller("look", move || polled.process_completions());
+        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        let options = OpenOptions { read_only: true, ..OpenOptions::default() };
+        let mut opened = vellum_store::open(&device, &queue, options).await?;
+        let seed = opened.seeds.pop().context("one reactor")?;
+        let store = Store::start(seed, Rc::new(Everyone)).await?;
+        let status = store.status().await?;
+        store.shutdown().await?;
+        Ok(status)
+    })
+}
+
+fn open(path: &Path) -> Result<Arc<dyn Device>> {
+    Ok(vellum_nvme::open(&format!("uring:{}", path.display()), OpenMode::default())?)
 }
 
 /// A client of `node` on the current reactor.

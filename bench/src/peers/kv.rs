@@ -9,7 +9,7 @@ use crate::recorder::Recorder;
 
 pub const KEY_LEN: usize = 24;
 pub const VALUE_LEN: usize = 100;
-/// What each peer may cache of its blocks, and hold in memory of what it did not write yet.
+/// What each peer may cache of its blocks, and the length of a memtable; a second one may be on its way to the medium.
 pub const CACHE_BYTES: usize = 256 << 20;
 pub const MEMTABLE_BYTES: usize = 64 << 20;
 

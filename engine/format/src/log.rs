@@ -64,6 +64,17 @@ pub struct PartPlace {
 }
 
 impl PartBuilder {
+    /// In memory that an earlier part was built in.
+    pub fn reusing(mut spent: PartBuilder) -> PartBuilder {
+        spent.out.clear();
+        PartBuilder { out: spent.out, records: 0 }
+    }
+
+    /// Bytes that it has memory for.
+    pub fn capacity_bytes(&self) -> usize {
+        self.out.capacity()
+    }
+
     fn room(&mut self) -> &mut BytesMut {
         if self.out.is_empty() {
             self.out.put_bytes(0, BLOCK_HEADER + PART_HEADER);
@@ -190,7 +201,9 @@ mod tests {
             Record::Put { key: key(5), value: Bytes::new() },
         ];
         let mut b = PartBuilder::default();
-        assert_eq!(b.padded_len(), 0);
+        b.delete(&key(9));
+        let mut b = PartBuilder::reusing(b);
+        assert!(b.is_empty() && b.padded_len() == 0 && b.capacity_bytes() > 0);
         all.iter().for_each(|r| b.push(r));
         assert_eq!((b.records(), b.padded_len()), (5, 2 * BLOCK_SIZE));
         let place = PartPlace { log: LogId(1), epoch: Epoch(2), term: Term(3), place: 4, addr: BlockAddr(5) };

@@ -66,9 +66,7 @@ fn code_of(error: &StoreError) -> ErrorCode {
         | StoreError::Item { .. }
         | StoreError::Bitmaps { .. }
         | StoreError::Extents { .. }
-        | StoreError::Lsm(_) => {
-            ErrorCode::Corrupt
-        }
+        | StoreError::Lsm(_) => ErrorCode::Corrupt,
         StoreError::Options(_) => ErrorCode::Malformed,
         StoreError::Closed => ErrorCode::Stopping,
         StoreError::ReadOnly => ErrorCode::Unsupported,

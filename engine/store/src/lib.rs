@@ -24,6 +24,7 @@ mod epoch;
 mod error;
 mod evacuate;
 mod fact;
+mod fold_hash;
 mod gate;
 mod grow;
 mod layout;

@@ -116,6 +116,7 @@ impl Store {
         let at = PartPlace { log: log.id, epoch, term: self.term, place, addr };
         let mut buf = DmaBuf::new(part.records.padded_len());
         let crc = part.records.finish(&mut buf, &at, &self.superblock.fsid);
+        self.epochs.borrow_mut().reuse(part.records);
         let slice = buf.freeze();
         // Submitted here and now: the seal is written in parallel, and the flush waits for both.
         let writes: Vec<_> = log

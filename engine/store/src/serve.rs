@@ -28,7 +28,7 @@ impl Store {
                 Answer::Entries { entries, more }
             }
             Request::Commit { rid, batch } => Answer::Committed(self.commit_here(rid, batch, None).await),
-            Request::Reserve { rid, ops } => Answer::Reserved(self.reserve(rid, ops).await?),
+            Request::Reserve { rid, ops } => Answer::Reserved(self.reserve(rid, &ops).await?),
             Request::ReserveSpace { rid, change } => Answer::Space(self.reserve_space(rid, change)),
             Request::AllocGroup { bucket, root } => Answer::Group(self.alloc_group_here(bucket, root).await?),
             Request::OpenRid { rid, identity } => Answer::Rid(self.open_rid_here(rid, identity).await?),

@@ -22,7 +22,7 @@ use crate::compactions::Compactions;
 use crate::env::{COORDINATOR, Env};
 use crate::epoch::{LocalEpochs, LogWriter, Ring};
 use crate::error::StoreError;
-use crate::lsm::{BlockCache, ItemWrite, LocalFuture, LsmConfig, Shard, ShardEnv};
+use crate::lsm::{BlockCache, LocalFuture, LsmConfig, Shard, ShardEnv};
 use crate::mesh::{Answer, Mesh, Message, Request};
 use crate::open::ReactorSeed;
 use crate::options::OpenOptions;
@@ -228,13 +228,12 @@ impl Store {
 
     /// Gives a record to the shard that owns its key, if it is here.
     pub(crate) fn apply_record(&self, epoch: Epoch, record: &Record) {
-        let (key, write) = match record {
-            Record::Put { key, value } => (key, ItemWrite::Put { key: *key, value: value.clone() }),
-            Record::Delete { key } => (key, ItemWrite::Delete { key: *key }),
-            Record::DeleteRange { range } => (&range.first, ItemWrite::DeleteRange { range: *range }),
+        let key = match record {
+            Record::Put { key, .. } | Record::Delete { key } => key,
+            Record::DeleteRange { range } => &range.first,
         };
         if let Some(shard) = self.shard_of(key) {
-            shard.apply(epoch, &write);
+            shard.apply(epoch, record);
         }
     }
 

@@ -151,16 +151,6 @@ impl Rest {
     }
 }
 
-/// The key as numbers that compare like its bytes, without a call to memcmp.
-#[inline]
-fn words(key: &Key) -> (u64, u64, u64, u32) {
-    let k = &key.0;
-    let word = |at: usize| {
-        u64::from_be_bytes([k[at], k[at + 1], k[at + 2], k[at + 3], k[at + 4], k[at + 5], k[at + 6], k[at + 7]])
-    };
-    (word(0), word(8), word(16), u32::from_be_bytes([k[24], k[25], k[26], k[27]]))
-}
-
 /// Reads a payload. Nothing in it is trusted beyond its bounds.
 #[derive(Clone, Copy, Debug)]
 pub struct Entries<'a> {
@@ -234,13 +224,13 @@ impl<'a> Entries<'a> {
     /// The last restart whose key is less than `key` (or the first restart).
     fn restart_before(&self, key: &Key) -> Result<usize, BlockError> {
         let at = |index: usize| self.restart(index).ok_or(BlockError::Malformed { at: self.entries_end });
-        let wanted = words(key);
+        let wanted = key.words();
         let (mut low, mut high) = (0, self.restarts);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
             let mut found = Key::MIN;
             self.parse(at(middle)?, &mut found)?;
-            if words(&found) < wanted { low = middle } else { high = middle }
+            if found.words() < wanted { low = middle } else { high = middle }
         }
         if self.restarts == 0 { Ok(0) } else { at(low) }
     }
@@ -248,10 +238,10 @@ impl<'a> Entries<'a> {
     /// The first entry with a key of at least `key`.
     pub fn seek(&self, key: &Key) -> Result<Option<Entry>, BlockError> {
         let mut at = self.restart_before(key)?;
-        let (wanted, mut current) = (words(key), Key::MIN);
+        let (wanted, mut current) = (key.words(), Key::MIN);
         while at < self.entries_end {
             let rest = self.parse(at, &mut current)?;
-            if words(&current) >= wanted {
+            if current.words() >= wanted {
                 return Ok(Some(rest.with_key(current)));
             }
             at = rest.next_at;
@@ -262,11 +252,11 @@ impl<'a> Entries<'a> {
     /// The last entry with a key of at most `key`; the first entry when there is none such.
     pub fn seek_floor(&self, key: &Key) -> Result<Option<Entry>, BlockError> {
         let mut at = self.restart_before(key)?;
-        let (wanted, mut current) = (words(key), Key::MIN);
+        let (wanted, mut current) = (key.words(), Key::MIN);
         let mut floor = None;
         while at < self.entries_end {
             let rest = self.parse(at, &mut current)?;
-            if floor.is_some() && words(&current) > wanted {
+            if floor.is_some() && current.words() > wanted {
                 break;
             }
             at = rest.next_at;

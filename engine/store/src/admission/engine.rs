@@ -50,7 +50,7 @@ impl Store {
         expected: &[(Key, Value)],
     ) -> Result<Option<Attempt>, CommitError> {
         let rid = Rid::ENGINE;
-        let ops = by_owner.get(&self.me).cloned().unwrap_or_default();
+        let ops = by_owner.get(&self.me).map_or(&[][..], Vec::as_slice);
         let reserved = match self.reserve(rid, ops).await? {
             Ok(reserved) => reserved,
             Err(Refused::No(e)) => return Err(e),

@@ -1,7 +1,7 @@
 //! Admission on the client's home reactor: strictly in order, each batch once.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -258,7 +258,7 @@ impl Store {
             .collect();
         let mut answers = Vec::new();
         if let Some(ops) = by_owner.get(&self.me) {
-            answers.push((self.me, self.reserve(rid, ops.clone()).await));
+            answers.push((self.me, self.reserve(rid, ops).await));
         }
         for (owner, call) in calls {
             let answer = match call.await {
@@ -449,13 +449,10 @@ fn check_size(batch: &Batch) -> Result<usize, CommitError> {
     if bytes > most {
         return Err(CommitError::TooLarge { what: "bytes", found: bytes, most });
     }
-    let mut keys = BTreeSet::new();
-    for op in &batch.ops {
-        let key = key_of(op);
-        let death = matches!(op, ItemOp::DeleteInode { .. });
-        if !keys.insert((key, death)) {
-            return Err(CommitError::Malformed { key, reason: "it stands twice in the batch".into() });
-        }
+    let mut keys: Vec<_> = batch.ops.iter().map(|op| (key_of(op), matches!(op, ItemOp::DeleteInode { .. }))).collect();
+    keys.sort_unstable();
+    if let Some(twice) = keys.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(CommitError::Malformed { key: twice[0].0, reason: "it stands twice in the batch".into() });
     }
     Ok(bytes + batch.ops.len() * super::pace::OP_BYTES)
 }

@@ -4,6 +4,7 @@
 //! lives, no other one touches the same inodes, so what was read stays true until it is applied.
 
 use std::cell::{Cell, RefCell};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Orphan, R
 use super::check::{Checked, check, key_of};
 use crate::error::{CommitError, StoreError};
 use crate::fact::Fact;
+use crate::fold_hash::FoldState;
 use crate::mesh::{Refused, Reserved};
 use crate::space::SpaceChange;
 use crate::store::Store;
@@ -68,7 +70,8 @@ struct InoState {
 #[derive(Default)]
 pub(crate) struct Reservations {
     next: Cell<u64>,
-    all: RefCell<HashMap<u64, Reservation>>,
+    all: RefCell<HashMap<u64, Reservation, FoldState>>,
+    /// Clients choose these numbers: not for a hash whose collisions can be worked out.
     inos: RefCell<HashMap<Ino, InoState>>,
     /// Inodes changed in epochs that are not durable, with those.
     recent: RefCell<Vec<(Epoch, Ino)>>,
@@ -115,8 +118,11 @@ impl Reservations {
             if *e > epoch {
                 return true;
             }
-            if states.get(ino).is_some_and(|s| !s.reserved && s.last <= epoch) {
-                states.remove(ino);
+            if let Entry::Occupied(state) = states.entry(*ino)
+                && !state.get().reserved
+                && state.get().last <= epoch
+            {
+                state.remove();
             }
             false
         });
@@ -135,11 +141,11 @@ impl Store {
     pub(crate) async fn reserve(
         self: &Rc<Self>,
         rid: Rid,
-        ops: Vec<ItemOp>,
+        ops: &[ItemOp],
     ) -> Result<Result<Reserved, Refused>, StoreError> {
         let mut checked = Vec::with_capacity(ops.len());
         let mut bytes = PART_OVERHEAD;
-        for op in &ops {
+        for op in ops {
             let key = key_of(op);
             match check(op) {
                 Ok(what) => checked.push(what),
@@ -155,7 +161,9 @@ impl Store {
         if let Err(refused) = self.charge(rid, bytes) {
             return Ok(Err(refused));
         }
-        let inos: Vec<Ino> = checked.iter().map(Checked::ino).collect::<BTreeSet<_>>().into_iter().collect();
+        let mut inos: Vec<Ino> = checked.iter().map(Checked::ino).collect();
+        inos.sort_unstable();
+        inos.dedup();
         let Some(least_epoch) = self.reservations.lock(&inos) else {
             self.uncharge(bytes);
             return Ok(Err(Refused::Busy));
@@ -164,7 +172,7 @@ impl Store {
             self.reservations.unlock(&inos, None);
             self.uncharge(bytes);
         };
-        match self.resolve(&ops, &checked).await {
+        match self.resolve(ops, &checked).await {
             Ok(Ok(Resolution { writes, released, renames })) => {
                 let space = SpaceChange::default();
                 let token = self.reservations.keep(Reservation { rid, writes, space, inos, charged: bytes, renames });

@@ -31,11 +31,23 @@ pub struct LocalEpochs {
     open: Epoch,
     closed: Epoch,
     parts: BTreeMap<Epoch, Part>,
+    /// The memory of a part that was written, for the next one.
+    spent: PartBuilder,
 }
+
+/// Parts longer than this give their memory back.
+const MAX_SPENT_BYTES: usize = 8 << 20;
 
 impl LocalEpochs {
     pub fn new(me: usize, reactors: usize, first: Epoch) -> LocalEpochs {
-        LocalEpochs { me, reactors, open: first, closed: Epoch(first.0.saturating_sub(1)), parts: BTreeMap::new() }
+        LocalEpochs {
+            me,
+            reactors,
+            open: first,
+            closed: Epoch(first.0.saturating_sub(1)),
+            parts: BTreeMap::new(),
+            spent: PartBuilder::default(),
+        }
     }
 
     /// The epoch that new batches take.
@@ -50,8 +62,19 @@ impl LocalEpochs {
 
     pub fn part(&mut self, epoch: Epoch) -> &mut Part {
         assert!(epoch > self.closed, "epoch {epoch} is closed");
-        let reactors = self.reactors;
-        self.parts.entry(epoch).or_insert_with(|| Part { sent: vec![0; reactors], ..Part::default() })
+        let (reactors, spent) = (self.reactors, &mut self.spent);
+        self.parts.entry(epoch).or_insert_with(|| Part {
+            records: PartBuilder::reusing(std::mem::take(spent)),
+            sent: vec![0; reactors],
+            ..Part::default()
+        })
+    }
+
+    /// The records were written.
+    pub fn reuse(&mut self, records: PartBuilder) {
+        if records.capacity_bytes() <= MAX_SPENT_BYTES {
+            self.spent = records;
+        }
     }
 
     /// Bytes of records that wait in open parts.

@@ -22,10 +22,27 @@ struct Waiting {
     first: Key,
 }
 
+/// A block of a segment that was built.
+pub struct BuiltBlock {
+    pub kind: BlockKind,
+    pub place: Place,
+    pub payload_len: usize,
+}
+
+/// A segment without a place on the device.
+pub struct Built {
+    pub meta: SegmentMeta,
+    /// Its bytes; no block crosses from one to the next.
+    pub chunks: Vec<DmaBuf>,
+    /// In the order of their places.
+    pub blocks: Vec<BuiltBlock>,
+}
+
 pub struct SegmentBuilder {
     block_bytes: usize,
     meta: SegmentMeta,
     image: Image,
+    blocks: Vec<BuiltBlock>,
     data: EntryWriter,
     /// The first key of the data block, and the last key of all.
     block_first: Key,
@@ -48,6 +65,7 @@ impl SegmentBuilder {
             block_bytes,
             meta,
             image: Image::default(),
+            blocks: Vec::new(),
             data: EntryWriter::new(DATA_RESTARTS),
             block_first: Key::MIN,
             last_key: None,
@@ -161,7 +179,14 @@ impl SegmentBuilder {
         let out = self.image.extend(len);
         self.data.finish_into(&mut out[HEADER_LEN..HEADER_LEN + payload_len]);
         block::seal(out, BlockKind::Data, payload_len, self.meta.id, at);
+        self.built(BlockKind::Data, at, len, payload_len);
         len
+    }
+
+    fn built(&mut self, kind: BlockKind, at: u64, len: usize, payload_len: usize) -> Place {
+        let place = Place { at_blocks: (at / BLOCK_SIZE as u64) as u32, len_blocks: (len / BLOCK_SIZE) as u32 };
+        self.blocks.push(BuiltBlock { kind, place, payload_len });
+        place
     }
 
     fn cut_ranges(&mut self) {
@@ -181,8 +206,7 @@ impl SegmentBuilder {
         let out = self.image.extend(len);
         out[HEADER_LEN..HEADER_LEN + payload.len()].copy_from_slice(payload);
         let checksum = block::seal(out, kind, payload.len(), self.meta.id, at);
-        let place = Place { at_blocks: (at / BLOCK_SIZE as u64) as u32, len_blocks: (len / BLOCK_SIZE) as u32 };
-        (place, checksum)
+        (self.built(kind, at, len, payload.len()), checksum)
     }
 
     fn write_index(&mut self, mut index: EntryWriter) -> Place {
@@ -210,8 +234,7 @@ impl SegmentBuilder {
         Place { at_blocks, len_blocks: pages }
     }
 
-    /// Ends the segment: its description without a place on the device, and its bytes.
-    pub fn finish(mut self) -> (SegmentMeta, Vec<DmaBuf>) {
+    pub fn finish(mut self) -> Built {
         self.end_block();
         self.cut_ranges();
         self.meta.data_blocks = (self.image.len() / BLOCK_SIZE as u64) as u32;
@@ -232,7 +255,7 @@ impl SegmentBuilder {
         self.meta.encode(&mut footer);
         self.meta.checksum = self.write(BlockKind::Footer, &footer).1;
         assert_eq!(self.image.len(), self.meta.len_bytes, "the footer is one block");
-        (self.meta, self.image.into_chunks())
+        Built { meta: self.meta, chunks: self.image.into_chunks(), blocks: self.blocks }
     }
 }
 
@@ -278,7 +301,11 @@ mod tests {
                 raw += value_len + 4;
             }
             let estimate = builder.len_bytes();
-            let (meta, chunks) = builder.finish();
+            let Built { meta, chunks, blocks } = builder.finish();
+            assert_eq!(
+                blocks.iter().map(|b| u64::from(b.place.len_blocks)).sum::<u64>() * BLOCK_SIZE as u64,
+                meta.len_bytes
+            );
             assert_eq!(chunks.iter().map(|c| c.len() as u64).sum::<u64>(), meta.len_bytes);
             let data = meta.data_blocks as usize * BLOCK_SIZE;
             assert!(data < raw * 115 / 100 + 2 * 8192 + 3000 * 6, "{value_len}: {data} for {raw}");

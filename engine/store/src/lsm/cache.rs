@@ -6,12 +6,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 
 use vellum_base::{DmaBuf, SegmentId};
 use vellum_format::segment::BlockKind;
 use vellum_format::segment::block::HEADER_LEN;
+
+use super::builder::BuiltBlock;
+use crate::fold_hash::FoldState;
 
 /// Which block: its segment and its offset there, in units of 4 KiB.
 pub type BlockId = (SegmentId, u32);
@@ -46,29 +48,6 @@ const SLOT_CHARGE: usize = 128;
 const MAX_FREQUENCY: u8 = 3;
 /// The small queue's share of the bytes: one in this many.
 const SMALL_SHARE: usize = 10;
-
-/// Block ids are dense small numbers: one multiplication spreads them well enough.
-#[derive(Default)]
-struct FoldHasher(u64);
-
-impl Hasher for FoldHasher {
-    fn finish(&self) -> u64 {
-        self.0 ^ (self.0 >> 32)
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(value.into());
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(26) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-}
-
-type FoldState = BuildHasherDefault<FoldHasher>;
 
 struct Slot {
     id: BlockId,
@@ -130,6 +109,29 @@ impl BlockCache {
 
     pub(super) fn contains(&self, id: BlockId) -> bool {
         self.inner.borrow().index.contains_key(&id)
+    }
+
+    /// Puts in copies of blocks of a segment that was built here; `bytes` begin `at_bytes` into it.
+    pub(super) fn warm<'a>(
+        &self,
+        segment: SegmentId,
+        at_bytes: u64,
+        bytes: &[u8],
+        blocks: impl Iterator<Item = &'a BuiltBlock>,
+    ) {
+        for block in blocks.filter(|block| block.kind != BlockKind::Footer) {
+            let at = (block.place.at_bytes() - at_bytes) as usize;
+            if let Some(found) = bytes.get(at..at + block.place.len_bytes()) {
+                let data = DmaBuf::copy_from(found, true);
+                self.insert((segment, block.place.at_blocks), &Block::new(data, block.payload_len, block.kind));
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn contents(&self) -> Vec<(BlockId, Rc<Block>)> {
+        let inner = self.inner.borrow();
+        inner.slots.iter().filter_map(|slot| Some((slot.id, slot.block.clone()?))).collect()
     }
 
     /// Replaces nothing: the first of two readers of one block wins, both contents are the same.

@@ -1,23 +1,9 @@
 //! Values that cross the seam between the LSM and the store.
 
-use vellum_base::{Epoch, Key, KeyRange, SegmentId};
+use vellum_base::{Epoch, Key, SegmentId};
+/// One resolved change of the shard's items: as the log has it.
+pub use vellum_format::Record as ItemWrite;
 use vellum_format::{SegmentMeta, Value};
-
-/// One resolved change of the shard's items.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ItemWrite {
-    Put {
-        key: Key,
-        value: Value,
-    },
-    Delete {
-        key: Key,
-    },
-    /// All items in the range die.
-    DeleteRange {
-        range: KeyRange,
-    },
-}
 
 /// A change of a shard's set of segments. To be made durable in the manifest, then given to `Shard::install`; or to
 /// `Shard::abandon` when that failed.

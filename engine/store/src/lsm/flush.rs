@@ -37,7 +37,8 @@ impl Shard {
         };
         let state = self.state();
         let space = Rc::new(EnvSpace(self.env.clone()));
-        let output = Output::new(space, self.env.queue(), Shape::of(&self.cfg), frozen.through, epochs);
+        let output = Output::new(space, self.env.queue(), Shape::of(&self.cfg), frozen.through, epochs)
+            .warming(self.cache.clone());
         let mut writer = TableWriter {
             oldest,
             through: frozen.through,

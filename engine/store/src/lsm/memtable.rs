@@ -3,7 +3,6 @@
 //! A key's versions stand newest first and no two have the same epoch. When two writes have one epoch the later one
 //! (greater sequence) wins; that order also decides between a write and a range deletion of the same epoch.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::collections::btree_map::{self, Entry};
 
@@ -12,35 +11,6 @@ use vellum_base::{Epoch, Key, KeyRange};
 
 use super::arena::{Arena, ValueRef};
 use super::ranges::{RangeTombstones, Stamp};
-
-/// A key compared by words instead of by a call to memcmp: a third of an insertion's time.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct SortKey(pub Key);
-
-impl SortKey {
-    #[inline]
-    fn words(&self) -> (u64, u64, u64, u32) {
-        let k = &self.0.0;
-        let word = |at: usize| {
-            u64::from_be_bytes([k[at], k[at + 1], k[at + 2], k[at + 3], k[at + 4], k[at + 5], k[at + 6], k[at + 7]])
-        };
-        (word(0), word(8), word(16), u32::from_be_bytes([k[24], k[25], k[26], k[27]]))
-    }
-}
-
-impl Ord for SortKey {
-    #[inline]
-    fn cmp(&self, other: &SortKey) -> Ordering {
-        self.words().cmp(&other.words())
-    }
-}
-
-impl PartialOrd for SortKey {
-    #[inline]
-    fn partial_cmp(&self, other: &SortKey) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
 
 #[derive(Clone, Copy, Debug)]
 pub struct Version {
@@ -89,7 +59,7 @@ pub enum Found {
 
 #[derive(Default)]
 pub struct Memtable {
-    points: BTreeMap<SortKey, Versions>,
+    points: BTreeMap<Key, Versions>,
     arena: Arena,
     pub tombstones: RangeTombstones,
     sequence: u32,
@@ -144,7 +114,7 @@ impl Memtable {
     ) {
         let version = Version { epoch, sequence, value: self.arena.store(value) };
         self.point_bytes += version.value.slot_bytes();
-        let versions = match self.points.entry(SortKey(key)) {
+        let versions = match self.points.entry(key) {
             Entry::Vacant(vacant) => {
                 self.point_bytes += ENTRY_CHARGE;
                 vacant.insert(Versions { newest: version, older: None });
@@ -208,7 +178,7 @@ impl Memtable {
             next.tombstones.insert(*range, *stamp, Epoch::NONE);
         }
         for (epoch, key) in self.recent.iter().filter(|(epoch, _)| *epoch > closed_through) {
-            let version = self.points.get(&SortKey(*key)).and_then(|all| all.iter().find(|v| v.epoch == *epoch));
+            let version = self.points.get(key).and_then(|all| all.iter().find(|v| v.epoch == *epoch));
             let Some(version) = version else { continue }; // superseded by a later epoch that all readers see
             next.next_sequence(*epoch);
             next.recent.push((*epoch, *key));
@@ -219,7 +189,7 @@ impl Memtable {
     }
 
     pub fn get(&self, key: &Key, at: Epoch) -> Option<Found> {
-        let version = self.points.get(&SortKey(*key)).and_then(|versions| versions.at(at));
+        let version = self.points.get(key).and_then(|versions| versions.at(at));
         let deleted = self.tombstones.newest_at(key, at);
         match (version, deleted) {
             (None, None) => None,
@@ -232,7 +202,7 @@ impl Memtable {
 
     /// Keys of at least `from`, in order, with all their versions.
     pub fn from(&self, from: &Key) -> Points<'_> {
-        Points(self.points.range(SortKey(*from)..))
+        Points(self.points.range(*from..))
     }
 
     pub fn value(&self, value: ValueRef) -> Option<&[u8]> {
@@ -241,13 +211,13 @@ impl Memtable {
 }
 
 /// Keys in order, with their versions.
-pub struct Points<'a>(btree_map::Range<'a, SortKey, Versions>);
+pub struct Points<'a>(btree_map::Range<'a, Key, Versions>);
 
 impl<'a> Iterator for Points<'a> {
     type Item = (&'a Key, &'a Versions);
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next().map(|(key, versions)| (&key.0, versions))
+        self.0.next()
     }
 }
 
@@ -255,7 +225,6 @@ impl<'a> Iterator for Points<'a> {
 mod tests {
     use super::*;
     use vellum_base::Ino;
-    use vellum_base::prng::Prng;
 
     fn key(i: u64) -> Key {
         Key::fs(Ino(i), 1, 0, 0, 0)
@@ -271,18 +240,6 @@ mod tests {
 
     fn value(text: &'static str) -> Option<Found> {
         Some(Found::Value(Bytes::from_static(text.as_bytes())))
-    }
-
-    #[test]
-    fn words_compare_like_bytes() {
-        let mut random = Prng::new(4);
-        for _ in 0..10_000 {
-            let (mut a, mut b) = (Key::MIN, Key::MIN);
-            random.fill(&mut a.0);
-            b.0 = a.0;
-            b.0[random.below(28) as usize] = random.next_u64() as u8;
-            assert_eq!(a.cmp(&b), SortKey(a).cmp(&SortKey(b)));
-        }
     }
 
     #[test]

@@ -12,7 +12,8 @@ use vellum_format::SegmentMeta;
 use vellum_nvme::{DeviceError, Queue};
 use vellum_rt::{Class, JoinHandle, spawn};
 
-use super::builder::SegmentBuilder;
+use super::builder::{Built, SegmentBuilder};
+use super::cache::BlockCache;
 use super::segment::space_of;
 use super::{LocalFuture, LsmConfig, LsmError, ShardEnv};
 
@@ -75,6 +76,8 @@ pub struct Output {
     /// The segment before, on its way to the device.
     writing: Option<JoinHandle<Result<(), DeviceError>>>,
     done: Vec<SegmentMeta>,
+    /// Gets a copy of what is written.
+    warms: Option<Rc<BlockCache>>,
 }
 
 impl Output {
@@ -85,7 +88,14 @@ impl Output {
         run: Epoch,
         epochs: (Epoch, Epoch),
     ) -> Output {
-        Output { space, queue, shape, run, epochs, builder: None, writing: None, done: Vec::new() }
+        Output { space, queue, shape, run, epochs, builder: None, writing: None, done: Vec::new(), warms: None }
+    }
+
+    /// What is written is also put into `cache`: it was changed just now, and is likely to be asked for. What no read asks for
+    /// again leaves before what one did.
+    pub fn warming(mut self, cache: Rc<BlockCache>) -> Output {
+        self.warms = Some(cache);
+        self
     }
 
     fn builder(&mut self) -> Result<&mut SegmentBuilder, LsmError> {
@@ -117,8 +127,10 @@ impl Output {
     /// Ends the segment, if one was begun, and starts to write it.
     pub async fn cut(&mut self) -> Result<(), LsmError> {
         let Some(builder) = self.builder.take() else { return Ok(()) };
-        let (meta, chunks) = builder.finish();
+        let built = builder.finish();
         vellum_rt::yield_if_needed().await;
+        self.warm(&built).await;
+        let Built { meta, chunks, .. } = built;
         let chunks: Vec<DmaSlice> = chunks.into_iter().map(DmaBuf::freeze).collect();
         let len_bytes = meta.len_bytes;
         let index = self.done.len();
@@ -136,6 +148,20 @@ impl Output {
         }
         self.writing = Some(spawn(Class::Compaction, "segment", write_all(self.queue.clone(), pieces)));
         Ok(())
+    }
+
+    /// Chunk by chunk: requests have their turns between.
+    async fn warm(&self, built: &Built) {
+        let Some(cache) = &self.warms else { return };
+        let mut blocks = built.blocks.iter().peekable();
+        let mut at = 0;
+        for chunk in &built.chunks {
+            let end = at + chunk.len() as u64;
+            let inside = std::iter::from_fn(|| blocks.next_if(|block| block.place.at_bytes() < end));
+            cache.warm(built.meta.id, at, chunk, inside);
+            at = end;
+            vellum_rt::yield_if_needed().await;
+        }
     }
 
     async fn wait(&mut self) -> Result<(), LsmError> {

@@ -5,8 +5,6 @@ use std::ops::Bound;
 
 use vellum_base::{Epoch, Key, KeyRange};
 
-use super::memtable::SortKey;
-
 /// When something was written: its epoch, and its order within the memtable.
 pub type Stamp = (Epoch, u32);
 
@@ -50,7 +48,7 @@ impl Fragment {
 
 #[derive(Default)]
 pub struct RangeTombstones {
-    fragments: BTreeMap<SortKey, Fragment>,
+    fragments: BTreeMap<Key, Fragment>,
     bytes: usize,
 }
 
@@ -80,8 +78,8 @@ impl RangeTombstones {
         if self.fragments.is_empty() {
             return None;
         }
-        let (first, fragment) = self.fragments.range(..=SortKey(*key)).next_back()?;
-        (fragment.last >= *key).then_some((&first.0, fragment))
+        let (first, fragment) = self.fragments.range(..=*key).next_back()?;
+        (fragment.last >= *key).then_some((first, fragment))
     }
 
     /// The newest deletion of `key` that a reader at `at` sees.
@@ -92,7 +90,7 @@ impl RangeTombstones {
     /// Fragments that end at `key` or later, in key order.
     pub fn from(&self, key: &Key) -> impl Iterator<Item = (Key, &Fragment)> {
         let first = self.covering(key).map_or(*key, |(first, _)| *first);
-        self.fragments.range(SortKey(first)..).map(|(first, fragment)| (first.0, fragment))
+        self.fragments.range(first..).map(|(first, fragment)| (*first, fragment))
     }
 
     pub fn insert(&mut self, range: KeyRange, stamp: Stamp, oldest_reader: Epoch) {
@@ -102,9 +100,9 @@ impl RangeTombstones {
         }
         let mut gap_first = Some(range.first);
         let mut gaps = Vec::new();
-        let inside = (Bound::Included(SortKey(range.first)), Bound::Included(SortKey(range.last)));
+        let inside = (Bound::Included(range.first), Bound::Included(range.last));
         for (first, fragment) in self.fragments.range_mut(inside) {
-            if let (Some(gap), Some(before)) = (gap_first, predecessor(&first.0))
+            if let (Some(gap), Some(before)) = (gap_first, predecessor(first))
                 && gap <= before
             {
                 gaps.push((gap, before));
@@ -121,20 +119,20 @@ impl RangeTombstones {
         }
         for (first, last) in gaps {
             self.bytes += FRAGMENT_CHARGE;
-            self.fragments.insert(SortKey(first), Fragment { last, newest: stamp, older: Vec::new() });
+            self.fragments.insert(first, Fragment { last, newest: stamp, older: Vec::new() });
         }
     }
 
     /// Makes sure that no fragment reaches over the boundary before `key`.
     fn split_before(&mut self, key: &Key) {
         let Some(before) = predecessor(key) else { return };
-        let Some((first, fragment)) = self.fragments.range_mut(..SortKey(*key)).next_back() else { return };
-        debug_assert!(first.0 < *key);
+        let Some((first, fragment)) = self.fragments.range_mut(..*key).next_back() else { return };
+        debug_assert!(*first < *key);
         if fragment.last >= *key {
             let right = fragment.clone();
             fragment.last = before;
             self.bytes += right.charge();
-            self.fragments.insert(SortKey(*key), right);
+            self.fragments.insert(*key, right);
         }
     }
 }
