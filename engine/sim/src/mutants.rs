@@ -32,6 +32,7 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Season::LockFiles,
         Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
         Mutant::ReleaseBeforeSettled => Season::Hold,
+        Mutant::BelieveBadData => Season::Astray,
         Mutant::UnreadableIsNobody
         | Mutant::StopTooEarly
         | Mutant::DeafLeader

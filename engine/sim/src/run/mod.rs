@@ -44,6 +44,8 @@ pub struct Outcome {
     /// Operations whose order was looked for, and whether that was decided; none when nothing was looked for.
     pub ordered: usize,
     pub decided: Option<bool>,
+    /// Errors that applications got where the device had lied.
+    pub errors: u64,
     /// Index entries that the agent saw.
     pub walked: usize,
     /// At the last look.
@@ -108,7 +110,7 @@ struct Run {
     /// Faults that have begun, with the nodes that they are about.
     resolved: BTreeMap<usize, Fault>,
     started: Duration,
-    /// Writes were lost or misdirected: see [`Fault::WritesGoAstray`].
+    /// Operations went astray: see [`Fault::Astray`].
     astray: bool,
     /// A node whose slot had a second process may have given way to it until then.
     gave_way: Option<(usize, Duration)>,
@@ -384,6 +386,7 @@ impl Run {
             syncs: history.syncs,
             ordered: self.shared.ops.borrow().len(),
             decided: self.linear.as_ref().map(|verdict| *verdict != Verdict::GaveUp),
+            errors: self.shared.errors.get(),
             walked: self.agent.walked(),
             segments: self.segments,
             faults: self.told.clone(),
