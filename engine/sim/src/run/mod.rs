@@ -19,6 +19,7 @@ use vellum_server::cluster::FenceError;
 
 use crate::check::leaving::NodeSeen;
 use crate::check::linear::Verdict;
+use crate::check::reach::Disturbed;
 use crate::check::{self, Checks, Violation};
 use crate::cluster::{Cluster, address, faster};
 use crate::fault::Fault;
@@ -129,6 +130,10 @@ pub fn run(plan: Plan) -> Outcome {
     checks.borrow_mut().moments.manifest = cluster.manifest.clone();
     if plan.slow_device {
         cluster.set_delays(faults::slow());
+    }
+    if plan.network.datagram_loss_one_in > 0 {
+        // Its delays are as long as all the patience that connections have here: anybody may come back too late.
+        checks.borrow_mut().disturbed(usize::MAX - 1, Disturbed::Everyone);
     }
     if plan.nodes > 1 {
         let quorum = &mut checks.borrow_mut().quorum;
