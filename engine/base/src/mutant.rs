@@ -99,6 +99,8 @@ mutants! {
     LeaseFromAnswer,
     /// What locks cover is used after the lease.
     IgnoreLease,
+    /// File data is believed whatever its checksum says.
+    BelieveBadData,
     /// Changes are evicted from the cache before they are durable.
     EvictUndurable,
     /// A batch is sent as two.

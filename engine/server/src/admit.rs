@@ -214,6 +214,9 @@ impl Reactor {
         };
         let term = self.backend.term();
         let session = Session::new(rid, term, self.options.limits.window(), self.options.timers, handler, expired);
+        if self.options.quorum.is_some() {
+            session.leave_keepalives();
+        }
         let client = Client::new(rid, session, who, confined, (phase, last));
         spawn(Class::Request, "commits", client.commits.clone().run()).detach();
         self.clients.borrow_mut().insert(rid, client.clone());

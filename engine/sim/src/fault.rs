@@ -70,6 +70,22 @@ impl fmt::Display for Moment {
     }
 }
 
+/// How an operation of the device goes astray.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stray {
+    /// A write is acknowledged and lost.
+    Lost,
+    /// A write lands somewhere else.
+    Elsewhere,
+    /// A write fails, and some of it has landed.
+    WriteFails,
+    ReadFails,
+}
+
+impl Stray {
+    pub const ALL: [Stray; 4] = [Stray::Lost, Stray::Elsewhere, Stray::WriteFails, Stray::ReadFails];
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Fault {
     /// All nodes and the device lose their power, and come back after `down`.
@@ -160,11 +176,11 @@ pub enum Fault {
         operations: u64,
         time: Duration,
     },
-    /// So many of the node's next writes are acknowledged, and lost, or land somewhere else.
-    WritesGoAstray {
+    /// So many of the node's next operations go astray.
+    Astray {
         node: usize,
         operations: u64,
-        lost: bool,
+        how: Stray,
     },
     /// One of the superblock's copies rots.
     SuperblockRots,
@@ -261,7 +277,7 @@ impl Fault {
             | Fault::LyingReads { node, .. }
             | Fault::BlockUnreadable { node, .. }
             | Fault::Twin { node, .. }
-            | Fault::WritesGoAstray { node, .. }
+            | Fault::Astray { node, .. }
             | Fault::Suspended { machine: Machine::Node(node), .. }
             | Fault::Pause { machine: Machine::Node(node), .. }
             | Fault::Stop { node, .. } => *node = resolve(*node),
@@ -297,10 +313,9 @@ impl Fault {
             | Fault::ReadsStall { time, .. }
             | Fault::Storm { time } => *time,
             Fault::PowerLossAt { later, down, .. } => Fault::PATIENCE + *later + *down,
-            Fault::ClientDies { .. }
-            | Fault::SuperblockRots
-            | Fault::LyingReads { .. }
-            | Fault::WritesGoAstray { .. } => Duration::ZERO,
+            Fault::ClientDies { .. } | Fault::SuperblockRots | Fault::LyingReads { .. } | Fault::Astray { .. } => {
+                Duration::ZERO
+            }
         }
     }
 
@@ -325,7 +340,7 @@ impl Fault {
             | Fault::NodeReadsFail { .. }
             | Fault::BlockUnreadable { .. }
             | Fault::LyingReads { .. }
-            | Fault::WritesGoAstray { .. }
+            | Fault::Astray { .. }
             | Fault::FlushFails { .. } => Some(Disturbed::Everyone),
             Fault::PowerLoss { .. }
             | Fault::PowerLossAt { .. }
@@ -359,9 +374,14 @@ impl fmt::Display for Fault {
                 write!(f, "another process is started in the slot of {} for {time:?}", name(*node))
             }
             Fault::ReadsStall { operations, time } => write!(f, "{operations} reads stall for {time:?}"),
-            Fault::WritesGoAstray { node, operations, lost } => {
-                let how = if *lost { "are lost" } else { "land somewhere else" };
-                write!(f, "the next {operations} writes of {} {how}", name(*node))
+            Fault::Astray { node, operations, how } => {
+                let (what, how) = match how {
+                    Stray::Lost => ("writes", "are lost"),
+                    Stray::Elsewhere => ("writes", "land somewhere else"),
+                    Stray::WriteFails => ("writes", "fail"),
+                    Stray::ReadFails => ("reads", "fail"),
+                };
+                write!(f, "the next {operations} {what} of {} {how}", name(*node))
             }
             Fault::ClientDies { client } => write!(f, "client {client} is killed"),
             Fault::Cut { from, to, one_way, time } => {

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use vellum_base::Mutant;
 use vellum_base::mutant;
 
+use crate::fault::{Fault, Timed};
 use crate::plan::{Plan, Profile, Season, Work};
 use crate::run::run;
 
@@ -32,6 +33,7 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         Mutant::GrantFileLockInConflict | Mutant::ForgetFileLocks => Season::LockFiles,
         Mutant::LeaseFromAnswer | Mutant::IgnoreLease => Season::Doze,
         Mutant::ReleaseBeforeSettled => Season::Hold,
+        Mutant::BelieveBadData => Season::Astray,
         Mutant::UnreadableIsNobody
         | Mutant::StopTooEarly
         | Mutant::DeafLeader
@@ -41,10 +43,17 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         | Mutant::ShareSlot => Season::Members,
         Mutant::MoveUnheld => Season::Move,
         Mutant::LetAllGo => Season::Leave,
+        // Clients must meet a new leader, and nothing else may keep them from it.
+        Mutant::KeepReceivedOverTerms => return meets_leaders_calmly(plan),
         Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
         _ => return true,
     };
     plan.season == Some(season)
+}
+
+fn meets_leaders_calmly(plan: &Plan) -> bool {
+    let dies = |timed: &Timed| matches!(timed.fault, Fault::NodeDies { .. } | Fault::PowerLoss { .. });
+    plan.network.datagram_loss_one_in == 0 && plan.faults.iter().filter(|timed| dies(timed)).count() >= 3
 }
 
 /// Seeds from `first` on whose runs may show the bug.

@@ -14,7 +14,7 @@ use vellum_base::prng::Prng;
 use vellum_rt::sim::SimConfig;
 use vellum_store::OpenOptions;
 
-use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Timed};
+use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Stray, Timed};
 
 /// What a client's machine does for the whole run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,7 +74,7 @@ pub enum Season {
     Members,
     /// Clients die while reads hold up what they have sent.
     Hold,
-    /// Writes are lost or land somewhere else; the run ends with a crash.
+    /// Writes are lost, land somewhere else or fail, reads fail; the run ends with a crash.
     Astray,
     /// Sparse chunks are evacuated all the time.
     Move,
@@ -275,6 +275,7 @@ impl Plan {
     }
 
     fn astray(&mut self, prng: &mut Prng) {
+        self.clients = vec![Work::Gateway, Work::Gateway, Work::Items];
         self.store.cache_bytes = 64 << 10;
         self.faults.retain(|timed| {
             let crash = matches!(
@@ -284,10 +285,10 @@ impl Plan {
             !crash
         });
         let mut at = Duration::from_millis(500);
-        for _ in 0..1 + prng.below(6) {
-            at += Duration::from_millis(prng.below(900));
-            let (operations, lost) = (1 + prng.below(6), prng.one_in(2));
-            self.faults.push(Timed { at, fault: Fault::WritesGoAstray { node: 0, operations, lost } });
+        for _ in 0..2 + prng.below(8) {
+            at += Duration::from_millis(prng.below(600));
+            let (operations, how) = (1 + prng.below(6), Stray::ALL[prng.below(4) as usize]);
+            self.faults.push(Timed { at, fault: Fault::Astray { node: 0, operations, how } });
         }
         self.calm_at = self.calm_at.max(at + Duration::from_millis(1500));
     }

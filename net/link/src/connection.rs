@@ -434,7 +434,7 @@ async fn dial(core: &Core) -> Result<Socket, SocketError> {
     match &core.address {
         Address::AnyOf(endpoints) => {
             endpoints.iter().try_for_each(|endpoint| check_reach(endpoint, &core.options))?;
-            let (endpoint, stream) = dial_any(endpoints, &core.rotation).await?;
+            let (endpoint, stream) = dial_any(endpoints, &core.rotation, core.options.timers.connect_attempt).await?;
             secure(endpoint, stream, &core.options).await
         }
         Address::Net(endpoint) => {

@@ -13,10 +13,10 @@ use vellum_rt::local::channel;
 use vellum_rt::net::{Endpoint, Stream};
 use vellum_rt::{Class, JoinHandle, spawn, timeout};
 
-/// How long one endpoint is tried alone before the next one is tried too.
-const HEAD_START: Duration = Duration::from_millis(100);
-/// All head starts together at most: every endpoint is tried within one attempt, however many there are.
-const HEAD_STARTS: Duration = Duration::from_millis(400);
+/// One endpoint is tried alone for this part of an attempt (100 ms of a second) before the next one is tried too.
+const HEAD_START: u32 = 10;
+/// All head starts together take so much of an attempt at most: every endpoint is tried within one attempt, however many there are.
+const HEAD_STARTS_PERCENT: u32 = 40;
 
 /// Where to begin the next time.
 #[derive(Default)]
@@ -48,14 +48,19 @@ impl Drop for Attempts {
     }
 }
 
-/// The first of `endpoints` that accepts; the last one's error when none does.
-pub(crate) async fn dial_any<'a>(endpoints: &'a [Endpoint], rotation: &Rotation) -> io::Result<(&'a Endpoint, Stream)> {
+/// The first of `endpoints` that accepts; the last one's error when none does. It is given so long as `attempt`.
+pub(crate) async fn dial_any<'a>(
+    endpoints: &'a [Endpoint],
+    rotation: &Rotation,
+    attempt: Duration,
+) -> io::Result<(&'a Endpoint, Stream)> {
     let count = endpoints.len();
     let first = rotation.first.get();
     let mut rest = (0..count).map(|i| (first + i) % count).filter_map(|i| Some((i, endpoints.get(i)?.clone())));
     let (answers, mut answered) = channel(count.max(1));
     let mut attempts = Attempts(Vec::with_capacity(count));
-    let head_start = HEAD_START.min(HEAD_STARTS / u32::try_from(count.max(1)).unwrap_or(u32::MAX));
+    let all = attempt * HEAD_STARTS_PERCENT / 100;
+    let head_start = (attempt / HEAD_START).min(all / u32::try_from(count.max(1)).unwrap_or(u32::MAX));
     let mut failed = 0;
     let mut error = io::Error::new(io::ErrorKind::InvalidInput, "no endpoint to connect to");
     while failed < count {

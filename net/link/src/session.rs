@@ -106,6 +106,11 @@ impl Session {
         session
     }
 
+    /// Keepalives are the handler's to answer from now on.
+    pub fn leave_keepalives(&self) {
+        self.proto.borrow_mut().leave_keepalives();
+    }
+
     /// A socket on which this rid has greeted takes the place of the one before. `ack` is the greeting frame's. The
     /// socket comes back with the refusal.
     pub fn attach(

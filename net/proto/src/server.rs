@@ -68,6 +68,8 @@ pub struct ServerSession {
     /// Nothing of the client came in this term: the answer to its greeting may have been lost.
     untouched: bool,
     evicted: bool,
+    /// Its owner answers keepalives.
+    leaves_keepalives: bool,
     channel: Channel,
     greeted: VecDeque<Frame>,
     events: VecDeque<ServerEvent>,
@@ -83,10 +85,16 @@ impl ServerSession {
             state: State::Waiting { until: now + timers.reconnect_window },
             untouched: true,
             evicted: false,
+            leaves_keepalives: false,
             channel: Channel::new(Window::FROM_ENGINE, window),
             greeted: VecDeque::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// From now on keepalives come as requests: each answer prolongs the client's lease, and that may be for its owner to judge.
+    pub fn leave_keepalives(&mut self) {
+        self.leaves_keepalives = true;
     }
 
     /// A socket greeted for this rid; `ack` is its frame's. `greeted` goes out first. An error says why it is refused.
@@ -118,7 +126,7 @@ impl ServerSession {
         self.untouched = false;
         match self.channel.handle_frame(frame)? {
             Some(Inbound::Request { token, request, payload }) => match *request {
-                Request::Keepalive => self.channel.respond(token, Response::Alive, None),
+                Request::Keepalive if !self.leaves_keepalives => self.channel.respond(token, Response::Alive, None),
                 _ => {
                     let request_number = token.request();
                     probe::tell(|| SessionFact::Handled { term: self.term, rid: self.rid, request: request_number });

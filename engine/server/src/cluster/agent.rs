@@ -243,7 +243,11 @@ impl Agent {
         spawn(Class::Commit, "write slot block", async move {
             let began = now();
             match write_block(&agent.queue, &agent.members(), &block).await {
-                Ok(()) => agent.input(|quorum, at| quorum.handle_written(at, seq, began.elapsed())),
+                Ok(()) => {
+                    let alone = agent.members().slots().count() < 2;
+                    agent.member.handle.note_written(began.0, alone);
+                    agent.input(|quorum, at| quorum.handle_written(at, seq, began.elapsed()));
+                }
                 Err(error) if error.is_taken_away() => agent.fenced(&error),
                 Err(error) => {
                     tracing::warn!(slot = %block.slot, %error, "writing our block");
@@ -331,6 +335,9 @@ impl Agent {
     }
 
     pub(super) fn set_members(&self, members: Membership) {
+        if members.slots().count() > 1 && self.members().slots().count() < 2 {
+            self.member.handle.note_written(now().0, false);
+        }
         *self.members.borrow_mut() = members;
     }
 

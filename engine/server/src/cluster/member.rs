@@ -51,7 +51,7 @@ pub struct Member {
     pub(super) options: MemberOptions,
     pub(super) progress: Box<dyn Fn(MemberProgress) + Send + Sync>,
     process: ProcessIdentity,
-    handle: AgentHandle,
+    pub(super) handle: AgentHandle,
     agent: Mutex<Option<AgentSeat>>,
     seats: Mutex<Vec<Option<Receiver<Job>>>>,
 }
@@ -98,7 +98,7 @@ impl Member {
             options,
             progress: Box::new(progress),
             process,
-            handle: AgentHandle { questions },
+            handle: AgentHandle { questions, wrote: Arc::default() },
             agent: Mutex::new(Some(AgentSeat { jobs, questions: asked, stop: stopped })),
             seats: Mutex::new(seats.into_iter().map(Some).collect()),
         };

@@ -40,6 +40,7 @@ struct Heard {
 struct Run {
     /// Its block, as the device has confirmed it.
     durable: Option<SlotBlock>,
+    durable_at: u64,
     /// The writes of its block that are not answered, and since when.
     writes: BTreeMap<(ProcessId, u64), (SlotBlock, u64)>,
     /// Its newest attempt to stand: for which term, and who would vote for it.
@@ -105,12 +106,12 @@ impl Members {
         }
     }
 
-    pub fn written(&mut self, process: ProcessId, id: u64, landed: bool) {
+    pub fn written(&mut self, process: ProcessId, id: u64, landed: bool, now: u64) {
         for run in self.runs.values_mut() {
             if let Some((block, _)) = run.writes.remove(&(process, id))
                 && landed
             {
-                run.durable = Some(block);
+                (run.durable, run.durable_at) = (Some(block), now);
             }
         }
     }
@@ -196,7 +197,9 @@ impl Members {
         // Its own block waits, and those who could elect another write theirs.
         let recent = |at: u64| now - at.min(now) < nanos(timeout - SLACK);
         let well = |heard: &&Heard| recent(heard.at) && heard.written.is_some_and(recent);
-        let waits = run.writes.values().any(|(_, since)| now - since > nanos(timeout + SLACK));
+        let writes = run.writes.values().any(|(_, since)| now - since > nanos(timeout + SLACK));
+        // It is read before it is written again, every half timeout.
+        let waits = writes || now - run.durable_at.min(now) > nanos(timeout + timeout / 2 + SLACK);
         if !waits || run.others.values().filter(well).count() < majority {
             return run.slow = None;
         }
@@ -323,7 +326,7 @@ mod tests {
         let checks = Checks::new(World::new(1, SimConfig::default()).clock());
         let mut checks = checks.borrow_mut();
         checks.quorum.members.writes(ProcessId(1), 1, &block, 0);
-        checks.quorum.members.written(ProcessId(1), 1, true);
+        checks.quorum.members.written(ProcessId(1), 1, true, 0);
         checks.see(&looks);
         assert!(checks.violations().is_empty());
     }

@@ -186,6 +186,11 @@ impl Checks {
         self.reach.ends(fault, self.out.story.now());
     }
 
+    /// A client hears that it was given up.
+    pub fn told_fenced(&mut self, rid: Rid) {
+        self.reach.told(rid, &mut self.out);
+    }
+
     /// All faults are over.
     pub fn all_undisturbed(&mut self) {
         self.reach.all_end(self.out.story.now());

@@ -108,7 +108,7 @@ impl QuorumChecks {
                 out.story.say(format!("process {} is fenced from the device", process.0));
             }
             DeviceFact::Written { process, id, landed } => {
-                self.members.written(*process, *id, *landed);
+                self.members.written(*process, *id, *landed, out.story.now());
                 if let Some(writes) = self.in_flight.get_mut(process) {
                     writes.remove(id);
                 }

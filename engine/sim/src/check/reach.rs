@@ -10,7 +10,7 @@ use vellum_server::Fact as ServerFact;
 use super::Out;
 
 /// What disturbs a client may have it given up so much later: it is missed, waited for, and a new leader waits for it again.
-const LATER: Duration = Duration::from_millis(3000);
+const LATER: Duration = Duration::from_millis(2000);
 
 /// Whom a fault disturbs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -61,20 +61,25 @@ impl Reach {
     pub fn server(&mut self, fact: &ServerFact, out: &mut Out) {
         match fact {
             ServerFact::Farewell { rid, .. } => self.died(*rid),
-            ServerFact::Reclaims { term, rid } => {
-                let Some(machine) = self.lives.remove(rid).filter(|machine| !self.hostile.contains(machine)) else {
-                    return;
-                };
-                let whom = [Disturbed::Everyone, Disturbed::Client(machine)];
-                let goes_on = self.faults.values().any(|disturbed| whom.contains(disturbed));
-                let since = whom.iter().filter_map(|whom| self.ended.get(whom)).max();
-                let recent = since.is_some_and(|at| out.story.now() - at < LATER.as_nanos() as u64);
-                if !goes_on && !recent {
-                    let name = out.name(*rid);
-                    out.violate("N8", format!("{name} lives and can be reached, and term {term} gives it up"));
-                }
-            }
+            ServerFact::Reclaims { term, rid } => self.given_up(*rid, &format!("term {term} gives it up"), out),
             _ => {}
+        }
+    }
+
+    /// The client is told that it was.
+    pub fn told(&mut self, rid: Rid, out: &mut Out) {
+        self.given_up(rid, "it is told that it was given up, and it was not", out);
+    }
+
+    fn given_up(&mut self, rid: Rid, how: &str, out: &mut Out) {
+        let Some(machine) = self.lives.remove(&rid).filter(|machine| !self.hostile.contains(machine)) else { return };
+        let whom = [Disturbed::Everyone, Disturbed::Client(machine)];
+        let goes_on = self.faults.values().any(|disturbed| whom.contains(disturbed));
+        let since = whom.iter().filter_map(|whom| self.ended.get(whom)).max();
+        let recent = since.is_some_and(|at| out.story.now() - at < LATER.as_nanos() as u64);
+        if !goes_on && !recent {
+            let name = out.name(rid);
+            out.violate("N8", format!("{name} lives and can be reached, and {how}"));
         }
     }
 }

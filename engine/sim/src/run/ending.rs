@@ -87,6 +87,7 @@ impl Run {
 
     /// After writes that went astray the power fails, and the next node finds what is right, or says what is not.
     pub(super) fn look_astray(&mut self) {
+        self.look_for_an_order();
         let image = self.cluster.power_off(&mut self.world);
         let history = self.shared.history.borrow();
         if let Err(lie) = rot::inspect_astray(&image, &self.plan.store, self.plan.seed, &history) {
@@ -124,7 +125,15 @@ impl Run {
         let image = self.cluster.power_off(&mut self.world);
         self.inspect(&image);
         self.shared.history.borrow_mut().end();
-        // A device that failed took data along that a living client had not synced: until then all is explained.
+        self.look_for_an_order();
+        let lost = self.shared.checks.borrow().file_locks.end();
+        if let Some(why) = lost {
+            self.violate("L11", why);
+        }
+    }
+
+    /// A device that failed took data along that a living client had not synced: until then all is explained.
+    fn look_for_an_order(&mut self) {
         let ops = self.shared.ops.borrow().before(self.shared.first_failure.get());
         if !ops.is_empty() {
             let verdict = ops.check();
@@ -132,10 +141,6 @@ impl Run {
                 self.violate("P4", format!("no order of the clients' operations explains what they saw: {why}"));
             }
             self.linear = Some(verdict);
-        }
-        let lost = self.shared.checks.borrow().file_locks.end();
-        if let Some(why) = lost {
-            self.violate("L11", why);
         }
     }
 }

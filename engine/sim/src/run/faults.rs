@@ -8,7 +8,7 @@ use vellum_rt::sim::{NodeId, SimConfig, World};
 
 use super::{Due, Run};
 use crate::check::reach::Disturbed;
-use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Moment};
+use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Moment, Stray};
 
 /// A node that was started is not lied to for so long.
 const RECOVERS: Duration = Duration::from_millis(500);
@@ -118,7 +118,7 @@ impl Run {
                 let rule = Rule::once(DeviceFault::Stall { time: *time }, On::Reads, 0..u64::MAX);
                 self.cluster.device.add_rule(Rule { times: *operations, ..rule });
             }
-            Fault::WritesGoAstray { node, operations, lost } => self.lead_astray(*node, *operations, *lost),
+            Fault::Astray { node, operations, how } => self.lead_astray(*node, *operations, *how),
             Fault::ClientDies { client } => {
                 if self.clients.is_empty() {
                     return;
@@ -205,7 +205,7 @@ impl Run {
             | Fault::ClientDies { .. }
             | Fault::PowerLossAt { .. }
             | Fault::ReadsStall { .. }
-            | Fault::WritesGoAstray { .. }
+            | Fault::Astray { .. }
             | Fault::LyingReads { .. } => {}
         }
     }
@@ -261,7 +261,7 @@ impl Run {
     }
 
     /// From now on the device is not what the node believes: a crash is not survived any more, and the run ends with one.
-    fn lead_astray(&mut self, node: usize, operations: u64, lost: bool) {
+    fn lead_astray(&mut self, node: usize, operations: u64, how: Stray) {
         if !self.cluster.runs(node) {
             return;
         }
@@ -270,8 +270,13 @@ impl Run {
         self.shared.checks.borrow_mut().disturbed(usize::MAX, Disturbed::Everyone);
         self.astray = true;
         let by_bytes = (1 + self.prng.below(ASTRAY_BLOCKS)) * BLOCK_SIZE as u64;
-        let fault = if lost { DeviceFault::Lose } else { DeviceFault::Misdirect { by_bytes } };
-        let rule = Rule { times: operations, ..Rule::once(fault, On::Writes, 0..u64::MAX) };
+        let (fault, on) = match how {
+            Stray::Lost => (DeviceFault::Lose, On::Writes),
+            Stray::Elsewhere => (DeviceFault::Misdirect { by_bytes }, On::Writes),
+            Stray::WriteFails => (DeviceFault::Error { errno: 5 }, On::Writes),
+            Stray::ReadFails => (DeviceFault::Error { errno: 5 }, On::Reads),
+        };
+        let rule = Rule { times: operations, ..Rule::once(fault, on, 0..u64::MAX) };
         self.cluster.device.add_rule(rule.by(self.cluster.process(node)));
     }
 

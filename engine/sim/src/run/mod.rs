@@ -19,6 +19,7 @@ use vellum_server::cluster::FenceError;
 
 use crate::check::leaving::NodeSeen;
 use crate::check::linear::Verdict;
+use crate::check::reach::Disturbed;
 use crate::check::{self, Checks, Violation};
 use crate::cluster::{Cluster, address, faster};
 use crate::fault::Fault;
@@ -44,6 +45,8 @@ pub struct Outcome {
     /// Operations whose order was looked for, and whether that was decided; none when nothing was looked for.
     pub ordered: usize,
     pub decided: Option<bool>,
+    /// Errors that applications got where the device had lied.
+    pub errors: u64,
     /// Index entries that the agent saw.
     pub walked: usize,
     /// At the last look.
@@ -108,7 +111,7 @@ struct Run {
     /// Faults that have begun, with the nodes that they are about.
     resolved: BTreeMap<usize, Fault>,
     started: Duration,
-    /// Writes were lost or misdirected: see [`Fault::WritesGoAstray`].
+    /// Operations went astray: see [`Fault::Astray`].
     astray: bool,
     /// A node whose slot had a second process may have given way to it until then.
     gave_way: Option<(usize, Duration)>,
@@ -127,6 +130,10 @@ pub fn run(plan: Plan) -> Outcome {
     checks.borrow_mut().moments.manifest = cluster.manifest.clone();
     if plan.slow_device {
         cluster.set_delays(faults::slow());
+    }
+    if plan.network.datagram_loss_one_in > 0 {
+        // Its delays are as long as all the patience that connections have here: anybody may come back too late.
+        checks.borrow_mut().disturbed(usize::MAX - 1, Disturbed::Everyone);
     }
     if plan.nodes > 1 {
         let quorum = &mut checks.borrow_mut().quorum;
@@ -384,6 +391,7 @@ impl Run {
             syncs: history.syncs,
             ordered: self.shared.ops.borrow().len(),
             decided: self.linear.as_ref().map(|verdict| *verdict != Verdict::GaveUp),
+            errors: self.shared.errors.get(),
             walked: self.agent.walked(),
             segments: self.segments,
             faults: self.told.clone(),

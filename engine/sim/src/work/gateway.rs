@@ -143,16 +143,21 @@ impl Gateway {
         if found.as_ref() == Ok(&expected.bytes) {
             return Ok(());
         }
-        let name = String::from_utf8_lossy(name);
         let what = match found {
             Err(VfsError::NOENT) => "it is not there".into(),
+            // What the device has lost, or gives wrongly, is told: the file is not what it was, and nobody is misled.
+            Err(VfsError::IO) if self.shared.device_lies.get() => {
+                self.shared.errors.set(self.shared.errors.get() + 1);
+                self.own.files.borrow_mut().remove(name);
+                return Ok(());
+            }
             Err(error) => return Err(error),
             Ok(found) => {
                 let at = found.iter().zip(&expected.bytes).position(|(a, b)| a != b);
                 format!("{} bytes, expected {}, the first other one at {at:?}", found.len(), expected.bytes.len())
             }
         };
-        let home = self.home;
+        let (home, name) = (self.home, String::from_utf8_lossy(name));
         self.shared
             .history
             .borrow_mut()

@@ -45,6 +45,8 @@ pub struct Shared {
     pub device_failed: Cell<bool>,
     /// Some reads lie, from some time on.
     pub device_lies: Cell<bool>,
+    /// Reads of files that were answered with an error since.
+    pub errors: Cell<u64>,
     /// How often it did: who lived then may hear of it later.
     pub device_failures: Cell<u64>,
     /// When the first of them was, in nanoseconds of the story.
@@ -79,6 +81,7 @@ impl Shared {
             next_life: Cell::new(0),
             device_failed: Cell::new(false),
             device_lies: Cell::new(false),
+            errors: Cell::new(0),
             device_failures: Cell::new(0),
             first_failure: Cell::new(u64::MAX),
             stop: Cell::new(false),

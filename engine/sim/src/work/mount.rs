@@ -79,6 +79,9 @@ impl Mount {
         // Why it failed is the client's to say; a call may fail a moment before the client knows.
         sleep(REPLACE).await;
         let fenced = matches!(self.client.sync().await, Err(ClientError::Fenced { .. }));
+        if fenced {
+            self.shared.checks.borrow_mut().told_fenced(self.rid);
+        }
         self.client.abort();
         self.shared.checks.borrow_mut().reach.died(self.rid);
         let device_failed = self.shared.excuses(self.failures);

@@ -8,7 +8,7 @@ use vellum_nvme::fault::{FaultConfig, FaultDevice};
 use vellum_nvme::{Device, Image, Queue};
 use vellum_rt::add_poller;
 use vellum_rt::sim::{SimConfig, World};
-use vellum_sim::fault::{Fault, LEADER};
+use vellum_sim::fault::{Fault, LEADER, Stray};
 use vellum_sim::plan::Work;
 use vellum_store::{MkfsOptions, OpenOptions, StoreError, mkfs, open};
 
@@ -90,6 +90,22 @@ fn s51_stalls_and_torn_writes() {
         .fault(ms(4900), Fault::PowerLoss { down: ms(10) })
         .fault(ms(5600), Fault::PowerLoss { down: ms(10) })
         .holds();
+}
+
+/// Writes are acknowledged and lost, or land somewhere else, and operations fail, under a node that serves (P3). What clients
+/// read is right, or an error; and what a crash then leaves is read as it was written once, or not at all.
+#[test]
+fn s51_what_goes_astray_is_never_wrong_data() {
+    let mut errors = 0;
+    for seed in 510..514 {
+        let mut story = Story::of(1, seed).clients(&[Work::Gateway, Work::Gateway, Work::Items]);
+        for n in 0..12 {
+            let how = Stray::ALL[(n % 2) as usize];
+            story = story.fault(ms(400 + 130 * n), Fault::Astray { node: 0, operations: 5, how });
+        }
+        errors += story.until(ms(3500)).holds().outcome.errors;
+    }
+    assert!(errors > 0, "nobody has heard of it");
 }
 
 /// A flush fails: nothing that waited for it is acknowledged (the checker of P1 compares with what the device then holds),

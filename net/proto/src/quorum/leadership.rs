@@ -452,7 +452,9 @@ impl Quorum {
     }
 
     fn slow_at(&self) -> Time {
-        self.own.waiting_since().map_or(Time(u64::MAX), |since| since + self.config.timers.heartbeat_timeout)
+        // A device that stalls holds up the read before the write.
+        let since = self.own.waiting_since().into_iter().chain(self.probing).min();
+        since.map_or(Time(u64::MAX), |since| since + self.config.timers.heartbeat_timeout)
     }
 
     /// Whether so many others as could elect one of them write to the device while we cannot.

@@ -119,8 +119,8 @@ pub struct Quorum {
     /// The blocks are being read; and the answer will be too old for what came up meanwhile.
     reading: bool,
     reading_again: bool,
-    /// A probe waits for that read: after our own write it would see nothing but that.
-    probing: bool,
+    /// Since when a probe waits for that read: after our own write it would see nothing but that.
+    probing: Option<Time>,
     /// An engine that was told to stop, and its STOP.
     stopping: Option<Stopping>,
     predecessor: Option<Predecessor>,
@@ -173,7 +173,7 @@ impl Quorum {
             blocks: blocks.clone(),
             reading: false,
             reading_again: false,
-            probing: false,
+            probing: None,
             stopping: None,
             predecessor: None,
             leaving: false,
@@ -460,7 +460,7 @@ impl Quorum {
             Role::Follower | Role::PreCandidate { .. } | Role::Candidate { .. } => self.election_timeout(now),
         }
         if self.probe_due().is_some_and(|at| now >= at) {
-            self.probing = true;
+            self.probing = Some(now);
             if !self.reading {
                 self.read_blocks();
             }
