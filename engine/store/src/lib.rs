@@ -24,6 +24,7 @@ mod error;
 mod fact;
 mod gate;
 mod grow;
+mod holders;
 mod layout;
 pub mod lsm;
 mod maintain;
