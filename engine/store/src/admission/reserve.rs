@@ -169,7 +169,7 @@ impl Store {
 
     /// Promises log room, and looks at the memtables.
     fn charge(&self, bytes: usize) -> Result<(), Refused> {
-        let busy = self.shards.iter().any(|s| s.pressure() >= 1.0);
+        let busy = self.shards.borrow().iter().any(|s| s.pressure() >= 1.0);
         let mut log = self.log.borrow_mut();
         let Some(log) = log.as_mut() else { return Err(Refused::No(StoreError::ReadOnly.into())) };
         if bytes > log.capacity_bytes() {

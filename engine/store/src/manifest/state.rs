@@ -24,10 +24,6 @@ impl ShardState {
         self.levels.iter().flatten()
     }
 
-    pub fn bytes(&self) -> u64 {
-        self.segments().map(|meta| meta.len_bytes).sum()
-    }
-
     /// What is left of it in the buckets `first..=last`: the segments that reach into them.
     fn part(&self, first_bucket: u8, last_bucket: u8) -> ShardState {
         let mut part =
@@ -159,6 +155,39 @@ impl ManifestState {
     /// An id that no shard has or had: none ever goes.
     pub fn next_shard(&self) -> ShardId {
         ShardId(self.shards.last_key_value().map_or(0, |(id, _)| id.0 + 1))
+    }
+
+    /// Every segment once, though two shards may name it.
+    pub fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
+        let all: BTreeMap<SegmentId, &SegmentMeta> =
+            self.shards.values().flat_map(ShardState::segments).map(|meta| (meta.id, meta)).collect();
+        all.into_values()
+    }
+
+    /// What contradicts: buckets of no shard or of two, segments that do not reach into their shard, or that two shards
+    /// describe differently.
+    pub fn shard_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut owners: Vec<Vec<ShardId>> = vec![Vec::new(); 256];
+        let mut known: BTreeMap<SegmentId, (ShardId, &SegmentMeta)> = BTreeMap::new();
+        for (id, shard) in &self.shards {
+            (shard.first_bucket..=shard.last_bucket).for_each(|bucket| owners[usize::from(bucket)].push(*id));
+            let range = shard.range();
+            for meta in shard.segments() {
+                if !range.overlaps(&KeyRange { first: meta.first, last: meta.last }) {
+                    problems.push(format!("shard {id} names segment {} and none of its keys is the shard's", meta.id));
+                }
+                let (first, same) = known.entry(meta.id).or_insert((*id, meta));
+                if (SegmentMeta { run: meta.run, ..(*same).clone() }) != *meta {
+                    problems.push(format!("shards {first} and {id} describe segment {} differently", meta.id));
+                }
+            }
+        }
+        for (bucket, owners) in owners.iter().enumerate().filter(|(_, owners)| owners.len() != 1) {
+            let owners: Vec<u32> = owners.iter().map(|id| id.0).collect();
+            problems.push(format!("bucket {bucket} is of the shards {owners:?}: it must be of one"));
+        }
+        problems
     }
 
     /// How many shards name each segment; more than one after a split.
@@ -303,6 +332,14 @@ mod tests {
         assert_eq!((ids(shard), ids(new)), (vec![1, 2], vec![2, 3]));
         assert_eq!(state.shards[&new].flushed_through, Epoch(7));
         assert_eq!(state.holders().into_values().collect::<Vec<_>>(), [1, 2, 1]);
+        assert_eq!(state.segments().map(|m| m.id.0).collect::<Vec<_>>(), [1, 2, 3]);
+        let problems = state.shard_problems();
+        assert_eq!(problems.len(), 256 - 90, "the buckets that are no shard's here: {problems:?}");
+        let mut bad = state.clone();
+        bad.shards.get_mut(&new).unwrap().first_bucket = 62; // segment 2 ends below
+        bad.shards.get_mut(&shard).unwrap().levels[1][1].entries = 9;
+        let found = bad.shard_problems().len() - problems.len();
+        assert_eq!(found, 22 + 2 + 1, "buckets 40..=61, segments 2 and 3 outside, segment 2 described twice");
         let mut again = ManifestState::default();
         state.checkpoint().iter().for_each(|e| again.apply(e).unwrap());
         assert_eq!(again, state);
