@@ -130,20 +130,23 @@ impl Store {
         done.map(|()| true)
     }
 
-    /// The longest shard, when it is over the bound and can be split.
+    /// The longest shard that is over the bound and can be split.
     fn choose_split(&self) {
         let early = self.splits.not_before.get().is_some_and(|at| now() < at);
         if early || self.splits.forbidden.get() > 0 || !self.may_split() {
             return;
         }
         self.splits.not_before.set(Some(now() + LOOK));
-        let longest = self.shards().iter().map(|shard| (shard.extent(), shard.clone())).max_by_key(|(e, _)| e.bytes);
-        // Clipped segments count for more than there is; soon they are rewritten.
-        let long = longest.filter(|(extent, _)| extent.bytes > self.options.shard_bytes && extent.clipped == 0);
-        if let Some((_, shard)) = long
-            && let Some(at) = shard.middle()
-        {
-            self.want_split(&shard, at, None);
+        let shards = self.shards();
+        let long = shards.iter().filter_map(|shard| {
+            let extent = shard.extent();
+            // Clipped segments count for more than there is; soon they are rewritten.
+            let too_long = extent.bytes > self.options.shard_bytes && extent.clipped == 0;
+            let at = if too_long { shard.middle() } else { None }?;
+            Some((extent.bytes, shard, at))
+        });
+        if let Some((_, shard, at)) = long.max_by_key(|(bytes, ..)| *bytes) {
+            self.want_split(shard, at, None);
         }
     }
 
