@@ -141,6 +141,13 @@ pub enum ManifestEdit {
     RunDrop {
         term: Term,
     },
+    /// The buckets from `at` on become the shard `new`. Each half has the segments that reach into it. Only in a filesystem
+    /// with the feature [`crate::superblock::SPLIT_SHARDS`].
+    Split {
+        shard: ShardId,
+        at: u8,
+        new: ShardId,
+    },
 }
 
 impl ManifestEdit {
@@ -219,6 +226,12 @@ impl ManifestEdit {
                 b.put_u8(13);
                 b.put_u64_le(term.0);
             }
+            ManifestEdit::Split { shard, at, new } => {
+                b.put_u8(14);
+                b.put_u32_le(shard.0);
+                b.put_u8(*at);
+                b.put_u32_le(new.0);
+            }
         }
     }
 
@@ -269,6 +282,7 @@ impl ManifestEdit {
             11 => ManifestEdit::LogFloor { log: LogId(r.u64()?), place: r.u64()? },
             12 => ManifestEdit::Cut { term: Term(r.u64()?), number: r.u64()? },
             13 => ManifestEdit::RunDrop { term: Term(r.u64()?) },
+            14 => ManifestEdit::Split { shard: ShardId(r.u32()?), at: r.u8()?, new: ShardId(r.u32()?) },
             other => return r.illegal(other.into()),
         })
     }
@@ -417,6 +431,7 @@ mod tests {
             ManifestEdit::LogFloor { log: LogId(1), place: 2 },
             ManifestEdit::Cut { term, number: 1 },
             ManifestEdit::RunDrop { term },
+            ManifestEdit::Split { shard, at: 2, new: ShardId(7) },
         ];
         let body = RecordBody::new(5, 6, &edits);
         let (fsid, addr) = (Fsid([1; 16]), BlockAddr(20));

@@ -25,8 +25,10 @@ pub struct Features {
     pub compatible: u64,
 }
 
+/// Incompatible: shards are split. The manifest has `Split` edits, and two shards may name one segment.
+pub const SPLIT_SHARDS: u64 = 1;
 /// Bits that this version knows.
-pub const KNOWN: Features = Features { incompatible: 0, read_only: 0, compatible: 0 };
+pub const KNOWN: Features = Features { incompatible: SPLIT_SHARDS, read_only: 0, compatible: 0 };
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Superblock {

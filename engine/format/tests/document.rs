@@ -318,7 +318,8 @@ fn edits_and_records_are_as_described() {
             assert_eq!(show(&found), show(&want), "table `{name}`, {what}");
         }
     };
-    let samples = edits().into_iter().map(|(name, edit)| (name, edit_bytes(&edit), edit_fields(&edit))).collect();
+    let all = edits().into_iter().chain(later_edits());
+    let samples = all.map(|(name, edit)| (name, edit_bytes(&edit), edit_fields(&edit))).collect();
     compare("edits", samples);
     let samples = records()
         .into_iter()
@@ -362,6 +363,9 @@ fn edit_fields(edit: &ManifestEdit) -> Vec<(&'static str, Want)> {
         ],
         ManifestEdit::LogFloor { log, place } => vec![("log", int(log.0)), ("place", int(*place))],
         ManifestEdit::Cut { term, number } => vec![("term", int(term.0)), ("number", int(*number))],
+        ManifestEdit::Split { shard, at, new } => {
+            vec![("shard", int(shard.0)), ("at", int(*at)), ("new", int(new.0))]
+        }
     }
 }
 

@@ -86,6 +86,8 @@ fn todays_code_reads_the_whole_blocks_of_version_1() {
     assert_eq!(place, (RECORD_GENERATION, RECORD_SEQUENCE, RECORD_PREV));
     assert_eq!(record.edits, edits().into_iter().map(|(_, e)| e).collect::<Vec<_>>());
     assert_eq!(len, golden("manifest_record").len());
+    let (split, ..) = ManifestRecord::decode(&golden("manifest_record_split"), RECORD_AT, &FSID).unwrap();
+    assert_eq!(split.edits, later_edits().into_iter().map(|(_, e)| e).collect::<Vec<_>>());
 
     let part = golden("part");
     let body = Bytes::copy_from_slice(verify_part(&part, &part_place(), &FSID).unwrap());

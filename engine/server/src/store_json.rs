@@ -1,7 +1,7 @@
 //! What the store tells about itself, as operators get it.
 
 use serde_json::{Value, json};
-use vellum_store::{Growth, ReactorStatus, ScrubStatus, StoreStatus};
+use vellum_store::{Growth, ReactorStatus, ScrubStatus, ShardStatus, StoreStatus};
 
 pub(crate) fn status(status: &StoreStatus) -> Value {
     json!({
@@ -45,7 +45,10 @@ pub(crate) fn status(status: &StoreStatus) -> Value {
 fn reactor(r: &ReactorStatus) -> Value {
     json!({
         "reactor": r.reactor.0,
-        "shards": r.shards,
+        "shards": r.shards.len(),
+        "shard_ranges": r.shards.iter().map(shard).collect::<Vec<_>>(),
+        "shard_bound_bytes": r.shard_bound_bytes,
+        "splits": r.splits,
         "memtable_bytes": r.memtable_bytes,
         "memtable_bound_bytes": r.memtable_bound_bytes,
         "frozen_tables": r.frozen_tables,
@@ -85,6 +88,18 @@ fn reactor(r: &ReactorStatus) -> Value {
         "cache_bound_bytes": r.cache_bound_bytes,
         "batches": r.batches,
         "epochs_with_changes": r.epochs_with_changes,
+    })
+}
+
+fn shard(s: &ShardStatus) -> Value {
+    json!({
+        "id": s.id.0,
+        "first_bucket": s.first_bucket.0,
+        "last_bucket": s.last_bucket.0,
+        "segments": s.segments,
+        "segment_bytes": s.segment_bytes,
+        "clipped_segments": s.clipped,
+        "memtable_bytes": s.memtable_bytes,
     })
 }
 

@@ -143,6 +143,9 @@ impl Plan {
             season: None,
         };
         plan.season(&mut Prng::new(seed ^ 0xf1a7));
+        if Prng::new(seed ^ 0x5911).one_in(3) {
+            plan.store.shard_bytes = 16 << 10; // whatever is flushed splits its shard
+        }
         plan
     }
 

@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, Mutant, ReactorId, mutant, probe};
+use vellum_base::{BlockRange, ChunkIndex, DmaBuf, Epoch, Mutant, ReactorId, SegmentId, mutant, probe};
 use vellum_format::{ChunkUse, ManifestEdit};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Mutex, Notify};
@@ -17,6 +17,7 @@ use crate::error::StoreError;
 use crate::evacuate::Evacuation;
 use crate::fact::Fact;
 use crate::gate::Gate;
+use crate::holders::Holders;
 use crate::lsm::LocalFuture;
 use crate::manifest::{Manifest, use_chunks};
 use crate::mesh::Message;
@@ -36,6 +37,8 @@ pub(crate) struct Central {
     pub wake: Notify,
     pub manifest: Rc<Manifest>,
     segments: RefCell<SegmentSpace>,
+    /// Of segments that several shards name.
+    pub holders: RefCell<Holders>,
     /// One at a time asks the table for more.
     segment_refill: Mutex<()>,
     /// Chunks that file data never gets.
@@ -61,8 +64,8 @@ impl Central {
                 segments.add_chunk(ChunkIndex(i as u32));
             }
         }
-        let all = seed.manifest.state.shards.values().flat_map(|s| s.segments().cloned());
-        holds_all(&mut segments, all)?;
+        holds_all(&mut segments, seed.manifest.state.segments())?;
+        let holders = Holders::of(seed.manifest.state.holders());
         if options.withhold {
             segments.withhold_free();
         }
@@ -78,6 +81,7 @@ impl Central {
             wake: Notify::new(),
             manifest: Manifest::new(queue, seed.manifest),
             segments: RefCell::new(segments),
+            holders: RefCell::new(holders),
             segment_refill: Mutex::new(()),
             reserve_chunks: Cell::new(seed.reserve_chunks),
             growing: Mutex::new(()),
@@ -157,6 +161,12 @@ impl LocalSpace for Rc<Central> {
     fn release(&self, space: &[BlockRange]) {
         self.release_segment_space(space);
     }
+
+    fn release_segment(&self, segment: SegmentId, space: &[BlockRange]) {
+        if self.holders.borrow_mut().release(segment) {
+            self.release_segment_space(space);
+        }
+    }
 }
 
 impl Store {
@@ -177,6 +187,7 @@ impl Store {
             }
             Message::PartWritten { epoch } => central.machine.borrow_mut().part_written(epoch),
             Message::ReleaseSpace { space } => return central.release_segment_space(&space),
+            Message::ReleaseSegment { segment, space } => return central.release_segment(segment, &space),
             _ => return,
         }
         self.drive();

@@ -146,7 +146,10 @@ impl Checker {
                 self.hold(|| format!("chunk {i} ({used:?})"), i as u64 * chunk_blocks, chunk_blocks);
             }
         }
-        for meta in state.shards.values().flat_map(|s| s.segments()) {
+        for problem in state.shard_problems() {
+            self.report.add("shards", problem);
+        }
+        for meta in state.segments() {
             self.report.segments += 1;
             for r in meta.ranges.iter().chain(&meta.mirror) {
                 self.hold(|| format!("segment {}", meta.id), r.start.0, r.len_blocks.into());

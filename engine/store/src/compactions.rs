@@ -172,14 +172,14 @@ impl Store {
 
     /// How far the compactions of this reactor are behind.
     pub(crate) fn debt(&self) -> f32 {
-        self.shards.iter().map(|shard| shard.debt()).fold(0.0, f32::max)
+        self.shards().iter().map(|shard| shard.debt()).fold(0.0, f32::max)
     }
 
     pub(crate) fn start_compactions(self: &Rc<Self>) {
         if self.stopping.get() || self.failed.borrow().is_some() || self.compactions.held.get() {
             return;
         }
-        let mut shards: Vec<(f32, Rc<Shard>)> = self.shards.iter().map(|s| (s.urgency(), s.clone())).collect();
+        let mut shards: Vec<(f32, Rc<Shard>)> = self.shards().iter().map(|s| (s.urgency(), s.clone())).collect();
         shards.sort_by(|a, b| b.0.total_cmp(&a.0));
         for (_, shard) in shards {
             while self.compactions.running() < self.compactions.slots() && !self.compactions.is_resting(shard.id()) {
@@ -369,7 +369,9 @@ impl Store {
         let through = self.durable.get();
         self.flush_through.set(self.flush_through.get().max(through));
         self.maintain.notify_one();
-        for shard in &self.shards {
+        let _whole = self.splits.forbid();
+        self.end_split().await?;
+        for shard in &*self.shards() {
             while shard.unflushed_from().is_some_and(|from| from <= through) {
                 self.check_writable()?;
                 sleep(Duration::from_millis(1)).await;

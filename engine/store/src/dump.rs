@@ -86,6 +86,8 @@ pub async fn manifest(queue: &Rc<dyn Queue>) -> Result<Dump, StoreError> {
     d.add("chunks log", count(|c| matches!(c, ChunkUse::Log | ChunkUse::SealLog)));
     d.add("chunks segment", count(|c| *c == ChunkUse::Segment));
     d.add("chunks data", count(|c| matches!(c, ChunkUse::Data(_))));
+    s.shard_problems().iter().for_each(|problem| d.add("bad shards", problem));
+    let holders = s.holders();
     for (id, shard) in &s.shards {
         let segments: Vec<String> =
             shard.levels.iter().enumerate().map(|(l, list)| format!("L{l}: {}", list.len())).collect();
@@ -94,7 +96,8 @@ pub async fn manifest(queue: &Rc<dyn Queue>) -> Result<Dump, StoreError> {
         d.add(format!("shard {id}"), format!("{buckets}, flushed through {through}, {}", segments.join(" ")));
         for (level, m) in shard.levels.iter().enumerate().flat_map(|(l, list)| list.iter().map(move |m| (l, m))) {
             let range = format!("{:?} .. {:?}", m.first, m.last);
-            let what = format!("L{level} {} bytes, {} entries, {range}", m.len_bytes, m.entries);
+            let shared = if holders.get(&m.id).is_some_and(|shards| *shards > 1) { ", of several shards" } else { "" };
+            let what = format!("L{level} {} bytes, {} entries, {range}{shared}", m.len_bytes, m.entries);
             d.add(format!("shard {id} segment {}", m.id), what);
         }
     }

@@ -29,6 +29,7 @@ pub(crate) struct Env {
 pub(crate) trait LocalSpace {
     fn alloc(&self, least: u64, most: u64) -> LocalFuture<'_, Result<Vec<BlockRange>, StoreError>>;
     fn release(&self, space: &[BlockRange]);
+    fn release_segment(&self, segment: SegmentId, space: &[BlockRange]);
 }
 
 impl Env {
@@ -88,6 +89,14 @@ impl ShardEnv for Env {
         }
     }
 
+    fn release_segment(&self, segment: SegmentId, space: Vec<BlockRange>) {
+        let local = self.local_space.borrow().clone();
+        match local {
+            Some(local) => local.release_segment(segment, &space),
+            None => self.mesh.post(COORDINATOR, Message::ReleaseSegment { segment, space }),
+        }
+    }
+
     fn oldest_reader(&self) -> Epoch {
         self.oldest_reader.get()
     }
@@ -98,9 +107,9 @@ impl ShardEnv for Env {
 }
 
 /// Space of a store that is open for reading: what `SegmentSpace` would give is never asked for.
-pub(crate) fn holds_all(
+pub(crate) fn holds_all<'a>(
     space: &mut SegmentSpace,
-    segments: impl Iterator<Item = SegmentMeta>,
+    segments: impl Iterator<Item = &'a SegmentMeta>,
 ) -> Result<(), StoreError> {
     for meta in segments {
         for range in meta.ranges.iter().chain(&meta.mirror) {

@@ -1,4 +1,5 @@
-//! Background work of one reactor: freezing and flushing memtables, trimming the log. (Merging is in `compactions`.)
+//! Background work of one reactor: freezing and flushing memtables, trimming the log. (Merging is in `compactions`, splitting
+//! in `split`.)
 
 use std::rc::Rc;
 
@@ -20,6 +21,7 @@ impl Store {
             match self.maintain_once().await {
                 Ok(()) => {}
                 Err(StoreError::NoSpace) => {
+                    self.give_up_split(); // what it holds back could make room
                     tracing::warn!(reactor = self.me.0, "no space to flush a memtable; trying again later");
                     vellum_rt::sleep(std::time::Duration::from_millis(20)).await;
                     self.maintain.notify_one();
@@ -27,6 +29,7 @@ impl Store {
                 Err(e) => self.fail(e),
             }
         }
+        self.give_up_split(); // who asked for it is told
     }
 
     async fn maintain_once(self: &Rc<Self>) -> Result<(), StoreError> {
@@ -37,6 +40,7 @@ impl Store {
             let mut worked = self.flush_frozen().await?;
             worked |= self.advance_idle(through).await?;
             worked |= self.trim_log(pressing > Epoch::NONE).await?;
+            worked |= self.split_if_wanted().await?;
             self.start_compactions();
             if !worked {
                 return Ok(());
@@ -49,7 +53,7 @@ impl Store {
     fn freeze(&self, through: Epoch) {
         let open = mutant::active(Mutant::FreezeOpenEpoch);
         let closed = if open { self.epochs.borrow().open() } else { self.epochs.borrow().closed() };
-        for shard in &self.shards {
+        for shard in &*self.shards() {
             if shard.wants_freeze() || shard.unflushed_from().is_some_and(|from| from <= through) {
                 shard.freeze(closed);
             }
@@ -58,7 +62,7 @@ impl Store {
 
     async fn flush_frozen(self: &Rc<Self>) -> Result<bool, StoreError> {
         let mut worked = false;
-        for shard in &self.shards {
+        for shard in &*self.shards() {
             while let Some(edit) = shard.flush(self.durable.get()).await? {
                 self.commit_edit(shard, edit).await?;
                 worked = true;
@@ -97,7 +101,8 @@ impl Store {
         let durable = self.durable.get();
         let mut edits = Vec::new();
         let mut moved = Vec::new();
-        for shard in &self.shards {
+        let shards = self.shards();
+        for shard in &*shards {
             let until = shard.unflushed_from().map_or(durable, |from| durable.min(Epoch(from.0.saturating_sub(1))));
             if shard.flushed_through() < through.min(durable) && until > shard.flushed_through() {
                 edits.push(ManifestEdit::FlushedThrough { shard: shard.id(), epoch: until });
@@ -117,7 +122,7 @@ impl Store {
     /// Lets the log go on where its records are in segments: durably first.
     async fn trim_log(self: &Rc<Self>, pressing: bool) -> Result<bool, StoreError> {
         let hasty = mutant::active(Mutant::TrimUnflushed);
-        let oldest = self.shards.iter().filter_map(|s| s.unflushed_from()).min().filter(|_| !hasty);
+        let oldest = self.shards().iter().filter_map(|s| s.unflushed_from()).min().filter(|_| !hasty);
         let (id, floor, worth) = {
             let log = self.log.borrow();
             let Some(log) = log.as_ref() else { return Ok(false) };
@@ -138,11 +143,12 @@ impl Store {
     /// Puts everything durable into segments: the node shuts down. Nothing new comes.
     pub(crate) async fn drain(self: &Rc<Self>) -> Result<(), StoreError> {
         self.end_compactions().await?;
+        self.end_split().await?;
         let through = self.durable.get();
         self.freeze(through);
         self.flush_frozen().await?;
         // The maintenance may have begun a flush before the node stopped.
-        while self.shards.iter().any(|shard| shard.frozen_tables() > 0) {
+        while self.shards().iter().any(|shard| shard.frozen_tables() > 0) {
             self.check_failed()?;
             vellum_rt::sleep(std::time::Duration::from_micros(200)).await;
             self.flush_frozen().await?;

@@ -13,6 +13,7 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, ChunkIndex, DmaSlice, Epoch, Ino, ItemOp, Key, KeyRange, ReactorId, Rid,
+    SegmentId, ShardId,
 };
 use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, Value};
 use vellum_rt::channel::{Receiver, Sender};
@@ -91,6 +92,11 @@ pub(crate) enum Message {
         epoch: Epoch,
     },
     ReleaseSpace {
+        space: Vec<BlockRange>,
+    },
+    /// A shard's segment is so no longer.
+    ReleaseSegment {
+        segment: SegmentId,
         space: Vec<BlockRange>,
     },
     Failed {
@@ -208,6 +214,15 @@ pub(crate) enum Request {
     },
     /// Merge everything, in every shard of the reactor.
     CompactAll,
+    /// Split the reactor's shard that holds `bucket` there.
+    SplitAt {
+        bucket: Bucket,
+    },
+    /// Make it durable that a shard is two; the new one's id.
+    Split {
+        shard: ShardId,
+        at: Bucket,
+    },
     Central,
     Shutdown,
 }
@@ -232,6 +247,8 @@ pub(crate) enum Answer {
     Chunks(Vec<ChunkIndex>),
     Use(ChunkUse),
     Grown(Growth),
+    NewShard(ShardId),
+    Split(bool),
     Scrub(Box<ScrubStatus>),
     Scrubbed(Box<Step>),
     /// Chunks that are being emptied, or could not be; blocks in use in them.

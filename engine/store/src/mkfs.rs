@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use vellum_base::{BLOCK_SIZE, BlockAddr, ChunkIndex, DmaBuf, Epoch, Fsid, LogId, SegmentId, ShardId};
-use vellum_format::superblock::{FORMAT_VERSION, Features, MAX_SLOTS, SLOT_BYTES};
+use vellum_format::superblock::{FORMAT_VERSION, Features, MAX_SLOTS, SLOT_BYTES, SPLIT_SHARDS};
 use vellum_format::{ChunkUse, ManifestEdit, Superblock};
 use vellum_nvme::{Device, Queue};
 
@@ -39,7 +39,7 @@ pub async fn mkfs(
         fsid: Fsid(fsid),
         generation: 0,
         format_version: FORMAT_VERSION,
-        features: Features::default(),
+        features: Features { incompatible: SPLIT_SHARDS, ..Features::default() },
         blocks: u64::from(layout.chunks) * u64::from(layout.chunk_blocks),
         chunk_blocks: layout.chunk_blocks,
         copy: layout.copy,

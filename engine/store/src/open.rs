@@ -24,7 +24,7 @@ use crate::epoch::coordinator::EPOCH_GAP;
 use crate::error::StoreError;
 use crate::fact::Fact;
 use crate::grow::{fit_table, forget_unfinished, share};
-use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, use_chunks};
+use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, ShardState, use_chunks};
 use crate::mesh::{MAILBOX, MeshSeed};
 use crate::options::OpenOptions;
 use crate::recovery::{ReplayPart, RunEnd, read_run};
@@ -90,6 +90,8 @@ pub struct ReactorSeed {
 
 /// Segment ids that one reactor may use in one run.
 const SEGMENT_IDS: u64 = 1 << 32;
+/// What a shard weighs besides its segments, when shards are given to reactors: short ones are counted.
+const SHARD_BYTES: u64 = 64 << 20;
 const MIN_RING_BYTES: u64 = 4 << 20;
 
 pub async fn open(device: &Arc<dyn Device>, queue: &Rc<dyn Queue>, options: OpenOptions) -> Result<Opened, StoreError> {
@@ -300,13 +302,28 @@ fn new_run(state: &ManifestState, options: &OpenOptions, rings: &Rings, start: &
     }
 }
 
-/// Shards go to reactors in contiguous runs, so that each has its share whatever their numbers.
+/// By id they are in the order of their making.
+fn in_key_order(state: &ManifestState) -> Vec<(ShardId, &ShardState)> {
+    let mut shards: Vec<_> = state.shards.iter().map(|(id, shard)| (*id, shard)).collect();
+    shards.sort_by_key(|(_, shard)| shard.first_bucket);
+    shards
+}
+
+/// Shards go to reactors in contiguous runs of about equal weight, and none has nothing while another has two.
 fn route(state: &ManifestState, reactors: usize) -> [ReactorId; 256] {
     let mut routes = [ReactorId(0); 256];
-    let count = state.shards.len().max(1);
-    for (i, shard) in state.shards.values().enumerate() {
-        let reactor = ReactorId((i * reactors / count) as u16);
-        routes[usize::from(shard.first_bucket)..=usize::from(shard.last_bucket)].fill(reactor);
+    let shards = in_key_order(state);
+    let weight = |shard: &ShardState| SHARD_BYTES + shard.segments().map(|meta| meta.len_bytes).sum::<u64>();
+    let all: u64 = shards.iter().map(|(_, shard)| weight(shard)).sum();
+    let (mut below, mut next) = (0, 0);
+    for (i, (_, shard)) in shards.iter().enumerate() {
+        let middle = u128::from(below + weight(shard) / 2);
+        let mut reactor = (middle * reactors as u128 / u128::from(all)) as usize;
+        if shards.len() >= reactors {
+            reactor = reactor.min(next).max((reactors + i).saturating_sub(shards.len()));
+        }
+        routes[usize::from(shard.first_bucket)..=usize::from(shard.last_bucket)].fill(ReactorId(reactor as u16));
+        (below, next) = (below + weight(shard), reactor + 1);
     }
     routes
 }
@@ -323,9 +340,8 @@ fn make_seeds(
     let state = &coordinator.manifest.state;
     let routes = Arc::new(route(state, n));
     let mut shards: BTreeMap<ReactorId, Vec<ShardSeed>> = BTreeMap::new();
-    for (id, s) in &state.shards {
-        let seed =
-            ShardSeed { id: *id, range: s.range(), levels: s.levels.clone(), flushed_through: s.flushed_through };
+    for (id, s) in in_key_order(state) {
+        let seed = ShardSeed { id, range: s.range(), levels: s.levels.clone(), flushed_through: s.flushed_through };
         shards.entry(routes[usize::from(s.first_bucket)]).or_default().push(seed);
     }
     let data: Vec<(ChunkIndex, Bucket)> = state
@@ -366,4 +382,37 @@ fn make_seeds(
             }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A filesystem with shards of four buckets and so many MiB; how many shards each reactor gets.
+    fn shared(mib: &[u64], reactors: usize) -> Vec<usize> {
+        let mut state = ManifestState::default();
+        // Made in another order than that of their keys, as by splits.
+        for (i, mib) in mib.iter().enumerate().rev() {
+            let id = ShardId((mib + i as u64 * 7919) as u32);
+            let (first_bucket, flushed_through) = (4 * i as u8, Epoch::NONE);
+            let edit = ManifestEdit::Shard { id, first_bucket, last_bucket: first_bucket + 3, flushed_through };
+            state.apply(&edit).unwrap();
+            let meta = SegmentMeta { id: SegmentId(i as u64), len_bytes: mib << 20, ..SegmentMeta::default() };
+            state.apply(&ManifestEdit::SegmentAdd { shard: id, level: 1, meta }).unwrap();
+        }
+        let routes = route(&state, reactors);
+        let owners: Vec<usize> = (0..mib.len()).map(|i| usize::from(routes[4 * i].0)).collect();
+        assert!(owners.is_sorted(), "{owners:?}");
+        (0..reactors).map(|reactor| owners.iter().filter(|owner| **owner == reactor).count()).collect()
+    }
+
+    #[test]
+    fn reactors_share_by_weight() {
+        assert_eq!(shared(&[0; 8], 3), [3, 2, 3]);
+        assert_eq!(shared(&[1, 3, 2, 0, 1, 2, 1, 4], 2), [4, 4], "short ones are counted");
+        assert_eq!(shared(&[5000, 5000, 100, 100, 100, 100], 2), [1, 5]);
+        assert_eq!(shared(&[100, 100, 100, 100, 9000], 3), [3, 1, 1]);
+        assert_eq!(shared(&[9000, 1, 1], 3), [1, 1, 1]);
+        assert_eq!(shared(&[0, 0], 4).iter().sum::<usize>(), 2);
+    }
 }

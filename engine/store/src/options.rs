@@ -37,6 +37,8 @@ pub struct OpenOptions {
     pub memtable_bytes: usize,
     /// Log of one reactor; scaled down on small devices.
     pub log_bytes: u64,
+    /// A shard whose segments are longer is split, while it has more than one bucket.
+    pub shard_bytes: u64,
     pub read_only: bool,
     /// The term that the quorum gave; one more than the last when `None`.
     pub term: Option<Term>,
@@ -63,6 +65,7 @@ impl Default for OpenOptions {
             cache_bytes: 256 << 20,
             memtable_bytes: 128 << 20,
             log_bytes: 64 << 20,
+            shard_bytes: 1 << 30,
             read_only: false,
             term: None,
             queue_depth: 256,

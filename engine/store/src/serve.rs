@@ -9,11 +9,24 @@ use crate::central::Central;
 use crate::env::COORDINATOR;
 use crate::epoch::Coordinator;
 use crate::error::StoreError;
-use crate::lsm::ScanPage;
+use crate::lsm::{ScanPage, Shard};
 use crate::mesh::{Answer, Message, Request};
 use crate::open::drop_run;
-use crate::status::{CentralStatus, ReactorStatus, StatFs, StoreStatus};
+use crate::status::{CentralStatus, ReactorStatus, ShardStatus, StatFs, StoreStatus};
 use crate::store::Store;
+
+fn shard_status(shard: &Shard) -> ShardStatus {
+    let (range, extent) = (shard.range(), shard.extent());
+    ShardStatus {
+        id: shard.id(),
+        first_bucket: range.first.bucket(),
+        last_bucket: range.last.bucket(),
+        segments: extent.segments,
+        segment_bytes: extent.bytes,
+        clipped: extent.clipped,
+        memtable_bytes: shard.memtable_bytes(),
+    }
+}
 
 impl Store {
     pub(crate) async fn serve(self: Rc<Self>, _from: ReactorId, request: Request) -> Result<Answer, StoreError> {
@@ -72,6 +85,7 @@ impl Store {
                 self.compact_all_here().await?;
                 Answer::Done
             }
+            Request::SplitAt { bucket } => Answer::Split(self.split_here(bucket).await?),
             central => self.serve_central(central).await?,
         })
     }
@@ -102,6 +116,7 @@ impl Store {
                     None => return Err(StoreError::Closed),
                 }
             }
+            Request::Split { shard, at } => Answer::NewShard(self.split_central(&central, shard, at).await?),
             Request::Scrub(command) => {
                 self.scrub_here(&central, command)?;
                 Answer::Scrub(Box::new(central.scrub.borrow().clone()))
@@ -222,13 +237,14 @@ impl Store {
     fn reactor_status(&self) -> ReactorStatus {
         let space = self.space.borrow();
         let log = self.log.borrow();
-        let pressure = self.shards.iter().map(|s| s.pressure()).fold(0.0, f32::max);
+        let shards = self.shards();
+        let pressure = shards.iter().map(|s| s.pressure()).fold(0.0, f32::max);
         ReactorStatus {
             reactor: self.me,
-            shards: self.shards.len(),
-            memtable_bytes: self.shards.iter().map(|s| s.memtable_bytes()).sum(),
+            shards: shards.iter().map(|shard| shard_status(shard)).collect(),
+            memtable_bytes: shards.iter().map(|s| s.memtable_bytes()).sum(),
             memtable_bound_bytes: self.options.memtable_bytes / self.options.reactors,
-            frozen_tables: self.shards.iter().map(|s| s.frozen_tables()).sum(),
+            frozen_tables: shards.iter().map(|s| s.frozen_tables()).sum(),
             pressure,
             compaction_debt: self.debt(),
             write_bound_bytes_per_s: crate::admission::rate(self.pace.debt()).map(|rate| rate as u64),
@@ -252,6 +268,8 @@ impl Store {
             cache_bound_bytes: self.options.cache_bytes / self.options.reactors,
             batches: self.batches.get(),
             epochs_with_changes: self.full_epochs.get(),
+            shard_bound_bytes: self.options.shard_bytes,
+            splits: self.splits.done(),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use vellum_base::{Epoch, ReactorId, Term};
+use vellum_base::{Bucket, Epoch, ReactorId, ShardId, Term};
 
 use crate::evacuate::EvacuationStatus;
 use crate::lsm::CacheStats;
@@ -12,7 +12,7 @@ use crate::scrub::ScrubStatus;
 #[derive(Clone, Debug, Default)]
 pub struct ReactorStatus {
     pub reactor: ReactorId,
-    pub shards: usize,
+    pub shards: Vec<ShardStatus>,
     pub memtable_bytes: usize,
     pub memtable_bound_bytes: usize,
     pub frozen_tables: usize,
@@ -46,6 +46,23 @@ pub struct ReactorStatus {
     pub cache_bound_bytes: usize,
     pub batches: u64,
     pub epochs_with_changes: u64,
+    /// A shard whose segments are longer is split.
+    pub shard_bound_bytes: u64,
+    pub splits: u64,
+}
+
+/// One shard: a run of whole buckets.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStatus {
+    pub id: ShardId,
+    pub first_bucket: Bucket,
+    pub last_bucket: Bucket,
+    pub segments: usize,
+    /// Of one copy. Segments that a split left to two shards count whole in both.
+    pub segment_bytes: u64,
+    /// So many of them.
+    pub clipped: usize,
+    pub memtable_bytes: usize,
 }
 
 /// Compactions of one reactor's shards.

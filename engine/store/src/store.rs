@@ -28,6 +28,7 @@ use crate::open::ReactorSeed;
 use crate::options::OpenOptions;
 use crate::reads::{Pins, ReadTracker};
 use crate::space::Allocator;
+use crate::split::Splits;
 
 /// Which keys a client may write at the moment: the server's lock table. Asked on the reactor that owns the key's shard.
 pub trait Authority {
@@ -69,8 +70,9 @@ pub struct Store {
     pub(crate) routes: Arc<[ReactorId; 256]>,
     pub(crate) env: Rc<Env>,
     pub(crate) cache: Rc<BlockCache>,
-    /// In key order.
-    pub(crate) shards: Vec<Rc<Shard>>,
+    /// In key order. A split puts another list here.
+    pub(crate) shards: RefCell<Rc<[Rc<Shard>]>>,
+    pub(crate) splits: Splits,
     pub(crate) epochs: RefCell<LocalEpochs>,
     /// None when open for reading only.
     pub(crate) log: RefCell<Option<LogWriter>>,
@@ -128,7 +130,7 @@ impl Store {
         let reactors = seed.options.reactors;
         let cache = BlockCache::new(seed.options.cache_bytes / reactors);
         let config = lsm_config(&seed.options, &seed.superblock, seed.shards.len());
-        let shards: Vec<Rc<Shard>> = seed
+        let shards: Rc<[Rc<Shard>]> = seed
             .shards
             .into_iter()
             .map(|s| {
@@ -156,7 +158,8 @@ impl Store {
             routes: seed.routes,
             env,
             cache,
-            shards,
+            shards: RefCell::new(shards),
+            splits: Splits::default(),
             epochs: RefCell::new(LocalEpochs::new(usize::from(seed.reactor.0), reactors, seed.first_epoch)),
             log: RefCell::new(log),
             durable: Cell::new(before),
@@ -219,7 +222,7 @@ impl Store {
                 at += 1;
                 vellum_rt::yield_if_needed().await;
             }
-            for shard in self.shards.iter().filter(|s| s.wants_freeze()) {
+            for shard in self.shards().iter().filter(|s| s.wants_freeze()) {
                 shard.freeze(epoch);
             }
         }
@@ -237,11 +240,16 @@ impl Store {
         }
     }
 
-    pub(crate) fn shard_of(&self, key: &Key) -> Option<&Rc<Shard>> {
-        self.shards.iter().find(|s| s.range().contains(key))
+    /// Those of the moment.
+    pub(crate) fn shards(&self) -> Rc<[Rc<Shard>]> {
+        self.shards.borrow().clone()
     }
 
-    pub(crate) fn shard(&self, key: &Key) -> Result<&Rc<Shard>, StoreError> {
+    pub(crate) fn shard_of(&self, key: &Key) -> Option<Rc<Shard>> {
+        self.shards.borrow().iter().find(|s| s.range().contains(key)).cloned()
+    }
+
+    pub(crate) fn shard(&self, key: &Key) -> Result<Rc<Shard>, StoreError> {
         self.shard_of(key).ok_or(StoreError::Closed)
     }
 
@@ -447,7 +455,7 @@ impl Store {
     }
 }
 
-fn lsm_config(options: &OpenOptions, sb: &Superblock, shards_here: usize) -> LsmConfig {
+pub(crate) fn lsm_config(options: &OpenOptions, sb: &Superblock, shards_here: usize) -> LsmConfig {
     let per_shard = options.memtable_bytes / options.reactors / shards_here.max(1);
     let defaults = LsmConfig::default();
     // Small devices have small segments, so that a compaction fits the reserve.

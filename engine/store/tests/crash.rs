@@ -11,12 +11,12 @@ use bytes::Bytes;
 use common::crash::CrashDevice;
 use common::*;
 use vellum_base::prng::Prng;
-use vellum_base::{Ino, ItemOp, Key, KeyRange, View, Zone, crc32c};
+use vellum_base::{Bucket, Ino, ItemOp, Key, KeyRange, View, Zone, crc32c};
 use vellum_format::{Extent, IndexKind, Inode};
 use vellum_nvme::Image;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_rt::native::block_on;
-use vellum_store::{CheckOptions, Store};
+use vellum_store::{CheckOptions, MkfsOptions, OpenOptions, Store};
 
 /// What the client's items should be after each batch: keys to values, sequences zeroed.
 type Model = BTreeMap<Key, Bytes>;
@@ -26,6 +26,8 @@ struct Run {
     /// `states[k]` is after batch k.
     states: Vec<Model>,
     prng: Prng,
+    /// Shards are split on the way.
+    splits: bool,
 }
 
 fn plain(key: &Key, value: &Bytes) -> Bytes {
@@ -38,6 +40,12 @@ fn plain(key: &Key, value: &Bytes) -> Bytes {
 }
 
 impl Run {
+    fn options(&self, reactors: usize) -> OpenOptions {
+        // With splits the segments are what matters: several flushes before each.
+        let memtable_bytes = if self.splits { 48 << 10 } else { 256 << 10 };
+        OpenOptions { memtable_bytes, ..options(reactors) }
+    }
+
     async fn step(&mut self, store: &Rc<Store>, client: &mut Client) -> vellum_base::Epoch {
         let mut model = self.states.last().unwrap().clone();
         let mut ops = BTreeMap::new();
@@ -161,21 +169,26 @@ async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps:
             1 => vellum_rt::sleep(std::time::Duration::from_micros(run.prng.below(7000))).await,
             _ => {}
         }
+        if run.splits && run.prng.one_in(10) {
+            store.split_shard(Bucket((run.prng.below(8) * 32) as u8)).await.unwrap();
+        }
     }
 }
 
-fn small(reactors: usize) -> vellum_store::OpenOptions {
-    vellum_store::OpenOptions { memtable_bytes: 256 << 10, ..options(reactors) }
+fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
+    crash_run_with(seed, reactors, steps, every, false);
 }
 
-fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
+fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, splits: bool) {
     let first = block_on(async {
         let memory = MemoryDevice::new(128 * MIB);
         let device: std::sync::Arc<dyn vellum_nvme::Device> = std::sync::Arc::new(memory.clone());
-        make(&device).await;
+        let (queue, _poller) = queue(&device);
+        let shards = if splits { 2 } else { 8 };
+        vellum_store::mkfs(&device, &queue, MkfsOptions { shards, ..MkfsOptions::default() }).await.unwrap();
         memory.snapshot()
     });
-    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed) };
+    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed), splits };
     let cuts = cut_run(first, reactors, steps, every, &mut run);
     assert!(cuts.len() > 10);
     let mut second = 0;
@@ -196,7 +209,7 @@ fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
             if cut_again {
                 device.cut_every(5);
             }
-            let (stores, _) = match start(&device.as_device(), small(n)).await {
+            let (stores, _) = match start(&device.as_device(), run.options(n)).await {
                 Ok(s) => s,
                 // Before the client's record was durable there is nothing, but a filesystem.
                 Err(e) => panic!("{what}: {e}"),
@@ -214,7 +227,8 @@ fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
             let image = cut.image(seed ^ (i * 1000 + j) as u64);
             block_on(async {
                 let device = CrashDevice::new(image).as_device();
-                let (stores, _) = start(&device, small(1 + j % 2)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
+                let (stores, _) =
+                    start(&device, run.options(1 + j % 2)).await.unwrap_or_else(|e| panic!("{what}: {e}"));
                 check(&stores, &run_here, cut.note, &what).await;
             });
         }
@@ -226,7 +240,7 @@ fn cut_run(image: Image, reactors: usize, steps: usize, every: u64, run: &mut Ru
     block_on(async {
         let device = CrashDevice::new(image);
         device.cut_every(every);
-        let (stores, _) = start(&device.as_device(), small(reactors)).await.unwrap();
+        let (stores, _) = start(&device.as_device(), run.options(reactors)).await.unwrap();
         go_on(&device, &stores, run, steps).await;
         device.take_cuts()
     })
@@ -245,6 +259,17 @@ fn two_reactors_cut_anywhere() {
 #[test]
 fn three_reactors_cut_anywhere() {
     crash_run(seed(3), 3, 90, 5);
+}
+
+/// Every write and every flush of the splits and all that follows them: segments that two shards name, their rewriting.
+#[test]
+fn splits_cut_anywhere() {
+    crash_run_with(seed(4), 1, 60, 1, true);
+}
+
+#[test]
+fn splits_on_two_reactors_cut_anywhere() {
+    crash_run_with(seed(5), 2, 120, 3, true);
 }
 
 /// `VELLUM_SEED` repeats a run.

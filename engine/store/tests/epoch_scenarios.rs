@@ -248,6 +248,40 @@ fn e8_records_of_one_key_in_logs_of_several_runs() {
     }
 }
 
+/// E8: a shard is split while records of its keys lie in the log, some from before the split (their epoch is flushed), some
+/// from after it (not flushed); then the node is killed and opened with other numbers of reactors, so that the halves and
+/// the old log meet on other reactors. The newest counts; nothing that was acknowledged is lost.
+#[test]
+fn e8_a_shard_is_split_while_records_of_its_keys_lie_in_the_log() {
+    let memory = MemoryDevice::new(96 * MIB);
+    let device: Arc<dyn Device> = Arc::new(memory.clone());
+    block_on(make(&device));
+    let buckets = [0u8, 9, 17, 30, 100, 255];
+    let mut split = 0;
+    for (round, reactors) in [2, 1, 3, 2, 1].into_iter().enumerate() {
+        block_on(async {
+            let (stores, _) = start(&device, options(reactors)).await.unwrap();
+            let mut client = Client::open(&stores[0], RID).await;
+            for bucket in buckets {
+                let size = get(&stores[0], Inode::key(ino(bucket, 2))).await.map(|v| Inode::decode(&v).unwrap().size);
+                assert_eq!(size.unwrap_or(0), 2 * round as u64, "bucket {bucket} before round {round}");
+            }
+            for step in [1, 2] {
+                for bucket in buckets {
+                    let new = put_inode(ino(bucket, 2), &inode(2 * round as u64 + step, 1));
+                    let epoch = client.commit(&stores[reactors - 1], vec![new]).await.unwrap();
+                    stores[0].wait_durable(epoch).await.unwrap();
+                }
+                if step == 1 {
+                    let at = vellum_base::Bucket([16, 8, 24, 112, 20][round]);
+                    split += usize::from(stores[0].split_shard(at).await.unwrap());
+                }
+            }
+        });
+    }
+    assert_eq!(split, 5);
+}
+
 /// E10: one block in the middle of an extent is overwritten, its place is freed and filled with something else. Its neighbours
 /// have checksums of their own, and verify.
 #[test]

@@ -117,6 +117,11 @@ pub const RECORD_GENERATION: u64 = 0x9495;
 pub const RECORD_SEQUENCE: u64 = 0x9697_9899;
 pub const RECORD_PREV: u64 = 0x9a9b_9c9d_9e9f_a0a1;
 
+/// Edits that came after the first golden images, and need a feature bit.
+pub fn later_edits() -> Vec<(&'static str, ManifestEdit)> {
+    vec![("Split", ManifestEdit::Split { shard: ShardId(0x0102_0304), at: 0x80, new: ShardId(0x0506_0708) })]
+}
+
 pub fn manifest_record(edits: &[ManifestEdit]) -> Vec<u8> {
     let body = RecordBody::new(RECORD_SEQUENCE, RECORD_PREV, edits);
     let mut out = vec![0; body.padded_len()];
@@ -322,6 +327,7 @@ pub const RID: Rid = Rid(0x5152_5354_5556_5758);
 /// Every golden image by its name.
 pub fn images() -> Vec<(&'static str, Vec<u8>)> {
     let edits: Vec<ManifestEdit> = edits().into_iter().map(|(_, edit)| edit).collect();
+    let later: Vec<ManifestEdit> = later_edits().into_iter().map(|(_, edit)| edit).collect();
     let records: Vec<Record> = records().into_iter().map(|(_, record)| record).collect();
     let mut segment_meta = Vec::new();
     meta().encode(&mut segment_meta);
@@ -329,6 +335,7 @@ pub fn images() -> Vec<(&'static str, Vec<u8>)> {
     vec![
         ("superblock", superblock().encode(SUPERBLOCK_AT).to_vec()),
         ("manifest_record", manifest_record(&edits)),
+        ("manifest_record_split", manifest_record(&later)),
         ("part", part(&records)),
         ("seal", seal().encode(SEAL_AT, &FSID).0.to_vec()),
         ("quorum_block", slot_block().encode(&FSID).to_vec()),

@@ -25,6 +25,7 @@ const COUNTERS: &[&str] = &[
     "fences",
     "fences_failed",
     "late_wakes",
+    "splits",
     "dropped",
     "ignored",
     "write_errors",

@@ -1,16 +1,16 @@
-//! C: no segment is the input of two compactions [C1]. That the result is the newest of each key [C2] is the history's to
+//! C: no segment is the input of two compactions [C1], of one shard that is: a split leaves some to two. That the result is the newest of each key [C2] is the history's to
 //! find.
 
 use std::collections::BTreeMap;
 
-use vellum_base::{SegmentId, Term};
+use vellum_base::{SegmentId, ShardId, Term};
 use vellum_store::Fact as StoreFact;
 
 use super::Out;
 
 #[derive(Default)]
 pub struct Compactions {
-    busy: BTreeMap<SegmentId, Term>,
+    busy: BTreeMap<(ShardId, SegmentId), Term>,
 }
 
 impl Compactions {
@@ -19,18 +19,18 @@ impl Compactions {
             StoreFact::Opened { .. } => self.busy.clear(), // those of the run before are dead
             StoreFact::Compacts { term, shard, inputs } => {
                 for input in inputs {
-                    if let Some(other) = self.busy.insert(*input, *term) {
+                    if let Some(other) = self.busy.insert((*shard, *input), *term) {
                         let what =
                             format!("segment {input} of shard {shard} is in two compactions (terms {other}, {term})");
                         out.violate("C1", what);
                     }
                 }
             }
-            StoreFact::Compacted { term, inputs, .. } => {
-                let ours = |input: &&SegmentId| self.busy.get(input) == Some(term);
-                let ended: Vec<SegmentId> = inputs.iter().filter(ours).copied().collect();
-                for input in ended {
-                    self.busy.remove(&input);
+            StoreFact::Compacted { term, shard, inputs } => {
+                for input in inputs.iter().map(|input| (*shard, *input)) {
+                    if self.busy.get(&input) == Some(term) {
+                        self.busy.remove(&input);
+                    }
                 }
             }
             _ => {}

@@ -193,7 +193,7 @@ impl Store {
     /// there is no space for a flush, it makes some.
     fn charge(&self, rid: Rid, bytes: usize) -> Result<(), Refused> {
         let share = if rid == Rid::ENGINE { 0 } else { EVACUATION_SHARE };
-        let busy = self.shards.iter().any(|s| s.pressure() >= 1.0 - share as f32 / 100.0);
+        let busy = self.shards.borrow().iter().any(|s| s.pressure() >= 1.0 - share as f32 / 100.0);
         let mut log = self.log.borrow_mut();
         let Some(log) = log.as_mut() else { return Err(Refused::No(StoreError::ReadOnly.into())) };
         let most = log.capacity_bytes() / 100 * (100 - share);

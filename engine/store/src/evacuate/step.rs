@@ -30,9 +30,8 @@ const COOL_WAITS: usize = 250;
 /// Where a pass goes on.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
-    shard: usize,
-    /// The shard's first key when `None`.
-    from: Option<Key>,
+    /// Shards may split under it, so it is no shard's number.
+    from: Key,
     beyond: Beyond,
 }
 
@@ -107,12 +106,16 @@ impl Store {
         chunks: &Arc<BTreeSet<ChunkIndex>>,
     ) -> Result<Step, StoreError> {
         self.check_writable()?;
-        let Some(shard) = self.shards.get(cursor.shard).cloned() else { return Ok(Step::default()) };
+        let ahead = self.shards.borrow().iter().filter(|s| s.range().last >= cursor.from).cloned().collect::<Vec<_>>();
+        let Some(shard) = ahead.into_iter().min_by_key(|s| s.range().first) else { return Ok(Step::default()) };
+        cursor.from = cursor.from.max(shard.range().first);
+        let last = shard.range().last;
         let mut step = Step::default();
         let mut found = Vec::new();
         let mut blocks = 0;
+        let mut after = None;
         for _ in 0..STEP_PAGES {
-            let range = KeyRange { first: cursor.from.unwrap_or(shard.range().first), last: shard.range().last };
+            let range = KeyRange { first: cursor.from, last };
             let next = match self.find_extents(&shard, &range, &mut cursor.beyond, chunks, &mut step).await {
                 Some((extents, next)) => {
                     blocks += extents.iter().map(|(_, len)| len).sum::<u64>();
@@ -121,17 +124,18 @@ impl Store {
                 }
                 None => Some(range.first),
             };
-            cursor.from = next;
-            if next.is_none() {
-                cursor = Cursor { shard: cursor.shard + 1, ..Cursor::default() };
+            let Some(next) = next else {
+                after = last.successor().map(|from| Cursor { from, ..Cursor::default() });
                 break;
-            }
+            };
+            cursor.from = next;
+            after = Some(cursor.clone());
             if blocks >= STEP_BLOCKS {
                 break;
             }
             yield_if_needed().await;
         }
-        step.next = Some(cursor);
+        step.next = after;
         self.move_all(found, chunks, &mut step).await;
         Ok(step)
     }

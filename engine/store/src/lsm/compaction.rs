@@ -2,7 +2,7 @@
 //!
 //! Level 0 is merged whole into level 1 when it has enough runs; below, the segment that costs least to move is merged
 //! into the next level while its own is over its size; and segments full of tombstones go down (or are rewritten at the
-//! bottom) whatever the sizes, so that deletions do vanish.
+//! bottom) whatever the sizes, so that deletions do vanish. What a split left to two shards is rewritten last.
 
 use std::rc::Rc;
 
@@ -34,13 +34,20 @@ fn bounds<'a>(segments: impl Iterator<Item = &'a Rc<Segment>>) -> Option<KeyRang
 impl Shard {
     /// The most urgent compaction that shares no input with one that runs.
     pub fn pick_compaction(&self) -> Option<Pick> {
+        if self.held.get() {
+            return None;
+        }
         let state = self.state();
-        self.pick_level_zero(&state).or_else(|| self.pick_by_size(&state)).or_else(|| self.pick_by_tombstones(&state))
+        self.pick_level_zero(&state)
+            .or_else(|| self.pick_by_size(&state))
+            .or_else(|| self.pick_by_tombstones(&state))
+            .or_else(|| self.pick_clipped(&state))
     }
 
     fn pick_level_zero(&self, state: &State) -> Option<Pick> {
         let enough = state.runs.len() >= self.cfg.l0_runs
-            || (state.runs.len() >= self.cfg.l0_runs.div_ceil(2) && self.mostly_tombstones(&state.runs));
+            || (state.runs.len() >= self.cfg.l0_runs.div_ceil(2) && self.mostly_tombstones(&state.runs))
+            || state.runs.iter().flat_map(|run| &run.segments).any(|segment| self.is_clipped(segment));
         // One job at a time: a second one would have to pass older runs that are still being merged.
         if !enough || state.runs.iter().any(|run| any_busy(&run.segments)) {
             return None;
@@ -121,6 +128,15 @@ impl Shard {
         None
     }
 
+    /// A segment that a split left to two shards is written anew where it is, with this one's keys alone: its blocks are free
+    /// when both have done so.
+    fn pick_clipped(&self, state: &State) -> Option<Pick> {
+        let segments =
+            state.levels.iter().enumerate().flat_map(|(at, run)| run.segments.iter().map(move |s| (at + 1, s)));
+        let (level, segment) = segments.into_iter().find(|(_, s)| self.is_clipped(s) && !s.is_busy())?;
+        Some(Pick::new(vec![vec![segment.clone()]], level, false))
+    }
+
     /// How much this shard wants to be merged; from 1 on there is something to do by size.
     pub fn urgency(&self) -> f32 {
         let state = self.state();
@@ -140,7 +156,7 @@ impl Shard {
         let state = self.state();
         let sources: Vec<_> =
             state.sorted_runs().filter(|run| !run.segments.is_empty()).map(|run| run.segments.clone()).collect();
-        if self.is_merged() || sources.iter().any(|segments| any_busy(segments)) {
+        if self.held.get() || self.is_merged() || sources.iter().any(|segments| any_busy(segments)) {
             return None;
         }
         let lowest = state.levels.iter().rposition(|run| !run.segments.is_empty()).map_or(1, |at| at + 1);
@@ -149,7 +165,7 @@ impl Shard {
 
     /// How much of what memtables may hold is in use: from 1 on writers wait for a flush.
     pub fn pressure(&self) -> f32 {
-        let table = self.cfg.memtable_bytes as f32;
+        let table = self.memtable_bound.get() as f32;
         ratio(self.memtable_bytes() as f32, table * 1.5, table * self.cfg.memtable_backlog as f32)
     }
 

@@ -30,6 +30,11 @@ pub trait ShardEnv {
     /// installed and no read uses it, or no segment came of them. Once for each block; must not call into the shard.
     fn release_space(&self, space: Vec<BlockRange>);
 
+    /// A segment that was this shard's is so no longer. Its blocks are free when no other shard names it: after a split two do.
+    fn release_segment(&self, _id: SegmentId, space: Vec<BlockRange>) {
+        self.release_space(space);
+    }
+
     /// Readers see this epoch or later ones: the durable epoch or an older pinned one. Never decreases. Versions that
     /// were superseded at or before it may be dropped.
     fn oldest_reader(&self) -> Epoch;

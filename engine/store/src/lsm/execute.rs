@@ -65,7 +65,7 @@ async fn merge(
         job.sources.iter().map(|run| run.iter().cloned().map(Segment::borrowed).collect()).collect();
     let streams = |kind| runs.iter().map(|run| Stream::new(queue.clone(), kind, run)).collect();
     let (points, ranges) = (streams(BlockKind::Data), streams(BlockKind::Tombstones));
-    Merge::open(points, ranges, job.oldest, &job.bottom, output, cancel).await?.run().await
+    Merge::open(points, ranges, job, output, cancel).await?.run().await
 }
 
 /// The ids and blocks that were set aside for a job.

@@ -21,6 +21,8 @@ pub struct CompactionJob {
     pub shard: ShardId,
     /// The level that the outputs go to.
     pub target: u8,
+    /// The shard's keys. What its inputs hold of others is read, counted, and not written.
+    pub within: KeyRange,
     /// Runs of inputs, newest first; within a run segments ascend and do not overlap.
     pub sources: Vec<Vec<SegmentMeta>>,
     /// What is superseded at or before this epoch is visible to nobody.
@@ -52,11 +54,12 @@ impl CompactionJob {
         self.inputs().map(|meta| meta.len_bytes).sum()
     }
 
-    /// Bounds of all input keys: no output passes them.
+    /// Bounds of all input keys of the shard: no output passes them.
     pub fn range(&self) -> Option<KeyRange> {
         self.inputs()
             .map(|meta| KeyRange { first: meta.first, last: meta.last })
             .reduce(|a, b| KeyRange { first: a.first.min(b.first), last: a.last.max(b.last) })
+            .map(|all| KeyRange { first: all.first.max(self.within.first), last: all.last.min(self.within.last) })
     }
 
     /// Bounds of the epochs of all inputs.

@@ -38,6 +38,8 @@ impl CompactionJob {
         let mut out = Vec::new();
         out.put_u32_le(self.shard.0);
         out.put_u8(self.target);
+        out.extend_from_slice(&self.within.first.0);
+        out.extend_from_slice(&self.within.last.0);
         out.put_u8(self.shape.copies);
         out.put_u32_le(self.shape.segment_bytes);
         out.put_u32_le(self.shape.block_bytes);
@@ -66,6 +68,7 @@ impl CompactionJob {
         let shard = ShardId(input.u32("shard")?);
         let target =
             bounded("level", input.u8("level")?.into(), u64::from(vellum_format::manifest::MAX_LEVELS) - 1)? as u8;
+        let within = KeyRange { first: input.key()?, last: input.key()? };
         let copies = match input.u8("copies")? {
             copies @ 1..=2 => copies,
             found => return Err(JobError::Value { what: "copies", found: found.into() }),
@@ -101,7 +104,18 @@ impl CompactionJob {
         }
         input.end()?;
         let shape = Shape { segment_bytes, block_bytes, copies };
-        Ok(CompactionJob { shard, target, sources, oldest, bottom: Bottom::new(older), shape, first_id, ids, space })
+        Ok(CompactionJob {
+            shard,
+            target,
+            within,
+            sources,
+            oldest,
+            bottom: Bottom::new(older),
+            shape,
+            first_id,
+            ids,
+            space,
+        })
     }
 }
 

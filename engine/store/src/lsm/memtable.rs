@@ -92,9 +92,13 @@ impl Memtable {
 
     fn next_sequence(&mut self, epoch: Epoch) -> u32 {
         self.sequence += 1;
+        self.holds(epoch);
+        self.sequence
+    }
+
+    fn holds(&mut self, epoch: Epoch) {
         self.min_epoch = Some(self.min_epoch.map_or(epoch, |min| min.min(epoch)));
         self.max_epoch = self.max_epoch.max(epoch);
-        self.sequence
     }
 
     /// `value` is `None` for a deletion. Versions that no reader at `oldest_reader` or later can see are dropped.
@@ -186,6 +190,27 @@ impl Memtable {
         }
         next.sequence = self.sequence;
         next
+    }
+
+    /// A memtable with what this one holds of `range`.
+    pub fn part(&self, range: &KeyRange) -> Memtable {
+        let mut part = Memtable { tombstones: self.tombstones.part(range), ..Memtable::default() };
+        for (key, versions) in self.from(&range.first).take_while(|(key, _)| **key <= range.last) {
+            let mut versions: Vec<&Version> = versions.iter().collect();
+            while let Some(version) = versions.pop() {
+                part.holds(version.epoch);
+                part.insert(*key, version.epoch, version.sequence, self.arena.bytes(version.value), || Epoch::NONE);
+            }
+        }
+        let stamps: Vec<Epoch> =
+            part.tombstones.from(&Key::MIN).flat_map(|(_, fragment)| fragment.stamps().map(|stamp| stamp.0)).collect();
+        stamps.into_iter().for_each(|epoch| part.holds(epoch));
+        part.recent = self.recent.iter().filter(|(_, key)| range.contains(key)).copied().collect();
+        let cut = |r: &KeyRange| KeyRange { first: r.first.max(range.first), last: r.last.min(range.last) };
+        let mine = self.recent_ranges.iter().filter(|(_, r)| r.overlaps(range));
+        part.recent_ranges = mine.map(|(stamp, r)| (*stamp, cut(r))).collect();
+        part.sequence = self.sequence;
+        part
     }
 
     pub fn get(&self, key: &Key, at: Epoch) -> Option<Found> {

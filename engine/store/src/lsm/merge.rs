@@ -1,10 +1,11 @@
 //! Merges the inputs of a compaction, from new (rank 0) to old, and decides which versions live on.
 
-use vellum_base::{Epoch, Key};
+use vellum_base::{Epoch, Key, KeyRange};
 
 use super::LsmError;
 use super::bottom::Bottom;
 use super::execute::Cancel;
+use super::job::CompactionJob;
 use super::output::Output;
 use super::ranges::predecessor;
 use super::stream::Stream;
@@ -105,6 +106,8 @@ pub struct Merge<'a> {
     covering: Option<Covering>,
     oldest: Epoch,
     bottom: &'a Bottom,
+    /// Keys beyond are other shards', and passed over.
+    within: KeyRange,
     output: &'a mut Output,
     cancel: &'a Cancel,
 }
@@ -113,8 +116,7 @@ impl<'a> Merge<'a> {
     pub async fn open(
         mut points: Vec<Stream>,
         ranges: Vec<Stream>,
-        oldest: Epoch,
-        bottom: &'a Bottom,
+        job: &'a CompactionJob,
         output: &'a mut Output,
         cancel: &'a Cancel,
     ) -> Result<Merge<'a>, LsmError> {
@@ -123,7 +125,8 @@ impl<'a> Merge<'a> {
         }
         let mut coverings = Coverings::open(ranges).await?;
         let covering = coverings.next().await?;
-        Ok(Merge { points, coverings, covering, oldest, bottom, output, cancel })
+        let (oldest, bottom, within) = (job.oldest, &job.bottom, job.within);
+        Ok(Merge { points, coverings, covering, oldest, bottom, within, output, cancel })
     }
 
     pub async fn run(mut self) -> Result<Tally, LsmError> {
@@ -178,7 +181,7 @@ impl<'a> Merge<'a> {
 
     /// All versions of a key, newest first. `done` once a version is reached that every reader sees.
     async fn one_key(&mut self, key: &Key) -> Result<(), LsmError> {
-        let mut done = false;
+        let mut done = !self.within.contains(key);
         for rank in 0..self.points.len() {
             while self.points[rank].key() == Some(key) {
                 if !done {
@@ -222,6 +225,10 @@ impl<'a> Merge<'a> {
             }
             epochs.push(*epoch);
         }
-        self.output.add_range(&covering.first, &covering.last, &epochs)
+        let (first, last) = (covering.first.max(self.within.first), covering.last.min(self.within.last));
+        if first > last {
+            return Ok(());
+        }
+        self.output.add_range(&first, &last, &epochs)
     }
 }

@@ -11,6 +11,7 @@
 //! - A version is dropped only when its successor is visible to every reader (`epoch <= oldest_reader()`, and to reads in
 //!   progress here).
 //! - No segment is input of two jobs; its device space is released once, when the last reader has let go of it.
+//! - Of a segment that crosses the shard's bounds (a split left it) only keys within them are read and merged.
 //!
 //! ```text
 //!  apply -> active -> (freeze) frozen.. -> (flush) level 0 runs -> (compaction) level 1 -> ... -> bottom
@@ -42,6 +43,7 @@ mod scan;
 mod scrub;
 mod segment;
 mod shard;
+mod split;
 mod stand_in;
 mod state;
 mod stream;
@@ -59,3 +61,4 @@ pub use job_codec::{JobError, MAX_JOB_BYTES};
 pub use plan::{Pick, Plan, Withheld};
 pub use scrub::{BadBlock, SegmentScrub};
 pub use shard::Shard;
+pub use split::Extent;

@@ -286,6 +286,7 @@ impl Shard {
         let job = CompactionJob {
             shard: self.id,
             target: pick.target as u8,
+            within: self.range,
             sources: pick.sources.iter().map(|run| run.iter().map(|s| s.meta.clone()).collect()).collect(),
             oldest: self.oldest_reader(),
             bottom: Bottom::of(state.levels.iter().skip(pick.target), &range),

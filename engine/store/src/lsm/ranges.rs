@@ -123,6 +123,17 @@ impl RangeTombstones {
         }
     }
 
+    /// Those of `range`, cut at its ends.
+    pub fn part(&self, range: &KeyRange) -> RangeTombstones {
+        let mut part = RangeTombstones::default();
+        for (first, fragment) in self.from(&range.first).take_while(|(first, _)| *first <= range.last) {
+            let fragment = Fragment { last: fragment.last.min(range.last), ..fragment.clone() };
+            part.bytes += fragment.charge();
+            part.fragments.insert(first.max(range.first), fragment);
+        }
+        part
+    }
+
     /// Makes sure that no fragment reaches over the boundary before `key`.
     fn split_before(&mut self, key: &Key) {
         let Some(before) = predecessor(key) else { return };

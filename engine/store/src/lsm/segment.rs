@@ -49,7 +49,7 @@ impl Segment {
 impl Drop for Segment {
     fn drop(&mut self) {
         if let Some(owner) = self.owner.take().filter(|_| self.obsolete.get()) {
-            owner.release_space(space_of(&self.meta));
+            owner.release_segment(self.meta.id, space_of(&self.meta));
         }
     }
 }

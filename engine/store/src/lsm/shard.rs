@@ -18,6 +18,8 @@ pub struct Shard {
     pub(super) env: Rc<dyn ShardEnv>,
     pub(super) cache: Rc<BlockCache>,
     pub(super) cfg: LsmConfig,
+    /// Of the configuration; less when there are more shards to share with.
+    pub(super) memtable_bound: Cell<usize>,
     state: RefCell<Rc<State>>,
     /// Everything up to here was in segments when the shard was opened: a replay brings it again.
     recovered_through: Epoch,
@@ -26,6 +28,8 @@ pub struct Shard {
     /// Everything up to here is in segments or frozen.
     frozen_through: Cell<Epoch>,
     pub(super) flushing: Cell<bool>,
+    /// No compaction begins.
+    pub(super) held: Cell<bool>,
     /// How many times the usual space a compaction gets.
     pub(super) room: Cell<u64>,
     /// Epochs of the reads that are in progress here.
@@ -43,18 +47,38 @@ impl Shard {
         cache: Rc<BlockCache>,
         cfg: LsmConfig,
     ) -> Rc<Shard> {
-        let state = RefCell::new(Rc::new(State::new(levels, &env)));
+        let state = State::new(levels, &env);
+        Shard::of(id, range, state, [flushed_through; 3], env, cache, cfg)
+    }
+
+    /// A part of this shard, with the epochs of the whole.
+    pub(super) fn half(&self, id: ShardId, range: KeyRange, state: State, cfg: LsmConfig) -> Rc<Shard> {
+        let epochs = [self.recovered_through, self.flushed_through.get(), self.frozen_through.get()];
+        Shard::of(id, range, state, epochs, self.env.clone(), self.cache.clone(), cfg)
+    }
+
+    fn of(
+        id: ShardId,
+        range: KeyRange,
+        state: State,
+        [recovered_through, flushed_through, frozen_through]: [Epoch; 3],
+        env: Rc<dyn ShardEnv>,
+        cache: Rc<BlockCache>,
+        cfg: LsmConfig,
+    ) -> Rc<Shard> {
         Rc::new(Shard {
             id,
             range,
             env,
             cache,
+            memtable_bound: Cell::new(cfg.memtable_bytes),
             cfg,
-            state,
-            recovered_through: flushed_through,
+            state: RefCell::new(Rc::new(state)),
+            recovered_through,
             flushed_through: Cell::new(flushed_through),
-            frozen_through: Cell::new(flushed_through),
+            frozen_through: Cell::new(frozen_through),
             flushing: Cell::new(false),
+            held: Cell::new(false),
             room: Cell::new(1),
             readers: RefCell::default(),
         })
@@ -121,7 +145,12 @@ impl Shard {
     }
 
     pub fn wants_freeze(&self) -> bool {
-        self.active_bytes() >= self.cfg.memtable_bytes
+        self.active_bytes() >= self.memtable_bound.get()
+    }
+
+    /// The active memtable wants to be frozen at this size from now on.
+    pub fn bound_memtable(&self, bytes: usize) {
+        self.memtable_bound.set(bytes);
     }
 
     /// The oldest epoch that is in a memtable: logs are needed from there (a lower bound). `None`: they are not needed.

@@ -16,7 +16,7 @@ use vellum_rt::local::{Mutex, OneshotSender, oneshot};
 use vellum_rt::{Class, spawn};
 
 pub use file::{FoundManifest, ManifestFile, read};
-pub use state::{ManifestState, use_chunks};
+pub use state::{ManifestState, ShardState, use_chunks};
 
 use crate::error::StoreError;
 use crate::superblock;

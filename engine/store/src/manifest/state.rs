@@ -23,6 +23,16 @@ impl ShardState {
     pub fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
         self.levels.iter().flatten()
     }
+
+    /// What is left of it in the buckets `first..=last`: the segments that reach into them.
+    fn part(&self, first_bucket: u8, last_bucket: u8) -> ShardState {
+        let mut part =
+            ShardState { first_bucket, last_bucket, flushed_through: self.flushed_through, levels: Vec::new() };
+        let range = part.range();
+        let inside = |meta: &&SegmentMeta| range.overlaps(&KeyRange { first: meta.first, last: meta.last });
+        part.levels = self.levels.iter().map(|list| list.iter().filter(inside).cloned().collect()).collect();
+        part
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -122,8 +132,71 @@ impl ManifestState {
                 self.run(*term)?;
                 self.runs.retain(|r| r.term != *term);
             }
+            ManifestEdit::Split { shard, at, new } => self.split(*shard, *at, *new)?,
         }
         Ok(())
+    }
+
+    fn split(&mut self, id: ShardId, at: u8, new: ShardId) -> Result<(), String> {
+        if self.shards.contains_key(&new) {
+            return Err(format!("shard {id} is split and {new} is there"));
+        }
+        let shard = self.shard(id)?;
+        let (first, last) = (shard.first_bucket, shard.last_bucket);
+        if at <= first || at > last {
+            return Err(format!("shard {id} of buckets {first}..={last} is split at {at}"));
+        }
+        let upper = shard.part(at, last);
+        *shard = shard.part(first, at - 1);
+        self.shards.insert(new, upper);
+        Ok(())
+    }
+
+    /// An id that no shard has or had: none ever goes.
+    pub fn next_shard(&self) -> ShardId {
+        ShardId(self.shards.last_key_value().map_or(0, |(id, _)| id.0 + 1))
+    }
+
+    /// Every segment once, though two shards may name it.
+    pub fn segments(&self) -> impl Iterator<Item = &SegmentMeta> {
+        let all: BTreeMap<SegmentId, &SegmentMeta> =
+            self.shards.values().flat_map(ShardState::segments).map(|meta| (meta.id, meta)).collect();
+        all.into_values()
+    }
+
+    /// What contradicts: buckets of no shard or of two, segments that do not reach into their shard, or that two shards
+    /// describe differently.
+    pub fn shard_problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let mut owners: Vec<Vec<ShardId>> = vec![Vec::new(); 256];
+        let mut known: BTreeMap<SegmentId, (ShardId, &SegmentMeta)> = BTreeMap::new();
+        for (id, shard) in &self.shards {
+            (shard.first_bucket..=shard.last_bucket).for_each(|bucket| owners[usize::from(bucket)].push(*id));
+            let range = shard.range();
+            for meta in shard.segments() {
+                if !range.overlaps(&KeyRange { first: meta.first, last: meta.last }) {
+                    problems.push(format!("shard {id} names segment {} and none of its keys is the shard's", meta.id));
+                }
+                let (first, same) = known.entry(meta.id).or_insert((*id, meta));
+                if (SegmentMeta { run: meta.run, ..(*same).clone() }) != *meta {
+                    problems.push(format!("shards {first} and {id} describe segment {} differently", meta.id));
+                }
+            }
+        }
+        for (bucket, owners) in owners.iter().enumerate().filter(|(_, owners)| owners.len() != 1) {
+            let owners: Vec<u32> = owners.iter().map(|id| id.0).collect();
+            problems.push(format!("bucket {bucket} is of the shards {owners:?}: it must be of one"));
+        }
+        problems
+    }
+
+    /// How many shards name each segment; more than one after a split.
+    pub fn holders(&self) -> BTreeMap<SegmentId, usize> {
+        let mut holders = BTreeMap::new();
+        for meta in self.shards.values().flat_map(ShardState::segments) {
+            *holders.entry(meta.id).or_insert(0) += 1;
+        }
+        holders
     }
 
     fn shard(&mut self, id: ShardId) -> Result<&mut ShardState, String> {
@@ -233,5 +306,42 @@ mod tests {
         assert_eq!(state.pick_free(3, 9), vec![ChunkIndex(9), ChunkIndex(0), ChunkIndex(1)]);
         state.apply(&ManifestEdit::SegmentRemove { shard, segment: SegmentId(1) }).unwrap();
         assert!(state.apply(&ManifestEdit::SegmentRemove { shard, segment: SegmentId(1) }).is_err());
+    }
+
+    #[test]
+    fn the_halves_of_a_split_name_what_reaches_into_them() {
+        let (mut state, shard, new) = (ManifestState::default(), ShardId(3), ShardId(4));
+        let meta = |id, first, last| {
+            let range = KeyRange::of_buckets(Bucket(first), Bucket(last));
+            let meta =
+                SegmentMeta { id: SegmentId(id), first: range.first, last: range.last, ..SegmentMeta::default() };
+            ManifestEdit::SegmentAdd { shard, level: 1, meta }
+        };
+        let (low, both, high) = (meta(1, 10, 19), meta(2, 20, 60), meta(3, 61, 61));
+        let whole = ManifestEdit::Shard { id: shard, first_bucket: 10, last_bucket: 99, flushed_through: Epoch(7) };
+        for edit in [whole, low, both, high] {
+            state.apply(&edit).unwrap();
+        }
+        for at in [10, 100, 255] {
+            assert!(state.apply(&ManifestEdit::Split { shard, at, new }).is_err(), "nothing would be left of a half");
+        }
+        assert!(state.apply(&ManifestEdit::Split { shard, at: 40, new: shard }).is_err());
+        assert_eq!(state.next_shard(), new);
+        state.apply(&ManifestEdit::Split { shard, at: 40, new }).unwrap();
+        let ids = |shard| state.shards[&shard].segments().map(|m| m.id.0).collect::<Vec<_>>();
+        assert_eq!((ids(shard), ids(new)), (vec![1, 2], vec![2, 3]));
+        assert_eq!(state.shards[&new].flushed_through, Epoch(7));
+        assert_eq!(state.holders().into_values().collect::<Vec<_>>(), [1, 2, 1]);
+        assert_eq!(state.segments().map(|m| m.id.0).collect::<Vec<_>>(), [1, 2, 3]);
+        let problems = state.shard_problems();
+        assert_eq!(problems.len(), 256 - 90, "the buckets that are no shard's here: {problems:?}");
+        let mut bad = state.clone();
+        bad.shards.get_mut(&new).unwrap().first_bucket = 62; // segment 2 ends below
+        bad.shards.get_mut(&shard).unwrap().levels[1][1].entries = 9;
+        let found = bad.shard_problems().len() - problems.len();
+        assert_eq!(found, 22 + 2 + 1, "buckets 40..=61, segments 2 and 3 outside, segment 2 described twice");
+        let mut again = ManifestState::default();
+        state.checkpoint().iter().for_each(|e| again.apply(e).unwrap());
+        assert_eq!(again, state);
     }
 }

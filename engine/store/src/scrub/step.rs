@@ -62,7 +62,7 @@ impl Store {
         let at = match &cursor {
             Cursor::Shard { shard } | Cursor::Segments { shard, .. } | Cursor::Data { shard, .. } => *shard,
         };
-        let Some(shard) = self.shards.get(at).cloned() else { return Ok(Step::default()) };
+        let Some(shard) = self.shards().get(at).cloned() else { return Ok(Step::default()) };
         match cursor {
             Cursor::Shard { .. } => {
                 let mut left = shard.segment_ids();

@@ -92,6 +92,16 @@ fn follower(status: &Value) -> String {
     out
 }
 
+/// How many there are on each reactor, and the longest.
+fn shards(reactors: &Value) -> String {
+    let all = || reactors.as_array().into_iter().flatten();
+    let counts: Vec<String> = all().map(|reactor| number(&reactor["shards"]).to_string()).collect();
+    let ranges = all().flat_map(|reactor| reactor["shard_ranges"].as_array().into_iter().flatten());
+    let longest = ranges.map(|shard| number(&shard["segment_bytes"])).max().unwrap_or(0);
+    let bound = all().map(|reactor| number(&reactor["shard_bound_bytes"])).max().unwrap_or(0);
+    format!("{} on the reactors; the longest has {} of {}", counts.join(", "), size::show(longest), size::show(bound))
+}
+
 /// The status in a screenful: what is wrong first.
 fn summary(status: &Value) -> String {
     let (store, reactors) = (&status["store"], &status["reactors"]);
@@ -154,6 +164,7 @@ fn summary(status: &Value) -> String {
         format!("{} of {}", size::show(sum(store_reactors, used)), size::show(sum(store_reactors, bound)))
     };
     line("log", of("/log_used_bytes", "/log_bound_bytes"));
+    line("shards", shards(store_reactors));
     line("memtables", of("/memtable_bytes", "/memtable_bound_bytes"));
     line("block cache", of("/cache_bytes", "/cache_bound_bytes"));
     line("client memory", client_memory(reactors, &status["limits"]));
@@ -360,7 +371,9 @@ mod tests {
         let status = json!({
             "fsid": "f", "term": 33, "durable_epoch": 10, "limits": { "clients": 4096 },
             "quorum": { "leader": 1, "error": "fencing failed", "peers": [{ "slot": 2, "heard_ms_ago": null, "delays": {} }] },
-            "store": { "open_epoch": 13, "failed": "a flush failed", "space": { "block_bytes": 4096, "free_blocks": 1, "total_blocks": 2 } },
+            "store": { "open_epoch": 13, "failed": "a flush failed", "space": { "block_bytes": 4096, "free_blocks": 1, "total_blocks": 2 },
+                       "reactors": [{ "shards": 3, "shard_bound_bytes": 1 << 30, "shard_ranges": [{ "segment_bytes": 5 << 20 }] },
+                                    { "shards": 2, "shard_bound_bytes": 1 << 30, "shard_ranges": [] }] },
             "reactors": [{ "clients": 3, "recovery_waits_for": 2, "locks": { "recovering": true, "locks": 7, "waited_for": 1 },
                            "latencies_us": { "sync": { "count": 5, "p50": 100, "p99": 200, "max": 300 } } }],
         });
@@ -374,6 +387,7 @@ mod tests {
             "durable 10, 2 on their way",
             "7, 1 waited for",
             "median 100 us",
+            "3, 2 on the reactors",
         ] {
             assert!(text.contains(part), "no {part:?} in\n{text}");
         }

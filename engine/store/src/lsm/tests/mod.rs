@@ -4,6 +4,7 @@ mod flushes;
 mod jobs;
 mod media;
 mod model;
+mod split;
 mod vanish;
 
 use std::cell::{Cell, RefCell};
@@ -18,6 +19,7 @@ use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Queue};
 use vellum_rt::PollerHandle;
 
+use crate::holders::Holders;
 use crate::space::RangeSet;
 
 use super::{BlockCache, Edit, ItemWrite, LocalFuture, LsmConfig, LsmError, Shard, ShardEnv};
@@ -35,6 +37,7 @@ struct TestEnv {
     /// A reader's epoch, older than `oldest` perhaps.
     pinned: Cell<Option<Epoch>>,
     allocated: RefCell<RangeSet>,
+    holders: RefCell<Holders>,
     random: RefCell<Prng>,
 }
 
@@ -69,6 +72,12 @@ impl ShardEnv for TestEnv {
         for range in space {
             let known = self.allocated.borrow_mut().remove(range.start.0, range.len_blocks.into());
             assert!(known, "space released twice: {range:?}");
+        }
+    }
+
+    fn release_segment(&self, id: SegmentId, space: Vec<BlockRange>) {
+        if self.holders.borrow_mut().release(id) {
+            self.release_space(space);
         }
     }
 
@@ -162,6 +171,7 @@ impl Lab {
             durable: Cell::new(Epoch(0)),
             pinned: Cell::new(None),
             allocated: RefCell::default(),
+            holders: RefCell::default(),
             random: RefCell::new(Prng::new(seed)),
         });
         let shard = open(&env, Vec::new(), Epoch::NONE, copies);
