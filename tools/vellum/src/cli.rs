@@ -105,7 +105,8 @@ pub enum Poll {
 
 #[derive(Args)]
 pub struct EngineArgs {
-    /// Cores to pin one reactor each to, such as 0,2-3. Default: every core, unpinned.
+    /// Cores to pin one reactor each to, such as 0,2-3. Default: every core, unpinned; a mount
+    /// leaves one to its gateway.
     #[arg(long, value_parser = parse_cores)]
     pub cores: Option<Cores>,
     #[arg(long, value_enum, default_value = "adaptive")]

@@ -23,11 +23,15 @@ pub fn describe(up: &Up) -> String {
 }
 
 impl EngineArgs {
-    pub fn options(&self, listen: Vec<Endpoint>) -> NodeOptions {
+    /// `others`: reactors that this process has beside the engine's. By default there are as many of both as cores.
+    pub fn options(&self, listen: Vec<Endpoint>, others: usize) -> NodeOptions {
         let mut options = NodeOptions { listen, ..NodeOptions::default() };
         options.cores = match &self.cores {
             Some(cores) => cores.0.iter().map(|core| Some(*core)).collect(),
-            None => vec![None; std::thread::available_parallelism().map_or(1, |n| n.get()).min(64)],
+            None => {
+                let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+                vec![None; cores.saturating_sub(others).clamp(1, 64)]
+            }
         };
         options.poll = match self.poll {
             Poll::Adaptive => PollMode::Adaptive,

@@ -36,7 +36,7 @@ where
     let node = match target {
         Target::Embedded(spec) => {
             let args = EngineArgs { cores: None, poll: Poll::Adaptive, cache: None };
-            Some(engine::start(spec, args.options(Vec::new()))?)
+            Some(engine::start(spec, args.options(Vec::new(), 1))?)
         }
         Target::Served(_) => None,
     };

@@ -45,18 +45,20 @@ pub(super) struct Job {
 
 impl Job {
     /// Returns when nothing of this leadership is left on this reactor, and nothing in flight on any.
-    pub async fn run(mut self, index: usize) {
-        let (plan, valve) = (self.plan.clone(), self.valve.clone());
+    pub async fn run(self, index: usize) {
+        let Job { plan, valve, mut kill, _ended } = self;
+        let closing = valve.clone();
         vellum_rt::scope(async move {
-            let _ = first_of(plan.run(index), self.kill.recv()).await;
+            let _ = first_of(plan.run(index), kill.recv()).await;
             // Whatever made it end: from here on it writes nothing.
-            valve.close();
-            while valve.in_flight() > 0 {
-                valve.reap();
-                sleep(LOOK).await;
-            }
+            closing.close();
         })
         .await;
+        // Listeners and sessions are gone: however long the device takes, nobody is answered meanwhile.
+        while valve.in_flight() > 0 {
+            valve.reap();
+            sleep(LOOK).await;
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub fn mount(args: &Mount) -> Result<()> {
         Target::Served(endpoints) => (None, Address::from(endpoints.clone()), target.to_string()),
         Target::Embedded(spec) => {
             let socket = Endpoint::Unix(engine::own_socket()?);
-            let node = engine::start(spec, args.engine.options(vec![socket.clone()]))?;
+            let node = engine::start(spec, args.engine.options(vec![socket.clone()], 1))?;
             tracing::info!("{}", engine::describe(node.up()));
             let address = Address::InProcess(node.dialer());
             (Some((node, socket.clone())), address, socket.to_string())

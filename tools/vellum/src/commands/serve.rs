@@ -66,7 +66,7 @@ impl Serve {
         });
         let metrics = metrics.transpose()?;
         engine::remove_stale_sockets(metrics.as_slice());
-        Ok(NodeOptions { keys: self.keys.load()?, metrics, ..self.engine.options(listen) })
+        Ok(NodeOptions { keys: self.keys.load()?, metrics, ..self.engine.options(listen, 0) })
     }
 }
 
