@@ -61,12 +61,7 @@ fn is_the_end(error: &StoreError) -> bool {
 fn code_of(error: &StoreError) -> ErrorCode {
     match error {
         StoreError::NoSpace => ErrorCode::NoSpace,
-        StoreError::Block(_)
-        | StoreError::Corrupt { .. }
-        | StoreError::Item { .. }
-        | StoreError::Bitmaps { .. }
-        | StoreError::Extents { .. }
-        | StoreError::Lsm(_) => ErrorCode::Corrupt,
+        damage if damage.is_damage() => ErrorCode::Corrupt,
         StoreError::Options(_) => ErrorCode::Malformed,
         StoreError::Closed => ErrorCode::Stopping,
         StoreError::ReadOnly => ErrorCode::Unsupported,

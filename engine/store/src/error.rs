@@ -70,6 +70,19 @@ impl From<LsmError> for StoreError {
 }
 
 impl StoreError {
+    /// Damage of a filesystem of ours, as opposed to a device that has none, or one that cannot be read.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Block(_)
+                | StoreError::Lsm(_)
+                | StoreError::Corrupt { .. }
+                | StoreError::Item { .. }
+                | StoreError::Bitmaps { .. }
+                | StoreError::Extents { .. }
+        )
+    }
+
     pub fn corrupt(place: impl Into<String>, detail: impl ToString) -> StoreError {
         StoreError::Corrupt { place: place.into(), detail: detail.to_string() }
     }

@@ -182,7 +182,8 @@ fn writers_and_moves_do_not_hurt_each_other() {
                 let store = &stores[n as usize % reactors];
                 let victim = *files.0.keys().nth(prng.below(files.0.len() as u64) as usize).unwrap();
                 match prng.below(8) {
-                    0 => {
+                    // Not without end: changes are faster than the evacuation's rests, and the device would be full.
+                    0 if n < 400 => {
                         let at = ino((n % 256) as u8, 1 << 40 | n);
                         files.create(store, &mut client, at, n as u8).await.unwrap();
                     }

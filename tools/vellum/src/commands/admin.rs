@@ -104,7 +104,7 @@ fn repair(args: &Check) -> Result<()> {
 }
 
 fn damage(error: StoreError) -> anyhow::Error {
-    let code = if is_damage(&error) { Exit::NotClean } else { Exit::Device };
+    let code = if error.is_damage() { Exit::NotClean } else { Exit::Device };
     Coded { code, error: error.into() }.into()
 }
 
@@ -145,11 +145,6 @@ pub fn check(args: &Check) -> Result<()> {
         return Err(Coded { code: Exit::NotClean, error }.into());
     }
     Ok(())
-}
-
-/// Damage of a filesystem of ours, as opposed to a device that has none, or one that cannot be read.
-fn is_damage(error: &StoreError) -> bool {
-    matches!(error, StoreError::Block(_) | StoreError::Corrupt { .. } | StoreError::Item { .. } | StoreError::Lsm(_))
 }
 
 pub fn dump(args: &Dump) -> Result<()> {
