@@ -52,6 +52,8 @@ pub(crate) struct Central {
     /// How far each reactor's compactions are behind.
     debts: RefCell<Vec<f32>>,
     floor_running: Cell<bool>,
+    /// The manifest forgets the runs: there are no floors any more.
+    pub run_ended: Cell<bool>,
     gate: Option<Arc<dyn Gate>>,
 }
 
@@ -91,6 +93,7 @@ impl Central {
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),
+            run_ended: Cell::new(false),
             gate: options.gate.clone(),
         }))
     }
@@ -354,7 +357,7 @@ impl Store {
 
     /// Drops runs whose epochs are all in segments, and lets the ring of seals go on.
     async fn move_floors(self: Rc<Self>) {
-        let Some(central) = self.central.clone() else { return };
+        let Some(central) = self.central.clone().filter(|central| !central.run_ended.get()) else { return };
         let (flushed, drops) = {
             let state = central.manifest.state();
             let flushed = state.flushed_through();

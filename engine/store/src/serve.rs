@@ -231,6 +231,7 @@ impl Store {
         let mut edits = vec![ManifestEdit::Base { number, hash, epoch }];
         let runs = central.manifest.state().runs.clone();
         runs.iter().for_each(|run| edits.extend(drop_run(run)));
+        central.run_ended.set(true);
         central.manifest.edit(edits).await
     }
 
