@@ -19,7 +19,8 @@ use vellum_store::{MkfsOptions, OpenOptions, mkfs};
 use vellum_wire::{LockMode, LockName};
 
 /// An inode of the group that is fought for.
-const INO: Ino = Ino((7 << 56) | (1 << 10) | 1);
+// Far from the groups that the engine hands out: what a client is given anew it knows to be empty.
+const INO: Ino = Ino((7 << 56) | (5_000 << 10) | 1);
 
 fn formatted() -> Arc<dyn Device> {
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::new(256 << 20));
