@@ -2,7 +2,8 @@
 //!
 //! Latency is from the poll after which an operation was submitted to the one that found it completed.
 
-use std::sync::{Arc, Barrier, Mutex, PoisonError};
+use std::cell::RefCell;
+use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
@@ -116,17 +117,17 @@ struct InFlight {
     since: Instant,
 }
 
-/// Indexes of the operations that are answered. A poll that finds nothing then costs no look at each of them.
-type Answered = Arc<Mutex<Vec<usize>>>;
-
-struct Tell {
-    index: usize,
-    answered: Answered,
+thread_local! {
+    /// Indexes of the operations that are answered, of this thread's queue. A poll that finds nothing then costs no look at
+    /// each of them.
+    static ANSWERED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
+
+struct Tell(usize);
 
 impl Wake for Tell {
     fn wake(self: Arc<Self>) {
-        self.answered.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
+        ANSWERED.with_borrow_mut(|answered| answered.push(self.0)); // a queue wakes on its own thread
     }
 }
 
@@ -155,9 +156,7 @@ fn worker(
         next = (next + 1) % places;
         next * load.io_bytes as u64
     };
-    let answered = Answered::default();
-    let tell = |index| Waker::from(Arc::new(Tell { index, answered: answered.clone() }));
-    let wakers: Vec<Waker> = (0..load.depth as usize).map(tell).collect();
+    let wakers: Vec<Waker> = (0..load.depth as usize).map(|index| Waker::from(Arc::new(Tell(index)))).collect();
     let mut bufs: Vec<DmaBuf> = (0..load.depth).map(|_| DmaBuf::new(load.io_bytes)).collect();
     let mut in_flight: Vec<InFlight> = Vec::with_capacity(load.depth as usize);
     for _ in 0..load.depth {
@@ -173,7 +172,7 @@ fn worker(
         if now >= end {
             break;
         }
-        due.append(&mut answered.lock().unwrap_or_else(PoisonError::into_inner));
+        ANSWERED.with_borrow_mut(|answered| due.append(answered));
         for index in due.drain(..) {
             let one = &mut in_flight[index];
             let mut cx = Context::from_waker(&wakers[index]);
