@@ -106,8 +106,8 @@ impl Store {
         chunks: &Arc<BTreeSet<ChunkIndex>>,
     ) -> Result<Step, StoreError> {
         self.check_writable()?;
-        let ahead = self.shards.borrow().iter().filter(|s| s.range().last >= cursor.from).cloned().collect::<Vec<_>>();
-        let Some(shard) = ahead.into_iter().min_by_key(|s| s.range().first) else { return Ok(Step::default()) };
+        let shard = self.shards.borrow().iter().find(|s| s.range().last >= cursor.from).cloned();
+        let Some(shard) = shard else { return Ok(Step::default()) };
         cursor.from = cursor.from.max(shard.range().first);
         let last = shard.range().last;
         let mut step = Step::default();
