@@ -507,3 +507,23 @@ fn e5_lives_that_end_before_their_first_flush_leave_room_for_the_next() {
         });
     }
 }
+
+/// The last flush of a run moves the floors, and the manifest forgets the run at the same time: neither may miss the other.
+#[test]
+fn a_run_that_ends_moves_no_floor_that_is_gone() {
+    block_on(async {
+        let device = memory(64 * MIB);
+        make(&device).await;
+        let (stores, _) = start(&device, options(1)).await.unwrap();
+        let mut client = Client::open(&stores[0], RID).await;
+        // More seals than the floor is kept back by.
+        for n in 1..=300 {
+            let epoch = client.commit(&stores[0], vec![numbered(n)]).await.unwrap();
+            stores[0].wait_durable(epoch).await.unwrap();
+        }
+        stores[0].shutdown().await.unwrap();
+        vellum_rt::sleep(Duration::from_millis(20)).await; // what was still to run has run
+        let after = client.commit(&stores[0], vec![numbered(301)]).await;
+        assert!(matches!(after, Err(CommitError::Store(StoreError::Closed))), "{after:?}");
+    });
+}
