@@ -2,9 +2,8 @@
 //!
 //! Latency is from the poll after which an operation was submitted to the one that found it completed.
 
-use std::cell::RefCell;
 use std::sync::{Arc, Barrier};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -12,7 +11,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use vellum_base::units::BLOCK_SIZE;
 use vellum_base::{DmaBuf, DmaSlice, prng::Prng};
-use vellum_nvme::{Device, IoOp, Queue, Ticket};
+use vellum_nvme::{Device, IoOp, Ticket};
 
 #[derive(Clone, Debug)]
 pub struct Load {
@@ -114,20 +113,41 @@ fn summary(core: Option<usize>, latency: &Histogram<u64>, load: &Load) -> CoreRe
 
 struct InFlight {
     ticket: Ticket,
-    since: Instant,
+    since_ns: u64,
 }
 
-thread_local! {
-    /// Indexes of the operations that are answered, of this thread's queue. A poll that finds nothing then costs no look at
-    /// each of them.
-    static ANSWERED: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+/// What is asked of the device next.
+struct Operations<'a> {
+    load: &'a Load,
+    places: u64,
+    prng: Prng,
+    /// The last place, of a sequence.
+    last: u64,
+    data: DmaSlice,
+    /// Of reads after which came a write.
+    spare: Vec<DmaBuf>,
 }
 
-struct Tell(usize);
+impl Operations<'_> {
+    fn new(load: &Load, size_bytes: u64, thread: u64) -> Operations<'_> {
+        let mut prng = Prng::new(thread + 1);
+        let mut data = DmaBuf::new(load.io_bytes);
+        prng.fill(&mut data);
+        let places = size_bytes / load.io_bytes as u64;
+        Operations { load, places, prng, last: thread * (places / 64), data: data.freeze(), spare: Vec::new() }
+    }
 
-impl Wake for Tell {
-    fn wake(self: Arc<Self>) {
-        ANSWERED.with_borrow_mut(|answered| answered.push(self.0)); // a queue wakes on its own thread
+    /// `buf`: what an earlier read gave back.
+    fn next(&mut self, buf: Option<DmaBuf>) -> IoOp {
+        self.last = if self.load.random { self.prng.below(self.places) } else { (self.last + 1) % self.places };
+        let at_bytes = self.last * self.load.io_bytes as u64;
+        if self.load.read_percent == 100 || self.prng.below(100) < u64::from(self.load.read_percent) {
+            let buf = buf.or_else(|| self.spare.pop()).unwrap_or_else(|| DmaBuf::new(self.load.io_bytes));
+            IoOp::Read { at_bytes, buf }
+        } else {
+            self.spare.extend(buf);
+            IoOp::Write { at_bytes, data: self.data.clone(), fua: false }
+        }
     }
 }
 
@@ -143,46 +163,30 @@ fn worker(
     barrier.wait();
     let queue = ready?;
     let mut latency = histogram()?;
-    let mut prng = Prng::new(index + 1);
-    let mut data = DmaBuf::new(load.io_bytes);
-    prng.fill(&mut data);
-    let data = data.freeze();
-    let places = device.geometry().size_bytes / load.io_bytes as u64;
-    let mut next = index * (places / 64);
-    let mut place = move |prng: &mut Prng| {
-        if load.random {
-            return prng.below(places) * load.io_bytes as u64;
-        }
-        next = (next + 1) % places;
-        next * load.io_bytes as u64
-    };
-    let wakers: Vec<Waker> = (0..load.depth as usize).map(|index| Waker::from(Arc::new(Tell(index)))).collect();
-    let mut bufs: Vec<DmaBuf> = (0..load.depth).map(|_| DmaBuf::new(load.io_bytes)).collect();
-    let mut in_flight: Vec<InFlight> = Vec::with_capacity(load.depth as usize);
-    for _ in 0..load.depth {
-        let at = place(&mut prng);
-        in_flight.push(submit(&*queue, load, at, Instant::now(), &mut prng, &mut bufs, &data));
-    }
-    // Each is asked for once, which leaves its waker; then when that has told.
-    let mut due: Vec<usize> = (0..in_flight.len()).collect();
-    let end = Instant::now() + load.time;
+    let mut operations = Operations::new(load, device.geometry().size_bytes, index);
+    let mut in_flight: Vec<InFlight> =
+        (0..load.depth).map(|_| InFlight { ticket: queue.submit(operations.next(None)), since_ns: 0 }).collect();
+    let start = Instant::now();
+    let end_ns = load.time.as_nanos() as u64;
+    let mut cx = Context::from_waker(Waker::noop());
+    // Most end in the order in which they were submitted: looking goes on where it ended.
+    let mut at = 0;
     loop {
         queue.process_completions();
-        let now = Instant::now();
-        if now >= end {
+        let now_ns = start.elapsed().as_nanos() as u64;
+        if now_ns >= end_ns {
             break;
         }
-        ANSWERED.with_borrow_mut(|answered| due.append(answered));
-        for index in due.drain(..) {
-            let one = &mut in_flight[index];
-            let mut cx = Context::from_waker(&wakers[index]);
-            while let Poll::Ready((result, buf)) = queue.poll_done(one.ticket, &mut cx) {
+        let mut ended = in_flight.len() - queue.in_flight();
+        while ended > 0 {
+            let one = &mut in_flight[at];
+            if let Poll::Ready((result, buf)) = queue.poll_done(one.ticket, &mut cx) {
                 result?;
-                latency.saturating_record(now.saturating_duration_since(one.since).as_nanos() as u64);
-                bufs.extend(buf);
-                let at = place(&mut prng);
-                *one = submit(&*queue, load, at, now, &mut prng, &mut bufs, &data);
+                latency.saturating_record(now_ns - one.since_ns);
+                *one = InFlight { ticket: queue.submit(operations.next(buf)), since_ns: now_ns };
+                ended -= 1;
             }
+            at = if at + 1 == in_flight.len() { 0 } else { at + 1 };
         }
     }
     for one in in_flight {
@@ -192,24 +196,6 @@ fn worker(
         queue.process_completions();
     }
     Ok(latency)
-}
-
-fn submit(
-    queue: &dyn Queue,
-    load: &Load,
-    at_bytes: u64,
-    now: Instant,
-    prng: &mut Prng,
-    bufs: &mut Vec<DmaBuf>,
-    data: &DmaSlice,
-) -> InFlight {
-    let read = load.read_percent == 100 || prng.below(100) < u64::from(load.read_percent);
-    let op = if read {
-        IoOp::Read { at_bytes, buf: bufs.pop().unwrap_or_else(|| DmaBuf::new(load.io_bytes)) }
-    } else {
-        IoOp::Write { at_bytes, data: data.clone(), fua: false }
-    };
-    InFlight { ticket: queue.submit(op), since: now }
 }
 
 /// Keeps this thread on `core`.

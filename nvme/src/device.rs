@@ -141,15 +141,17 @@ impl IoOp {
         Ok(())
     }
 
+    /// The buffer of a read, for its caller.
+    #[inline]
+    pub(crate) fn take_buf(&mut self) -> Option<DmaBuf> {
+        match self {
+            IoOp::Read { buf, .. } => Some(std::mem::take(buf)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn error(&self, errno: i32) -> DeviceError {
         let (at_bytes, len_bytes) = self.extent();
         DeviceError::Io { op: self.name(), at_bytes, len_bytes, errno }
-    }
-
-    pub(crate) fn into_done(self, result: Result<(), DeviceError>) -> IoDone {
-        match self {
-            IoOp::Read { buf, .. } => (result, Some(buf)),
-            _ => (result, None),
-        }
     }
 }

@@ -132,7 +132,7 @@ impl Queue for MemoryQueue {
     fn submit(&self, op: IoOp) -> Ticket {
         let mut inner = self.inner.borrow_mut();
         if let Err(err) = op.check(&self.shared.geometry, self.shared.size.get(), false) {
-            return inner.trackers.start_done(op.into_done(Err(err)));
+            return inner.trackers.start_done(op, Err(err));
         }
         let (ticket, accepted) = inner.trackers.start(op);
         if accepted {
@@ -153,9 +153,9 @@ impl Queue for MemoryQueue {
         let mut inner = self.inner.borrow_mut();
         let count = inner.waiting.len();
         while let Some(slot) = inner.waiting.pop_front() {
-            inner.trackers.finish(slot, |mut op| {
-                self.perform(&mut op);
-                op.into_done(Ok(()))
+            inner.trackers.finish(slot, |op| {
+                self.perform(op);
+                Ok(())
             });
         }
         drop(inner);

@@ -79,9 +79,8 @@ impl AdminQueue {
         let generation = self.generations[index].wrapping_add(1);
         self.generations[index] = generation;
         let ticket = AdminTicket { index: index as u16, generation };
-        command.cid = (ticket.index | generation << 8).into();
         self.slots[index] = Slot::Running { page, abandoned: false };
-        self.rings.push(&command);
+        self.rings.push(&command, ticket.index | generation << 8);
         self.rings.ring_tail(transport);
         Ok(ticket)
     }

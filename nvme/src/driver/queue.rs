@@ -149,7 +149,7 @@ impl<T: Transport> NvmeQueue<T> {
     pub fn write_zeroes(&self, at_bytes: u64, len_bytes: u64) -> Ticket {
         let (nsid, shift) = (self.shared.namespace.nsid, self.shared.namespace.lba_shift);
         let entry = Submission::write_zeroes(nsid, at_bytes >> shift, (len_bytes >> shift) as u32, false);
-        self.take(IoOp::Discard { at_bytes, len_bytes }, Some(Box::new(entry)))
+        self.take(IoOp::Discard { at_bytes, len_bytes }, Some(entry))
     }
 
     /// The same, to its end. Not for a reactor's tasks.
@@ -159,7 +159,7 @@ impl<T: Transport> NvmeQueue<T> {
 
     /// Sends `entry`, whose data is what `op` reads or writes. Not for a reactor's tasks.
     pub(super) fn execute_and_wait(&self, entry: Submission, op: IoOp) -> IoDone {
-        self.wait(self.take(op, Some(Box::new(entry))))
+        self.wait(self.take(op, Some(entry)))
     }
 
     fn wait(&self, ticket: Ticket) -> IoDone {
@@ -194,7 +194,7 @@ impl<T: Transport> NvmeQueue<T> {
     }
 
     #[inline]
-    fn take(&self, op: IoOp, instead: Option<Box<Submission>>) -> Ticket {
+    fn take(&self, op: IoOp, instead: Option<Submission>) -> Ticket {
         let shared = &*self.shared;
         let inner = &mut *self.inner.borrow_mut();
         let checked = shared
@@ -203,7 +203,7 @@ impl<T: Transport> NvmeQueue<T> {
             .check()
             .and_then(|()| op.check(&shared.geometry, shared.size.get(), shared.read_only));
         if checked.is_err() || (instead.is_none() && shared.is_nothing(&op)) {
-            return inner.trackers.start_done(op.into_done(checked));
+            return inner.trackers.start_done(Command::new(op, None), checked);
         }
         let (ticket, accepted) = inner.trackers.start(Command::new(op, instead));
         if accepted {
@@ -231,18 +231,22 @@ impl Inner {
         };
         command.attempts += 1;
         match build(command, usize::from(index), &self.pages, self.arena, shared) {
-            Ok(mut entry) => {
+            Ok(entry) => {
                 let slot = &mut self.slots[usize::from(index)];
                 slot.tracker = tracker;
                 slot.tick = self.tick;
                 slot.running = true;
                 slot.aborting = false;
-                entry.cid = (index | slot.generation << INDEX_BITS).into();
-                self.rings.push(&entry);
+                let cid = index | slot.generation << INDEX_BITS;
+                if command.is_rare() {
+                    self.rings.push(&command.instead_of(entry), cid);
+                } else {
+                    self.rings.push(&entry, cid);
+                }
             }
             Err(err) => {
                 self.free.push(index);
-                self.trackers.finish(tracker, |command| command.op.into_done(Err(err)));
+                self.trackers.finish(tracker, |_| Err(err));
             }
         }
     }
@@ -294,7 +298,10 @@ impl Inner {
         let status = done.status();
         if status.is_success() {
             self.progress = true;
-            self.trackers.finish(tracker, |command| succeed(command, shared));
+            self.trackers.finish(tracker, |command| {
+                succeed(command, shared);
+                Ok(())
+            });
         } else {
             self.failed(tracker, status, aborting, shared);
         }
@@ -441,8 +448,8 @@ impl<T: Transport> Drop for NvmeQueue<T> {
         let lent: Vec<u32> = inner.slots.iter().filter(|slot| slot.running).map(|slot| slot.tracker).collect();
         for tracker in lent {
             inner.trackers.finish(tracker, |command| {
-                controller.keep((command.op, command.bounce));
-                (Err(controller.device_error(ControllerError::Gone)), None)
+                controller.keep(command.take_memory());
+                Err(controller.device_error(ControllerError::Gone))
             });
         }
     }

@@ -103,10 +103,14 @@ impl Rings {
         }
     }
 
-    /// Puts a command into the ring. The caller keeps fewer than `entries` at the device, so there is room.
+    /// Puts a command into the ring, and its id (field `cid`, which is 0) with it. The caller keeps fewer than `entries` at
+    /// the device, so there is room.
     #[inline]
-    pub fn push(&mut self, command: &Submission) {
-        self.submissions.store_words((self.tail as usize) << SUBMISSION_SHIFT, command.to_words());
+    pub fn push(&mut self, command: &Submission, cid: u16) {
+        let mut words = command.to_words();
+        // In a register: a field that is stored and then read as a part of its word waits for the store.
+        words[0] |= (u64::from(cid) << 16).to_le();
+        self.submissions.store_words((self.tail as usize) << SUBMISSION_SHIFT, words);
         self.tail = if self.tail + 1 == self.entries { 0 } else { self.tail + 1 };
     }
 

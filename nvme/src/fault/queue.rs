@@ -12,14 +12,14 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use vellum_base::prng::Prng;
-use vellum_base::probe;
+use vellum_base::{DmaBuf, probe};
 
 use super::cache::{Event, Payload, SECTOR_BYTES};
 use super::rules::{Fault, faults};
 use super::sharing::{Fact, ProcessId};
 use super::{Shared, State};
-use crate::tracker::{Trackers, Tracking};
-use crate::{Geometry, IoDone, IoOp, Queue, Ticket};
+use crate::tracker::{Operation, Trackers, Tracking};
+use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 
 /// What a process hears that was fenced: the reservation is another's (EBADE).
 const REFUSED: i32 = libc::EBADE;
@@ -102,25 +102,23 @@ impl FaultQueue {
         (faults, delay)
     }
 
-    fn complete(&self, running: Running) -> IoDone {
+    fn complete(&self, running: &mut Running) -> Result<(), DeviceError> {
         let (id, is_write) = (running.id, matches!(running.op, IoOp::Write { .. }));
-        let done = self.end(running);
+        let result = self.end(running);
         if is_write {
-            probe::tell(|| Fact::Written { process: self.process, id, landed: done.0.is_ok() });
+            probe::tell(|| Fact::Written { process: self.process, id, landed: result.is_ok() });
         }
-        done
+        result
     }
 
-    fn end(&self, running: Running) -> IoDone {
-        let Running { id, mut op, faults } = running;
-        if let Err(err) = self.shared.health.check() {
-            return op.into_done(Err(err));
-        }
+    fn end(&self, running: &mut Running) -> Result<(), DeviceError> {
+        let Running { id, op, faults } = running;
+        let id = *id;
+        self.shared.health.check()?;
         let state = &mut *self.shared.state();
         state.sharing.ended(id);
         if state.sharing.is_fenced(self.process) {
-            let error = op.error(REFUSED);
-            return op.into_done(Err(error));
+            return Err(op.error(REFUSED));
         }
         let errno = faults.iter().find_map(|fault| match fault {
             Fault::Error { errno } => Some(*errno),
@@ -128,17 +126,16 @@ impl FaultQueue {
         });
         if let Some(errno) = errno {
             let error = op.error(errno);
-            if let IoOp::Write { data, .. } = &op {
+            if let IoOp::Write { data, .. } = op {
                 let sectors = state.prng.below((data.len() / SECTOR_BYTES) as u64 + 1) as usize;
                 state.happen(Event::WriteFailed { id, sectors });
             }
-            let error = match &op {
+            return Err(match op {
                 IoOp::Flush => self.shared.health.fail(error.to_string()),
                 _ => error,
-            };
-            return op.into_done(Err(error));
+            });
         }
-        match &mut op {
+        match op {
             IoOp::Read { at_bytes, buf } => {
                 let old = faults.contains(&Fault::OldData);
                 let image = if old { state.cache.medium() } else { state.cache.visible() };
@@ -150,7 +147,7 @@ impl FaultQueue {
             IoOp::Write { .. } | IoOp::Discard { .. } => state.happen(Event::Written { id }),
             IoOp::Flush => state.happen(Event::Flushed { id }),
         }
-        op.into_done(Ok(()))
+        Ok(())
     }
 
     /// Slots to complete now, out of order.
@@ -178,6 +175,12 @@ fn flip_some_bit(buf: &mut [u8], prng: &mut Prng) {
     buf[at] ^= 1 << prng.below(8);
 }
 
+impl Operation for Running {
+    fn take_buf(&mut self) -> Option<DmaBuf> {
+        self.op.take_buf()
+    }
+}
+
 impl Tracking<Running> for FaultQueue {
     fn trackers(&self) -> RefMut<'_, Trackers<Running>> {
         self.trackers.borrow_mut()
@@ -200,7 +203,7 @@ impl Queue for FaultQueue {
             .and_then(|()| self.shared.health.check());
         let checked = checked.and(fenced.map_or(Ok(()), Err));
         if let Err(err) = checked {
-            return self.trackers.borrow_mut().start_done(op.into_done(Err(err)));
+            return self.trackers.borrow_mut().start_done(Running { id: 0, op, faults: Vec::new() }, Err(err));
         }
         let running = Running { id: 0, op, faults: Vec::new() };
         let (ticket, accepted) = self.trackers.borrow_mut().start(running);

@@ -87,7 +87,7 @@ impl Inner {
                         IoOp::Flush => shared.health.fail(format!("flush of {}: errno {errno}", shared.geometry.name)),
                         op => op.error(-errno),
                     };
-                    self.trackers.finish(tracker, |op| op.into_done(Err(err)));
+                    self.trackers.finish(tracker, |_| Err(err));
                 }
             }
             self.waiting.pop_front();
@@ -100,12 +100,11 @@ impl Inner {
         self.busy.retain(|&(slot, tracker)| {
             let Some(status) = pair.outcome(slot) else { return true };
             free.push(slot);
-            trackers.finish(tracker, |mut op| {
-                if let (true, IoOp::Read { buf, .. }) = (status.is_success(), &mut op) {
+            trackers.finish(tracker, |op| {
+                if let (true, IoOp::Read { buf, .. }) = (status.is_success(), &mut *op) {
                     pair.copy_to(slot, buf);
                 }
-                let result = judge(&op, status, shared);
-                op.into_done(result)
+                judge(op, status, shared)
             });
             false
         });
@@ -116,10 +115,10 @@ impl Inner {
     fn fail(&mut self, shared: &Shared, reason: String) {
         let err = shared.health.fail(reason);
         for tracker in std::mem::take(&mut self.waiting) {
-            self.trackers.finish(tracker, |op| op.into_done(Err(err.clone())));
+            self.trackers.finish(tracker, |_| Err(err.clone()));
         }
         for &(_, tracker) in &self.busy {
-            self.trackers.finish(tracker, |op| op.into_done(Err(err.clone())));
+            self.trackers.finish(tracker, |_| Err(err.clone()));
         }
         // Their slots are not used again; the data is SPDK's copy, so the operations' own memory is free.
         self.busy.clear();
@@ -158,7 +157,7 @@ impl Queue for SpdkQueue {
         let in_order = || op.check(geometry, geometry.size_bytes, self.shared.read_only);
         let checked = self.shared.health.check().and_then(|()| in_order());
         if checked.is_err() || (op.extent().1 == 0 && !matches!(op, IoOp::Flush)) {
-            return inner.trackers.start_done(op.into_done(checked));
+            return inner.trackers.start_done(op, checked);
         }
         let (ticket, accepted) = inner.trackers.start(op);
         if accepted {

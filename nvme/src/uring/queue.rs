@@ -7,9 +7,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
+use vellum_base::DmaBuf;
+
 use super::Shared;
 use super::ring::{DiscardBy, Ring, Transfer};
-use crate::tracker::{Trackers, Tracking};
+use crate::tracker::{Operation, Trackers, Tracking};
 use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 
 /// Most operations at the kernel at once, per queue.
@@ -101,10 +103,7 @@ impl Inner {
     }
 
     fn finish(&mut self, slot: u32, result: Result<(), DeviceError>) {
-        self.trackers.finish(slot, |transfer| match transfer {
-            Some(transfer) => transfer.op.into_done(result),
-            None => (result, None),
-        });
+        self.trackers.finish(slot, |_| result);
     }
 
     fn answered(&mut self, slot: u32, mut transfer: Transfer, result: i32, from_polled: bool, shared: &Shared) {
@@ -182,6 +181,13 @@ fn flushes(op: &IoOp, shared: &Shared) -> bool {
     }
 }
 
+/// `None` while the ring has it.
+impl Operation for Option<Transfer> {
+    fn take_buf(&mut self) -> Option<DmaBuf> {
+        self.as_mut().and_then(|transfer| transfer.op.take_buf())
+    }
+}
+
 impl Tracking<Option<Transfer>> for UringQueue {
     fn trackers(&self) -> RefMut<'_, Trackers<Option<Transfer>>> {
         RefMut::map(self.inner.borrow_mut(), |inner| &mut inner.trackers)
@@ -205,17 +211,17 @@ impl Queue for UringQueue {
     }
 
     fn submit(&self, op: IoOp) -> Ticket {
-        let mut inner = self.inner.borrow_mut();
+        let inner = &mut *self.inner.borrow_mut();
         let checked = self
             .shared
             .health
             .check()
             .and_then(|()| op.check(self.geometry(), self.shared.size.get(), self.shared.read_only));
-        if checked.is_err() || (op.extent().1 == 0 && !matches!(op, IoOp::Flush)) {
-            return inner.trackers.start_done(op.into_done(checked));
+        let is_nothing = op.extent().1 == 0 && !matches!(op, IoOp::Flush);
+        let transfer = Transfer::new(op, inner.discard_by);
+        if checked.is_err() || is_nothing {
+            return inner.trackers.start_done(Some(transfer), checked);
         }
-        let discard_by = inner.discard_by;
-        let transfer = Transfer { op, done_bytes: 0, tries: 0, discard_by, unpolled: false };
         let (ticket, accepted) = inner.trackers.start(Some(transfer));
         if accepted {
             inner.waiting.push_back(ticket.slot);

@@ -43,6 +43,12 @@ pub(super) struct Transfer {
     pub unpolled: bool,
 }
 
+impl Transfer {
+    pub fn new(op: IoOp, discard_by: DiscardBy) -> Transfer {
+        Transfer { op, done_bytes: 0, tries: 0, discard_by, unpolled: false }
+    }
+}
+
 pub(super) struct Ring {
     uring: IoUring,
     fd: RawFd,

@@ -144,8 +144,25 @@ impl DerefMut for DmaBuf {
     }
 }
 
+/// Empty, and without memory.
+impl Default for DmaBuf {
+    #[inline]
+    fn default() -> DmaBuf {
+        DmaBuf { ptr: NonNull::dangling(), capacity: 0, len: 0 }
+    }
+}
+
 impl Drop for DmaBuf {
+    #[inline]
     fn drop(&mut self) {
+        if self.capacity > 0 {
+            self.give_back();
+        }
+    }
+}
+
+impl DmaBuf {
+    fn give_back(&mut self) {
         let kept = class_of(self.capacity).is_some_and(|class| {
             FREE.try_with(|free| {
                 let list = &mut free.borrow_mut().0[class];

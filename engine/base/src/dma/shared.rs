@@ -78,11 +78,13 @@ impl SharedPages {
 
     #[inline]
     pub fn load_words<const N: usize>(&self, at: usize) -> [u64; N] {
+        assert!(at + 8 * N <= self.buf.capacity()); // once, and not for each word
         std::array::from_fn(|i| self.word64(at + 8 * i).load(Relaxed))
     }
 
     #[inline]
     pub fn store_words<const N: usize>(&self, at: usize, words: [u64; N]) {
+        assert!(at + 8 * N <= self.buf.capacity()); // once, and not for each word
         for (i, word) in words.into_iter().enumerate() {
             self.word64(at + 8 * i).store(word, Relaxed);
         }

@@ -180,8 +180,8 @@ impl Inner {
                 if quiet {
                     fail(command, err.clone(), shared)
                 } else {
-                    controller.keep((command.op, command.bounce));
-                    (Err(err.clone()), None)
+                    controller.keep(command.take_memory());
+                    Err(err.clone())
                 }
             });
         }
