@@ -69,6 +69,7 @@ fn split_nsid<'a>(spec: &str, what: &'a str) -> Result<(&'a str, Option<u32>), D
 /// What `vellum nvme` asks of a controller, whatever it is reached through.
 pub trait NvmeController: Send + Sync {
     fn name(&self) -> &str;
+    fn reached_by(&self) -> String;
     fn info(&self) -> &ControllerInfo;
     fn granted_queues(&self) -> u16;
     fn namespace_ids(&self) -> Result<Vec<u32>, ControllerError>;
@@ -86,6 +87,9 @@ pub trait NvmeController: Send + Sync {
 impl<T: Transport> NvmeController for driver::Controller<T> {
     fn name(&self) -> &str {
         self.name()
+    }
+    fn reached_by(&self) -> String {
+        self.transport().reached_by()
     }
     fn info(&self) -> &ControllerInfo {
         self.info()

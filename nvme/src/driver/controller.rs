@@ -418,6 +418,10 @@ impl<T: Transport> Controller<T> {
         if state_of(self.life()) != LIVE {
             return;
         }
+        if self.transport.is_wanted_back() {
+            drop(self.die(admin, format!("{}: the kernel takes it back: it is being removed or unbound", self.name)));
+            return;
+        }
         self.count_nonsense(admin.queue.poll(&self.transport));
         if let Err(err) = admin.events.poll(&self.transport, &mut admin.queue) {
             match err {

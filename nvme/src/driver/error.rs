@@ -16,7 +16,10 @@ pub enum TransportError {
 
 impl TransportError {
     pub fn io(what: &'static str, device: &str, err: &io::Error) -> TransportError {
-        TransportError::Io { what, device: device.to_owned(), errno: err.raw_os_error().unwrap_or(libc::EIO) }
+        match err.raw_os_error() {
+            Some(errno) => TransportError::Io { what, device: device.to_owned(), errno },
+            None => TransportError::refused(device, format!("cannot {what} it: {err}")),
+        }
     }
 
     pub fn refused(device: &str, detail: impl Into<String>) -> TransportError {

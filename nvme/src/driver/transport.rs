@@ -8,6 +8,9 @@ pub trait Transport: Send + Sync + 'static {
     /// As the user named it.
     fn name(&self) -> String;
 
+    /// How it is reached, for people.
+    fn reached_by(&self) -> String;
+
     /// A register of BAR0. All ones when nobody answers any more.
     fn read32(&self, at: u32) -> u32;
 
@@ -20,6 +23,11 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Lets a controller that has no thread of its own act on queue `qid`. Hardware acts by itself.
     fn turn(&self, _qid: u16) {}
+
+    /// Whoever owns the function waits for it to be closed. Asked now and then; a system call at most.
+    fn is_wanted_back(&self) -> bool {
+        false
+    }
 
     /// Stops all DMA of the function, by force (function level reset or the like).
     fn reset(&self) -> Result<(), TransportError>;

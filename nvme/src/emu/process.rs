@@ -97,6 +97,10 @@ impl Transport for EmuTransport {
         "emu".to_owned()
     }
 
+    fn reached_by(&self) -> String {
+        "calls: a model in this process".to_owned()
+    }
+
     fn read32(&self, at: u32) -> u32 {
         self.controller.read_register(at)
     }

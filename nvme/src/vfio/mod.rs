@@ -1,29 +1,67 @@
 //! NVMe controllers on the PCI bus, handed to this process by the kernel's VFIO.
 //!
 //! - [`pci`]: what sysfs knows of the functions, and binding them to vfio-pci;
-//! - `sys`: ioctls, BAR mapping: the home of unsafe; here: which way in, device addresses, the [`Transport`].
+//! - [`Way`]: by iommufd or by group, the one place where this is decided;
+//! - `iova`: where in a function's address space the arena is;
+//! - `sys`: ioctls, BAR mapping: the home of unsafe; here: the [`Transport`].
 //!
 //! The kernel resets the function when the last descriptor is closed, also after kill -9, and undoes its mappings: memory
 //! of a dead process is never written. The IOMMU confines the function to the arena.
 
+mod iova;
 pub mod pci;
 mod sys;
+mod way;
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use vellum_base::dma::arena::GRANULE_BYTES;
 use vellum_base::dma::{Arena, arena};
 
+pub use self::way::Way;
+use self::way::{CONTAINER_NODE, IOMMUFD_NODE};
 use crate::driver::{Transport, TransportError};
 use pci::PciAddress;
 use sys::{Bar, Container, Function};
 
-/// Device address of the arena's first byte: above what machines reserve below 4 GiB (interrupts, firmware), and with the
-/// whole span within the 39 bits that every IOMMU has.
-const IOVA_BASE: u64 = 1 << 32;
-const _: () = assert!(IOVA_BASE + arena::SPAN_BYTES as u64 <= 1 << 39);
+/// Why a function could not be opened.
+enum OpenError {
+    /// A device node could not.
+    Node {
+        path: PathBuf,
+        err: io::Error,
+    },
+    InUse,
+    Io(&'static str, io::Error),
+}
+
+impl OpenError {
+    fn on(self, name: &str, address: PciAddress) -> TransportError {
+        let detail = match self {
+            OpenError::Io(what, err) => return TransportError::io(what, name, &err),
+            OpenError::InUse => "it is in use by another process".to_owned(),
+            OpenError::Node { path, err } => {
+                let path = path.display();
+                let hint = match err.kind() {
+                    io::ErrorKind::PermissionDenied => {
+                        format!(": as root, `vellum nvme setup {address} --owner UID --yes` gives it to a user")
+                    }
+                    _ => String::new(),
+                };
+                format!("cannot open {path}: {err}{hint}")
+            }
+        };
+        TransportError::refused(name, detail)
+    }
+}
+
+/// Whether a process has the function, or another of its group. For a moment this opens it: one that nobody has is reset.
+pub fn is_in_use(info: &pci::Info) -> bool {
+    Way::of(info).is_ok_and(|way| matches!(sys::open(&way, info.address), Err(OpenError::InUse)))
+}
 
 pub struct VfioTransport {
     name: String,
@@ -31,7 +69,10 @@ pub struct VfioTransport {
     bar: Bar,
     function: Function,
     container: Container,
+    way: Way,
     arena: &'static Arena,
+    /// Device address of the arena's first byte.
+    iova_base: u64,
     /// Bytes of the arena that are mapped.
     mapped_bytes: AtomicUsize,
     mapping: Mutex<()>,
@@ -47,25 +88,15 @@ impl VfioTransport {
         if !info.is_nvme() {
             return Err(refused("it is no NVMe controller".to_owned()));
         }
-        if info.driver.as_deref() != Some("vfio-pci") {
-            let driver = info.driver.as_deref().unwrap_or("no driver");
-            return Err(refused(format!(
-                "it is bound to {driver}: `vellum nvme setup {address}` hands it to vfio-pci"
-            )));
-        }
+        let way = Way::of(&info).map_err(refused)?;
         let arena = arena::activate().map_err(io("reserve memory for"))?;
-        let (container, function) = match info.vfio_device() {
-            Some(path) if sys::has_iommufd() => sys::open_by_iommufd(&path).map_err(io("open (iommufd)"))?,
-            _ => {
-                let group = info.iommu_group.ok_or_else(|| {
-                    refused("the machine has no IOMMU, or it is off (intel_iommu=on or the like)".to_owned())
-                })?;
-                sys::open_by_group(group, address).map_err(|err| match err.raw_os_error() {
-                    Some(libc::EBUSY) => refused("it is in use by another process".to_owned()),
-                    _ => io("open (group)")(err),
-                })?
-            }
-        };
+        let (container, function) = sys::open(&way, address).map_err(|err| err.on(&name, address))?;
+        let allowed = container.allowed().map_err(io("ask for the device addresses of"))?;
+        let iova_base = iova::base(&allowed).ok_or_else(|| {
+            let gib = arena::SPAN_BYTES >> 30;
+            refused(format!("its IOMMU has no {gib} GiB of device addresses in one piece, only {allowed:x?}"))
+        })?;
+        tracing::debug!(name, %way, iova_base, "opened");
         function.enable_bus_master().map_err(io("enable DMA of"))?;
         let bar = function.map_bar().map_err(io("map the registers of"))?;
         Ok(VfioTransport {
@@ -73,7 +104,9 @@ impl VfioTransport {
             bar,
             function,
             container,
+            way,
             arena,
+            iova_base,
             mapped_bytes: AtomicUsize::new(0),
             mapping: Mutex::new(()),
         })
@@ -85,7 +118,7 @@ impl VfioTransport {
         let _one_at_a_time = self.mapping.lock().unwrap_or_else(PoisonError::into_inner);
         let mapped = self.mapped_bytes.load(Ordering::Acquire);
         for granule in self.arena.granules().iter().filter(|granule| granule.offset_bytes >= mapped) {
-            let iova = IOVA_BASE + granule.offset_bytes as u64;
+            let iova = self.iova_base + granule.offset_bytes as u64;
             self.container.map(self.arena, granule.offset_bytes, GRANULE_BYTES, iova)?;
             self.mapped_bytes.store(granule.offset_bytes + GRANULE_BYTES, Ordering::Release);
         }
@@ -96,6 +129,10 @@ impl VfioTransport {
 impl Transport for VfioTransport {
     fn name(&self) -> String {
         self.name.clone()
+    }
+
+    fn reached_by(&self) -> String {
+        format!("VFIO, by {}", self.way)
     }
 
     #[inline]
@@ -119,7 +156,11 @@ impl Transport for VfioTransport {
                 return None;
             }
         }
-        Some(IOVA_BASE + arena_offset as u64)
+        Some(self.iova_base + arena_offset as u64)
+    }
+
+    fn is_wanted_back(&self) -> bool {
+        self.function.is_wanted_back()
     }
 
     fn reset(&self) -> Result<(), TransportError> {

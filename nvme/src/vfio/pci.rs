@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -60,6 +61,8 @@ pub struct Info {
     /// The kernel driver that has it.
     pub driver: Option<String>,
     pub iommu_group: Option<u32>,
+    /// Its name under /dev/vfio/devices, on kernels that have those, while it is bound to vfio-pci.
+    pub vfio_device: Option<String>,
     /// Block devices of the kernel's driver.
     pub block_devices: Vec<String>,
 }
@@ -77,6 +80,10 @@ fn link_name(path: &Path) -> Option<String> {
     Some(fs::read_link(path).ok()?.file_name()?.to_string_lossy().into_owned())
 }
 
+fn first_entry(path: &Path) -> Option<String> {
+    Some(fs::read_dir(path).ok()?.flatten().next()?.file_name().to_string_lossy().into_owned())
+}
+
 impl Info {
     pub fn of(address: PciAddress) -> io::Result<Info> {
         let at = path(address);
@@ -87,6 +94,7 @@ impl Info {
             device: hex_file(&at.join("device"))? as u16,
             driver: link_name(&at.join("driver")),
             iommu_group: link_name(&at.join("iommu_group")).and_then(|group| group.parse().ok()),
+            vfio_device: first_entry(&at.join("vfio-dev")),
             block_devices: block_devices(&at),
         })
     }
@@ -95,11 +103,14 @@ impl Info {
         self.class == CLASS_NVME
     }
 
-    /// Its character device for iommufd, on kernels that have those.
-    pub fn vfio_device(&self) -> Option<PathBuf> {
-        let entry = fs::read_dir(path(self.address).join("vfio-dev")).ok()?.flatten().next()?;
-        let device = Path::new("/dev/vfio/devices").join(entry.file_name());
-        device.exists().then_some(device)
+    /// Why it must not be taken away from the kernel: a process has one of its block devices, or a partition, for itself.
+    pub fn use_by_process(&self) -> Option<String> {
+        let is_held = |name: &&String| {
+            let path = Path::new("/dev").join(name);
+            let opened = fs::File::options().read(true).custom_flags(libc::O_EXCL).open(path);
+            opened.is_err_and(|err| err.raw_os_error() == Some(libc::EBUSY))
+        };
+        self.block_devices.iter().find(is_held).map(|name| format!("a process has /dev/{name} open for itself"))
     }
 
     /// Why it must not be taken away from the kernel: a use of one of its block devices.
@@ -144,8 +155,7 @@ fn use_of(name: &str, mountinfo: &str, swaps: &str) -> Option<String> {
         return Some(format!("{} is used for swap", line.split_whitespace().next().unwrap_or_default()));
     }
     let holders = Path::new("/sys/class/block").join(name).join("holders");
-    let holder = fs::read_dir(holders).ok()?.flatten().next()?;
-    Some(format!("/dev/{name} is held by {}", holder.file_name().to_string_lossy()))
+    Some(format!("/dev/{name} is held by {}", first_entry(&holders)?))
 }
 
 /// Every NVMe controller on the bus.
@@ -228,6 +238,7 @@ mod tests {
             device: 0x10,
             driver: Some("nvme".into()),
             iommu_group: Some(3),
+            vfio_device: None,
             block_devices: vec![],
         };
         let steps: Vec<_> = bind_steps(&info, Some(VFIO_DRIVER)).iter().map(Step::to_string).collect();

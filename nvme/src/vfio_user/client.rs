@@ -233,6 +233,11 @@ impl Transport for VfioUserTransport {
         self.name.clone()
     }
 
+    fn reached_by(&self) -> String {
+        let doorbells = if self.doorbells.is_some() { "mapped doorbells" } else { "a message for each doorbell" };
+        format!("vfio-user, with {doorbells}")
+    }
+
     fn read32(&self, at: u32) -> u32 {
         let mut bytes = [0; 4];
         let read = self.exchange(|session| session.read(BAR0, u64::from(at), &mut bytes));

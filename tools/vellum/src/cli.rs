@@ -72,7 +72,7 @@ pub enum Command {
 
 #[derive(Args)]
 pub struct Mkfs {
-    /// A path, uring:PATH, or memory:SIZE.
+    /// A path, nvme:ADDRESS[/NSID], vfio-user:PATH[/NSID], or another form of docs/OPERATING.md, "Devices".
     pub device: String,
     /// Size of the filesystem; a missing or shorter file is extended to it. Default: the device's size.
     #[arg(long, value_parser = size::parse)]

@@ -1,7 +1,7 @@
 //! The NVMe driver on controllers that are not our model: QEMU's, behind an IOMMU, in a virtual machine (tools/vmlab).
 //! Identify, perf, mkfs, a FUSE mount, a workload that is verified, SIGKILL in mid-IO, recovery, check; LBAs of 4 KiB, two
-//! namespaces, one queue, a bad sector, two controllers on one namespace. Skipped, loudly, where there is no QEMU or no
-//! package index; not in CI, which installs both.
+//! namespaces, one queue, a bad sector, two controllers on one namespace; a controller in use is taken from nobody. Skipped,
+//! loudly, where there is no QEMU or no package index; not in CI, which installs both.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -43,4 +43,9 @@ fn controllers_that_differ_serve_all_the_same() {
 #[test]
 fn a_filesystem_lives_on_a_controller_and_survives_a_kill() {
     run("basic");
+}
+
+#[test]
+fn a_controller_is_given_to_a_user_and_taken_from_nobody() {
+    run("ways");
 }

@@ -33,7 +33,12 @@ enum Task {
     },
     /// Runs jobs of tools/vmlab in a virtual machine with NVMe controllers: all tests of it, or the named jobs. `perf`
     /// measures (in a release build) and is not among all.
-    Vm { jobs: Vec<String> },
+    Vm {
+        jobs: Vec<String>,
+        /// With a kernel that is built for it (tools/vmlab/kernel.sh) instead of Debian's: cdev, both or compat.
+        #[arg(long)]
+        kernel: Option<String>,
+    },
     /// Runs benchmarks in a release build: `cargo xtask bench mount --json out.json`.
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -69,7 +74,7 @@ fn run(task: Task) -> Result<()> {
             all.extend(targets.iter().map(String::as_str));
             cargo(&all)
         }
-        Task::Vm { jobs } => vm(&jobs),
+        Task::Vm { jobs, kernel } => vm(&jobs, kernel.as_deref()),
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
             all.extend(args.iter().map(String::as_str));
@@ -103,19 +108,20 @@ fn feature(package: &str, name: &str, tests: &[&str]) -> Result<()> {
     cargo(&[&["nextest", "run"][..], &of, tests].concat())
 }
 
-fn vm(jobs: &[String]) -> Result<()> {
-    let mut setup = Command::new("tools/vmlab/setup.sh");
-    setup.arg("target/vmlab");
+fn vm(jobs: &[String], kernel: Option<&str>) -> Result<()> {
+    let mut setup = Command::new(if kernel.is_some() { "tools/vmlab/kernel.sh" } else { "tools/vmlab/setup.sh" });
+    setup.arg("target/vmlab").args(kernel);
     checked(setup)?;
-    let all = ["basic", "variants"].map(String::from);
+    let lab = kernel.map_or("target/vmlab".to_owned(), |variant| format!("target/vmlab/{variant}"));
+    let all = ["basic", "variants", "ways"].map(String::from);
     for job in if jobs.is_empty() { &all[..] } else { jobs } {
         let measures = job == "perf";
         let build = ["build", "--quiet", "-p", "vellum", "--release"];
         cargo(if measures { &build } else { &build[..4] })?;
         let binary = if measures { "target/release/vellum" } else { "target/debug/vellum" };
         let mut run = Command::new("tools/vmlab/run.sh");
-        run.args(["target/vmlab", binary]).arg(format!("tools/vmlab/jobs/{job}.sh"));
-        run.arg(format!("target/vmlab/{job}"));
+        run.args([&lab, binary]).arg(format!("tools/vmlab/jobs/{job}.sh"));
+        run.arg(format!("{lab}/{job}"));
         checked(run)?;
     }
     Ok(())

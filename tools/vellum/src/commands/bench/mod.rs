@@ -12,6 +12,8 @@ use clap::ValueEnum;
 use vellum_bench::files::{self, Shape as FilesShape};
 use vellum_bench::recorder::measure;
 use vellum_bench::{Report, compaction, data, gateways, items, locks, nvme, page, peers, runtime, small};
+use vellum_nvme::driver::{Controller, NvmeDevice, Options};
+use vellum_nvme::vfio_user::VfioUserTransport;
 
 use crate::cli::{Bench, Suite};
 use crate::processes::{self, Mount};
@@ -110,13 +112,13 @@ fn nvme_layers(dir: &Path, quick: bool) -> Result<Report> {
     let mut report = nvme::run(&shape)?;
     let socket = dir.join("controller.sock");
     let _server = processes::NullController::start(&socket)?;
-    let spec = format!("vfio-user:{}/1", socket.display());
-    let device = vellum_nvme::open(&spec, vellum_nvme::OpenMode::default())?;
+    let controller = Controller::open(VfioUserTransport::connect(&socket)?, Options::default())?;
+    let device = NvmeDevice::open(controller, Some(1), true)?;
     // Pinned in a thread of its own: other suites of this process run where they like.
     let pinned = std::thread::scope(|scope| {
         let measure = || {
             vellum_bench::perf::pin(Some(0))?;
-            nvme::run_device(&device, "vfio-user", &shape, &mut report)
+            nvme::run_remote(&device, "vfio-user", &shape, &mut report)
         };
         scope.spawn(measure).join()
     });

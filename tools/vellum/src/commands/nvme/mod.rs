@@ -1,4 +1,6 @@
-//! nvme: controllers on the bus, what they say of themselves, and what they can do.
+//! nvme: what controllers say of themselves, and what they can do; [`bus`]: who has them.
+
+mod bus;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,19 +10,18 @@ use serde_json::{Value, json};
 use vellum_bench::perf::{self, Load};
 use vellum_nvme::emu::{ControllerConfig, Medium, NamespaceConfig, Subsystem};
 use vellum_nvme::spec::{SmartLog, Status};
-use vellum_nvme::vfio::pci::{self, Info, PciAddress, Step};
 use vellum_nvme::vfio_user::{Server, ServerConfig};
 use vellum_nvme::{Image, NvmeController};
 
-use crate::cli::{Nvme, NvmeEmulate, NvmeOn, NvmePerf, NvmeSetup, Pattern};
+use crate::cli::{Nvme, NvmeEmulate, NvmeOn, NvmePerf, Pattern};
 use crate::exit::{Exit, WithExit};
 use crate::{device, size};
 
 pub fn run(command: &Nvme) -> Result<()> {
     match command {
-        Nvme::List { json } => list(*json),
-        Nvme::Setup(args) => setup(args),
-        Nvme::Reset { addresses, yes } => reset(addresses, *yes),
+        Nvme::List { json } => bus::list(*json),
+        Nvme::Setup(args) => bus::setup(args),
+        Nvme::Reset { addresses, yes } => bus::reset(addresses, *yes),
         Nvme::Identify(on) => identify(on),
         Nvme::Smart(on) => smart(on),
         Nvme::Log(on) => log(on),
@@ -38,119 +39,6 @@ fn print(as_json: bool, value: &Value, text: impl FnOnce() -> String) {
     } else {
         print!("{}", text());
     }
-}
-
-fn list(as_json: bool) -> Result<()> {
-    let all = pci::list().context("looking at the PCI bus")?;
-    let rows: Vec<Value> = all
-        .iter()
-        .map(|info| {
-            json!({
-                "address": info.address.to_string(),
-                "vendor": format!("{:04x}", info.vendor),
-                "device": format!("{:04x}", info.device),
-                "driver": info.driver,
-                "iommu_group": info.iommu_group,
-                "block_devices": info.block_devices,
-                "in_use": info.use_by_kernel(),
-            })
-        })
-        .collect();
-    print(as_json, &json!(rows), || {
-        if all.is_empty() {
-            return "no NVMe controller on the PCI bus\n".to_owned();
-        }
-        all.iter().map(describe).collect()
-    });
-    Ok(())
-}
-
-fn describe(info: &Info) -> String {
-    let driver = info.driver.as_deref().unwrap_or("no driver");
-    let group = info.iommu_group.map_or("no IOMMU".to_owned(), |group| format!("IOMMU group {group}"));
-    let uses = info.use_by_kernel().map_or(String::new(), |uses| format!(", {uses}"));
-    let blocks = info.block_devices.join(" ");
-    format!("{}  {:04x}:{:04x}  {driver}  {group}  {blocks}{uses}\n", info.address, info.vendor, info.device)
-}
-
-fn parse(addresses: &[String]) -> Result<Vec<Info>> {
-    addresses
-        .iter()
-        .map(|text| {
-            let address: PciAddress =
-                text.parse().map_err(|want: &str| anyhow::anyhow!("{text:?}: {want}")).exit(Exit::Usage)?;
-            let info = Info::of(address).with_context(|| format!("looking at {address}")).exit(Exit::Device)?;
-            if !info.is_nvme() {
-                return Err(anyhow::anyhow!("{address} is no NVMe controller")).exit(Exit::Device);
-            }
-            Ok(info)
-        })
-        .collect()
-}
-
-fn setup(args: &NvmeSetup) -> Result<()> {
-    let infos = parse(&args.addresses)?;
-    for info in &infos {
-        if let Some(uses) = info.use_by_kernel() {
-            return Err(anyhow::anyhow!("{} is in use: {uses}", info.address)).exit(Exit::Device);
-        }
-    }
-    let mut steps = Vec::new();
-    if let Some(count) = args.hugepages {
-        let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages".into();
-        steps.push(Step { path, content: count.to_string() });
-    }
-    let unbound = infos.iter().filter(|info| info.driver.as_deref() != Some(pci::VFIO_DRIVER));
-    steps.extend(unbound.flat_map(|info| pci::bind_steps(info, Some(pci::VFIO_DRIVER))));
-    run_steps(&steps, args.yes)?;
-    if let Some(owner) = args.owner {
-        for info in &infos {
-            let group = info.iommu_group.context("the machine has no IOMMU")?;
-            let path = format!("/dev/vfio/{group}");
-            println!("chown {owner} {path}");
-            if args.yes {
-                std::os::unix::fs::chown(&path, Some(owner), None).with_context(|| format!("chown of {path}"))?;
-            }
-        }
-    }
-    if args.yes {
-        for info in &infos {
-            let now = Info::of(info.address)?.driver;
-            if now.as_deref() != Some(pci::VFIO_DRIVER) {
-                return Err(anyhow::anyhow!(
-                    "{} was not taken by vfio-pci (it has {}): is the module loaded (modprobe vfio-pci)?",
-                    info.address,
-                    now.as_deref().unwrap_or("no driver")
-                ))
-                .exit(Exit::Device);
-            }
-        }
-    }
-    Ok(())
-}
-
-fn reset(addresses: &[String], yes: bool) -> Result<()> {
-    let infos = parse(addresses)?;
-    let bound = infos.iter().filter(|info| info.driver.as_deref() == Some(pci::VFIO_DRIVER));
-    let steps: Vec<_> = bound.flat_map(|info| pci::bind_steps(info, None)).collect();
-    run_steps(&steps, yes)
-}
-
-fn run_steps(steps: &[Step], yes: bool) -> Result<()> {
-    if steps.is_empty() {
-        println!("nothing to do");
-        return Ok(());
-    }
-    for step in steps {
-        println!("{step}");
-        if yes {
-            step.run().with_context(|| format!("{step} (root is needed)"))?;
-        }
-    }
-    if !yes {
-        println!("nothing was done: add --yes");
-    }
-    Ok(())
 }
 
 fn open(spec: &str) -> Result<(Arc<dyn NvmeController>, Option<u32>)> {
@@ -180,7 +68,7 @@ fn identify(on: &NvmeOn) -> Result<()> {
         })
         .collect();
     let value = json!({
-        "device": controller.name(), "model": info.model, "serial": info.serial, "firmware": info.firmware,
+        "device": controller.name(), "reached_by": controller.reached_by(), "model": info.model, "serial": info.serial, "firmware": info.firmware,
         "subsystem": info.subsystem, "nvme_version": info.version, "controller_id": info.controller_id,
         "max_transfer_bytes": info.max_transfer_bytes, "io_queues": controller.granted_queues(),
         "volatile_write_cache": info.volatile_write_cache, "dataset_management": info.dsm,
@@ -190,6 +78,7 @@ fn identify(on: &NvmeOn) -> Result<()> {
     print(on.json, &value, || {
         let mut out =
             format!("{}  {}  serial {}  firmware {}\n", controller.name(), info.model, info.serial, info.firmware);
+        out += &format!("reached by {}\n", controller.reached_by());
         let transfer = info.max_transfer_bytes.map_or("unlimited".to_owned(), size::show);
         out += &format!(
             "NVMe {}, {} IO queues, transfers up to {transfer}, {} write cache\n",
