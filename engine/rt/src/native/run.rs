@@ -1,8 +1,9 @@
 //! The native reactor's loop, and when it sleeps.
 //!
 //! A turn: remote wakes, completions, timers, pollers, tasks, one submission for all that they started. A turn that
-//! found nothing spins on for a short while, and gives the core to whoever wants it; then the reactor sleeps in the
-//! kernel until a completion, the doorbell, a watched fd or the next timer. It has no tick of its own.
+//! found nothing spins on for a short while (none at all while spinning has been in vain), and gives the core to whoever
+//! wants it; then the reactor sleeps in the kernel until a completion, the doorbell, a watched fd or the next timer. It has
+//! no tick of its own.
 //!
 //! Invariant: after any task has run to some effect, a whole turn (with all pollers) follows before a sleep. Tasks that
 //! spun on their descriptors in vain are the one exception, else they would keep the reactor awake for ever.
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use super::config::{Config, PollMode};
 use super::driver::Driver;
+use super::patience::Patience;
 use crate::kernel::clock;
 use crate::reactor::Reactor;
 use crate::time::Instant;
@@ -24,12 +26,12 @@ pub(super) struct Loop {
     reactor: Rc<Reactor>,
     driver: Rc<Driver>,
     poll: PollMode,
-    spin: Duration,
+    patience: Patience,
 }
 
 impl Loop {
     pub fn new(reactor: Rc<Reactor>, driver: Rc<Driver>, config: &Config) -> Loop {
-        Loop { reactor, driver, poll: config.poll, spin: config.spin }
+        Loop { reactor, driver, poll: config.poll, patience: Patience::new(config.spin) }
     }
 
     /// Turns until `main`, called after the tasks of each turn, has a result. The reactor must be installed.
@@ -47,7 +49,9 @@ impl Loop {
                 last_work = now;
             } else if self.is_time_to_sleep(now, last_work) {
                 self.sleep()?;
-                last_work = clock();
+                let woken = clock();
+                self.patience.learn(woken - last_work);
+                last_work = woken;
             }
         }
     }
@@ -76,7 +80,7 @@ impl Loop {
     fn is_time_to_sleep(&self, now: Instant, last_work: Instant) -> bool {
         let held = self.driver.has_spinners() || self.reactor.pollers.keep_awake();
         let may_sleep = self.poll == PollMode::Adaptive && !held;
-        if may_sleep && now - last_work >= self.spin {
+        if may_sleep && now - last_work >= self.patience.now() {
             return true;
         }
         std::thread::yield_now();

@@ -1,5 +1,6 @@
 //! bench: runs suites of `vellum-bench` with the processes and mounts that they need.
 
+mod directory;
 mod recovery;
 mod walk;
 
@@ -56,6 +57,7 @@ fn suite(suite: Suite, args: &Bench) -> Result<Report> {
         Suite::Items => items::run(dir, &items_shape(args.quick)),
         Suite::Mount => mounts(dir, args.quick),
         Suite::Data => streams(dir, args.quick),
+        Suite::Directory => directory::run(dir, &directory_shape(args)),
         Suite::Walk => walk::run(dir, &walk_shape(args.quick)),
         Suite::Recovery => recovery::run(dir, &recovery_shape(args.quick)),
         Suite::Small => small::run(dir, &small_shape(args.quick)),
@@ -87,6 +89,17 @@ fn locks_shape(quick: bool) -> locks::Shape {
 fn gateways_shape(quick: bool) -> gateways::Shape {
     let full = gateways::Shape::default();
     if quick { gateways::Shape { files: 2_000, synced_files: 300, handovers: 300, ..full } } else { full }
+}
+
+fn directory_shape(args: &Bench) -> directory::Shape {
+    let mut shape = directory::Shape::default();
+    if args.quick {
+        shape.entries = vec![2_000, 50_000];
+    }
+    if let (Some(entries), Some(last)) = (args.entries, shape.entries.last_mut()) {
+        *last = entries;
+    }
+    shape
 }
 
 fn walk_shape(quick: bool) -> walk::Shape {
