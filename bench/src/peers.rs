@@ -5,3 +5,4 @@ pub mod memfs;
 #[cfg(feature = "rocksdb")]
 pub mod rocksdb;
 pub mod sockets;
+pub mod uring;

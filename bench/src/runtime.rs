@@ -16,6 +16,7 @@ use vellum_rt::{Class, channel};
 use crate::executors;
 use crate::link;
 use crate::peers::sockets::{self, Wait};
+use crate::peers::uring;
 use crate::recorder::{Recorder, Usage};
 use crate::report::{Report, Row};
 
@@ -37,17 +38,20 @@ impl Default for Shape {
 
 const MESSAGE_BYTES: usize = 64;
 
+const SPINNING: &str = "spinning";
+const PLAIN_RING: &str = "plain io_uring";
+
 /// Runs every case; sockets and the data file live in `dir`.
 pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     let mut report = Report::new("runtime", "blocking");
-    for (wait, name) in [(Wait::Block, "blocking"), (Wait::Spin, "spinning")] {
+    for (wait, name) in [(Wait::Block, "blocking"), (Wait::Spin, SPINNING)] {
         report.push(case("echo 64 B", name, |r| sockets::echo(wait, shape.rounds, MESSAGE_BYTES, r))?);
     }
     for (name, config) in &executors::all() {
-        executors::push(
-            &mut report,
-            case("echo 64 B", name, |r| echo(config, &dir.join("echo.sock"), shape.rounds, r))?,
-        );
+        let row = case("echo 64 B", name, |r| echo(config, &dir.join("echo.sock"), shape.rounds, r))?;
+        let spinning = report.rows.iter().find(|other| other.case == row.case && other.system == SPINNING);
+        let times = spinning.map_or(0.0, |spinning| spinning.ops_per_s / row.ops_per_s);
+        executors::push(&mut report, row.note(format!("{times:.2}x of spinning's time (goal: at most 1.5x)")));
     }
     for (name, config) in &executors::all() {
         executors::push(&mut report, case("core to core", name, |r| messages(config, shape.rounds, r))?);
@@ -60,9 +64,12 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     report.push(case("read 4 KiB qd1", "blocking", |r| sockets::reads(&plain, blocks, shape.reads / 4, r))?);
     for depth in [1usize, 32, 128] {
         let count = if depth == 1 { shape.reads / 4 } else { shape.reads };
+        let name_of_case = format!("read 4 KiB qd{depth}");
+        report.push(case(&name_of_case, PLAIN_RING, |r| uring::reads(&plain, blocks, depth, count, r))?);
         for (name, config) in &executors::all() {
             let work = |r: &mut Recorder| reads(config, &file, blocks, depth, count, r);
-            executors::push(&mut report, case(&format!("read 4 KiB qd{depth}"), name, work)?);
+            let row = against_plain_ring(&report, case(&name_of_case, name, work)?);
+            executors::push(&mut report, row);
         }
     }
     for (name, config) in executors::all() {
@@ -70,6 +77,18 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     }
     std::fs::remove_file(&file)?;
     Ok(report)
+}
+
+/// Notes what `row` takes of the CPU for an operation, over the plain ring's.
+fn against_plain_ring(report: &Report, row: Row) -> Row {
+    let plain = report.rows.iter().find(|other| other.case == row.case && other.system == PLAIN_RING);
+    match plain.filter(|plain| plain.cpu_us_per_op > 0.0) {
+        Some(plain) => {
+            let (cpu, rate) = (row.cpu_us_per_op / plain.cpu_us_per_op, row.ops_per_s / plain.ops_per_s);
+            row.note(format!("{cpu:.2}x of the plain ring's CPU at {rate:.2}x of its rate (goal: CPU at most 1x)"))
+        }
+        None => row,
+    }
 }
 
 type LinkCase = fn(Option<&link::Both>, usize, &mut Recorder) -> Result<()>;
@@ -256,7 +275,8 @@ fn idle(system: &str, config: Config) -> Result<Row> {
     let mut recorder = Recorder::default();
     recorder.record(span, 0);
     let share = used.cpu_us as f64 / span.as_micros() as f64 * 100.0;
-    Ok(Row::of("two idle reactors", system, &recorder, span, used).note(format!("{share:.2} % of a core")))
+    Ok(Row::of("two idle reactors", system, &recorder, span, used)
+        .note(format!("{share:.2} % of a core (goal: under 1 %)")))
 }
 
 #[cfg(test)]
@@ -268,7 +288,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let shape = Shape { rounds: 20, frames: 10, reads: 256, file_bytes: 1 << 20 };
         match run(dir.path(), &shape) {
-            Ok(report) => assert_eq!(report.rows.len(), 9 + 6 * executors::all().len(), "{}", report.table()),
+            Ok(report) => assert_eq!(report.rows.len(), 12 + 6 * executors::all().len(), "{}", report.table()),
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),
             Err(e) => panic!("{e:#}"),
         }

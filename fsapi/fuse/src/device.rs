@@ -42,11 +42,11 @@ pub fn answer(device: BorrowedFd<'_>, unique: u64, result: &Result<Reply, Errno>
     }
 }
 
-/// Sends one notification: `code` with its fixed part and the name behind it.
-pub fn notify(device: BorrowedFd<'_>, code: i32, fixed: &[u8], name: &[u8]) -> io::Result<()> {
-    let len = (size_of::<OutHeader>() + fixed.len() + name.len()) as u32;
+/// Sends one notification: `code` with its fixed part and what is behind it.
+pub fn notify(device: BorrowedFd<'_>, code: i32, fixed: &[u8], rest: &[u8]) -> io::Result<()> {
+    let len = (size_of::<OutHeader>() + fixed.len() + rest.len()) as u32;
     let header = OutHeader { len, error: code, unique: 0 };
-    whole(device, len, &[IoSlice::new(header.as_bytes()), IoSlice::new(fixed), IoSlice::new(name)])
+    whole(device, len, &[IoSlice::new(header.as_bytes()), IoSlice::new(fixed), IoSlice::new(rest)])
 }
 
 fn message(device: BorrowedFd<'_>, unique: u64, error: i32, fixed: &[u8], payload: &Payload) -> io::Result<()> {

@@ -67,6 +67,10 @@ impl SessionInfo {
         self.flags & flag != 0
     }
 
+    pub fn has_prune(&self) -> bool {
+        self.minor >= notify::PRUNE_SINCE_MINOR
+    }
+
     pub fn has_inc_epoch(&self) -> bool {
         self.minor >= notify::INC_EPOCH_SINCE_MINOR
     }
@@ -146,6 +150,7 @@ mod tests {
         let info = info.unwrap();
         assert_eq!((out.major, out.minor, out.max_write, out.max_pages), (7, 45, 1 << 20, 256));
         assert!(info.has(init::HANDLE_KILLPRIV_V2) && info.has(init::DIRECT_IO_ALLOW_MMAP) && info.has_inc_epoch());
+        assert!(info.has_prune());
         assert!(!info.has(init::WRITEBACK_CACHE) && !info.has(init::POSIX_LOCKS) && !info.has(init::OVER_IO_URING));
         assert_eq!(out.max_readahead, 131_072);
     }

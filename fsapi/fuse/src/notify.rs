@@ -4,7 +4,7 @@
 //! hold. So all are written by threads, never by a reactor, on three lanes that do not wait for each other:
 //! - attributes and the epoch: never wait in the kernel, so an invalidation's answer may wait for them;
 //! - pages: wait for reads and writes of these pages that are under way;
-//! - names: wait for the directory's lock.
+//! - names: wait for the directory's lock; inodes that the kernel is asked to forget wait for their own pages.
 //!
 //! The queues are bounded; a full one makes the sender wait. A lane's thread starts with its first job.
 
@@ -17,7 +17,7 @@ use std::time::Duration;
 use vellum_rt as rt;
 use zerocopy::IntoBytes;
 
-use crate::abi::{EXPIRE_ONLY, NotifyDeleteOut, NotifyInvalEntryOut, NotifyInvalInodeOut, notify};
+use crate::abi::{EXPIRE_ONLY, NotifyDeleteOut, NotifyInvalEntryOut, NotifyInvalInodeOut, NotifyPruneOut, notify};
 use crate::device;
 
 /// Notifications that may wait in each lane.
@@ -43,6 +43,7 @@ enum What {
     Pages { ino: u64, offset: u64, len: u64 },
     Entry { parent: u64, name: Box<[u8]>, expire_only: bool },
     Delete { parent: u64, child: u64, name: Box<[u8]> },
+    Prune { inos: Box<[u64]> },
     Epoch,
 }
 
@@ -99,6 +100,12 @@ impl Notifier {
     /// `name` in `parent` is gone, if it is `child` still.
     pub async fn queue_delete(&self, parent: u64, child: u64, name: &[u8]) {
         self.queue(Lane::Names, Job { what: What::Delete { parent, child, name: name.into() }, done: None }).await;
+    }
+
+    /// Asks the kernel to forget those of these inodes that nobody uses; FORGETs follow. Resolves when it has looked at all.
+    /// Nothing that a request needs may wait for this. Only when [`crate::SessionInfo::has_prune`].
+    pub async fn prune(&self, inos: impl IntoIterator<Item = u64>) -> io::Result<()> {
+        self.wait(Lane::Names, What::Prune { inos: inos.into_iter().collect() }).await
     }
 
     /// Lets all cached names expire at once; takes no lock. Only when [`crate::SessionInfo::has_inc_epoch`].
@@ -187,6 +194,10 @@ fn send(device: &OwnedFd, what: &What) -> io::Result<()> {
         What::Delete { parent, child, name } => {
             let fixed = NotifyDeleteOut { parent: *parent, child: *child, namelen: name.len() as u32, padding: 0 };
             device::notify(device, notify::DELETE, fixed.as_bytes(), &ended_by_nul(name))
+        }
+        What::Prune { inos } => {
+            let fixed = NotifyPruneOut { count: inos.len() as u32, ..NotifyPruneOut::default() };
+            device::notify(device, notify::PRUNE, fixed.as_bytes(), inos.as_bytes())
         }
         What::Epoch => device::notify(device, notify::INC_EPOCH, &[], &[]),
     };

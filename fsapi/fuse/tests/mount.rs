@@ -249,6 +249,38 @@ fn notifications_drop_what_the_kernel_keeps() {
     assert_eq!(calls(), before + 1, "the epoch ends all names");
 }
 
+/// What the kernel keeps only because it has memory goes when it is asked to forget it; what somebody uses stays.
+#[test]
+fn the_kernel_forgets_what_it_is_asked_to() {
+    if !can_mount("the_kernel_forgets_what_it_is_asked_to") {
+        return;
+    }
+    let (mount, watch) = mounted();
+    let names: Vec<_> = (0..1000).map(|i| mount.join(&format!("f{i}"))).collect();
+    let inos: Vec<u64> = names
+        .iter()
+        .map(|name| {
+            fs::write(name, b"x").unwrap();
+            fs::metadata(name).unwrap().ino()
+        })
+        .collect();
+    let open = File::open(&names[7]).unwrap();
+    let held = watch.lookups.load(SeqCst);
+    assert!(held >= 1000, "the kernel holds {held}");
+    let notifier = mount.notifier.clone();
+    match block_on(async { notifier.prune(inos.iter().copied().chain([424_242])).await }) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            println!("SKIPPED: this kernel cannot be asked (before 6.18)");
+            return;
+        }
+        result => result.unwrap(),
+    }
+    eventually("what nobody uses is forgotten", || watch.lookups.load(SeqCst) < 10);
+    assert!(watch.lookups.load(SeqCst) >= 1, "an open file stays");
+    assert_eq!(open.metadata().unwrap().ino(), inos[7]);
+    assert_eq!(fs::read(&names[8]).unwrap(), b"x");
+}
+
 const GATEWAY_DIR: &str = "VELLUM_FUSE_TEST_GATEWAY_DIR";
 
 /// No test by itself: the process that the next test kills.

@@ -164,6 +164,12 @@ pub struct Mount {
     pub allow_other: bool,
     #[arg(long)]
     pub read_only: bool,
+    /// Bytes of items (names, attributes, places of content) that the gateway keeps.
+    #[arg(long, value_parser = size::parse, default_value = "128M")]
+    pub item_cache: u64,
+    /// Inodes that the kernel may hold of this mount before it is asked to forget some (Linux 6.18).
+    #[arg(long, value_name = "N", default_value_t = vellum_fuse::KERNEL_INODES)]
+    pub kernel_inodes: usize,
     #[command(flatten)]
     pub keys: KeyArgs,
     #[command(flatten)]
@@ -456,6 +462,9 @@ pub enum Suite {
     Data,
     /// A real tree; against cp -r and sync.
     Ingest,
+    /// One directory of many names, listed through the mount, and what engine and gateway have in memory meanwhile; against
+    /// the host's filesystem.
+    Directory,
     /// What changed, by the index; against find -newer.
     Walk,
     /// From the start of a killed engine until it serves, by the bytes of its logs; against one that was stopped.
@@ -484,6 +493,9 @@ pub struct Bench {
     /// The tree that `ingest` copies.
     #[arg(long)]
     pub from: Option<PathBuf>,
+    /// Names in the largest directory of `directory`.
+    #[arg(long)]
+    pub entries: Option<u64>,
     /// Where `all` writes bench.json and bench.html. Default: bench-report.
     #[arg(long)]
     pub report: Option<PathBuf>,

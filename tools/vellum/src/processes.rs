@@ -100,6 +100,10 @@ impl Engine {
         Ok(Engine { child, start_time, said: line.trim_end().to_owned() })
     }
 
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
@@ -125,6 +129,30 @@ impl Drop for Engine {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+}
+
+/// Resident memory of a process, as the kernel counts it, file pages included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resident {
+    pub now_bytes: u64,
+    /// The most since [`Resident::forget_peak`].
+    pub peak_bytes: u64,
+}
+
+impl Resident {
+    pub fn of(pid: u32) -> Result<Resident> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let field = |name: &str| -> Result<u64> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+            Ok(line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+        };
+        Ok(Resident { now_bytes: field("VmRSS")?, peak_bytes: field("VmHWM")? })
+    }
+
+    /// The peak begins anew at what is resident now.
+    pub fn forget_peak(pid: u32) -> Result<()> {
+        Ok(std::fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
     }
 }
 
@@ -168,6 +196,10 @@ impl Mount {
             own(&["mount", endpoint, &dir.display().to_string()])?.spawn().context("starting the gateway")?;
         wait_for("the gateway", &mut child, || Ok(is_mounted(&dir)))?;
         Ok(Mount { dir, child })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// SIGKILL; the dead mount is taken out of the tree.

@@ -1,4 +1,4 @@
-//! Programs that people use, on a real mount of a served engine: git, tar, rsync, sqlite3, make. Each is skipped by name
+//! Programs that people use, on a real mount of a served engine: git, tar, rsync, sqlite3, make, cargo. Each is skipped by name
 //! where it is not installed; under CI that is a failure.
 
 mod common;
@@ -216,5 +216,33 @@ fn make_builds_a_project_once() {
     assert_eq!(sh(&project, "./program").trim(), "1771");
     assert!(sh(&project, "make").contains("up to date"));
     lab.unmount(&second);
+    finish(lab, &mount);
+}
+
+/// A project as it is: one of this workspace's crates with all that it depends on, built by cargo with everything that it writes
+/// on the mount (rustc maps what it reads, cargo locks, makes hard links and goes by times in nanoseconds), and its tests run
+/// from there.
+#[test]
+fn cargo_builds_and_tests_a_crate() {
+    if !can_run("cargo", &["cc"]) {
+        return;
+    }
+    let (lab, mount) = served("2G");
+    let build = || {
+        let out = Command::new(env!("CARGO"))
+            .args(["test", "--offline", "--package", "vellum-wire", "--target-dir"])
+            .arg(mount.join("target"))
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+            .env_remove("RUSTFLAGS")
+            .output()
+            .expect("cargo starts");
+        let said = [&out.stderr[..], &out.stdout].map(String::from_utf8_lossy).concat();
+        assert!(out.status.success(), "{said}");
+        said
+    };
+    let first = build();
+    assert!(first.contains("Compiling vellum-wire") && first.contains("test result: ok"), "{first}");
+    let second = build();
+    assert!(!second.contains("Compiling") && second.contains("test result: ok"), "{second}");
     finish(lab, &mount);
 }

@@ -30,7 +30,7 @@ pub struct Config {
     pub stall: Duration,
     /// How long a task may compute before [`crate::slice_used_up`] asks it to yield.
     pub slice: Duration,
-    /// How long an adaptive reactor spins after its last work before it sleeps.
+    /// How long an adaptive reactor spins after its last work before it sleeps, at most; less while its waits are longer.
     pub spin: Duration,
     /// Submission queue entries of the ring; completions have eight times as many.
     pub ring_entries: u32,

@@ -8,6 +8,7 @@
 
 mod config;
 mod driver;
+mod patience;
 mod ring;
 mod run;
 mod socket;

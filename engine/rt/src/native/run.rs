@@ -1,35 +1,49 @@
 //! The native reactor's loop, and when it sleeps.
 //!
 //! A turn: remote wakes, completions, timers, pollers, tasks, one submission for all that they started. A turn that
-//! found nothing spins on for a short while, and gives the core to whoever wants it; then the reactor sleeps in the
-//! kernel until a completion, the doorbell, a watched fd or the next timer. It has no tick of its own.
+//! found nothing spins on for a short while (none at all while spinning has been in vain), and gives the core to whoever
+//! wants it; then the reactor sleeps in the kernel until a completion, the doorbell, a watched fd or the next timer. It has
+//! no tick of its own.
 //!
 //! Invariant: after any task has run to some effect, a whole turn (with all pollers) follows before a sleep. Tasks that
 //! spun on their descriptors in vain are the one exception, else they would keep the reactor awake for ever.
 
+use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::config::{Config, PollMode};
 use super::driver::Driver;
+use super::patience::Patience;
 use crate::kernel::clock;
 use crate::reactor::Reactor;
 use crate::time::Instant;
 
 /// A yield of the core that took longer than this says that somebody else wants it: sleep instead of spinning.
 const CONTENDED: Duration = Duration::from_micros(5);
+/// How long the reactor spins before it offers the core, and offers it again: a system call, which an answer that is about to come
+/// would wait for.
+const OFFER_EVERY: Duration = Duration::from_micros(3);
 
 pub(super) struct Loop {
     reactor: Rc<Reactor>,
     driver: Rc<Driver>,
     poll: PollMode,
-    spin: Duration,
+    patience: Patience,
+    /// When it last offered the core.
+    offered: Cell<Instant>,
 }
 
 impl Loop {
     pub fn new(reactor: Rc<Reactor>, driver: Rc<Driver>, config: &Config) -> Loop {
-        Loop { reactor, driver, poll: config.poll, spin: config.spin }
+        Loop {
+            reactor,
+            driver,
+            poll: config.poll,
+            patience: Patience::new(config.spin),
+            offered: Cell::new(Instant(0)),
+        }
     }
 
     /// Turns until `main`, called after the tasks of each turn, has a result. The reactor must be installed.
@@ -47,7 +61,9 @@ impl Loop {
                 last_work = now;
             } else if self.is_time_to_sleep(now, last_work) {
                 self.sleep()?;
-                last_work = clock();
+                let woken = clock();
+                self.patience.learn(woken - last_work);
+                last_work = woken;
             }
         }
     }
@@ -76,11 +92,16 @@ impl Loop {
     fn is_time_to_sleep(&self, now: Instant, last_work: Instant) -> bool {
         let held = self.driver.has_spinners() || self.reactor.pollers.keep_awake();
         let may_sleep = self.poll == PollMode::Adaptive && !held;
-        if may_sleep && now - last_work >= self.spin {
+        if may_sleep && now - last_work >= self.patience.now() {
             return true;
         }
+        if now - last_work.max(self.offered.get()) < OFFER_EVERY {
+            return false;
+        }
         std::thread::yield_now();
-        may_sleep && clock() - now >= CONTENDED
+        let after = clock();
+        self.offered.set(after);
+        may_sleep && after - now >= CONTENDED
     }
 
     fn sleep(&self) -> io::Result<()> {

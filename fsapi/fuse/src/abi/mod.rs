@@ -35,6 +35,9 @@ pub mod notify {
     pub const INC_EPOCH: i32 = 8;
     /// First minor version with [`INC_EPOCH`].
     pub const INC_EPOCH_SINCE_MINOR: u32 = 44;
+    pub const PRUNE: i32 = 9;
+    /// First minor version with [`PRUNE`] (Linux 6.18).
+    pub const PRUNE_SINCE_MINOR: u32 = 45;
 }
 
 /// Directory entries are padded to this.

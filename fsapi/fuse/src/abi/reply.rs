@@ -58,10 +58,12 @@ reply! {
     NotifyInvalEntryOut { parent: u64, namelen: u32, flags: u32, }
     /// Followed by the name and one NUL.
     NotifyDeleteOut { parent: u64, child: u64, namelen: u32, padding: u32, }
+    /// Followed by `count` node ids.
+    NotifyPruneOut { count: u32, padding: u32, spare: u64, }
 }
 
 sizes! {
     OutHeader = 16, AttrWire = 88, EntryOut = 128, AttrOut = 104, SxTime = 16, StatxWire = 256, StatxOut = 288, OpenOut = 16, WriteOut = 8, StatfsOut = 80,
     GetxattrOut = 8, LkOut = 24, LseekOut = 8, CopyFileRangeOut = 8, InitOut = 64, Dirent = 24,
-    NotifyInvalInodeOut = 24, NotifyInvalEntryOut = 16, NotifyDeleteOut = 24,
+    NotifyInvalInodeOut = 24, NotifyInvalEntryOut = 16, NotifyDeleteOut = 24, NotifyPruneOut = 16,
 }

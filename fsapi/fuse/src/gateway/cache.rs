@@ -1,11 +1,11 @@
 //! The gateway's object, and what the kernel may keep.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::Ino;
-use vellum_rt::timeout;
+use vellum_rt::{self as rt, Class, timeout};
 use vellum_vfs::{OpenFlags, Vfs, is_acl};
 
 use super::convert::attr;
@@ -39,18 +39,22 @@ pub struct Gateway {
     pub(super) stale: Stale,
     lease_left: RefCell<Option<LeaseLeft>>,
     session: RefCell<Option<(SessionInfo, Notifier)>>,
+    /// The kernel is being asked to forget inodes.
+    pruning: Rc<Cell<bool>>,
 }
 
 impl Gateway {
-    pub fn new(vfs: Rc<Vfs>, endpoint: Option<String>) -> Rc<Gateway> {
+    /// `kernel_inodes`: how many the kernel is to hold at most, if it can be asked to forget (Linux 6.18).
+    pub fn new(vfs: Rc<Vfs>, endpoint: Option<String>, kernel_inodes: usize) -> Rc<Gateway> {
         Rc::new(Gateway {
             vfs,
             endpoint,
-            known: Known::default(),
+            known: Known::new(kernel_inodes),
             lock_owners: LockOwners::default(),
             stale: Stale::default(),
             lease_left: RefCell::default(),
             session: RefCell::default(),
+            pruning: Rc::default(),
         })
     }
 
@@ -94,7 +98,7 @@ impl Gateway {
         }
     }
 
-    /// Inodes that the kernel holds: their number is bounded by its memory, not by ours.
+    /// Inodes that the kernel holds. It is asked to forget what is too much; where it cannot be, its memory is the bound.
     pub fn kernel_inodes(&self) -> usize {
         self.known.len()
     }
@@ -120,7 +124,30 @@ impl Gateway {
     /// An answered name, counted.
     pub(super) fn entry(&self, found: &vellum_vfs::Attr) -> Entry {
         self.known.looked_up(found.ino);
+        self.prune();
         Entry { attr: attr(found), generation: GENERATION, entry_ttl: self.entry_ttl(), attr_ttl: self.attr_ttl() }
+    }
+
+    /// Asks the kernel to forget inodes when it holds too many, one request at a time.
+    fn prune(&self) {
+        let session = self.session.borrow();
+        let Some((_, notifier)) = session.as_ref().filter(|(info, _)| info.has_prune()) else { return };
+        if self.pruning.get() {
+            return;
+        }
+        let surplus = self.known.take_surplus();
+        if surplus.is_empty() {
+            return;
+        }
+        let (notifier, pruning) = (notifier.clone(), self.pruning.clone());
+        pruning.set(true);
+        let task = async move {
+            if let Err(error) = notifier.prune(surplus.iter().map(|ino| ino.0)).await {
+                tracing::warn!(%error, "the kernel did not forget inodes");
+            }
+            pruning.set(false);
+        };
+        rt::spawn(Class::Request, "prune", task).detach();
     }
 
     /// "No such name", worth remembering; `None` when it is not to be.

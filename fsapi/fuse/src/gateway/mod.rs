@@ -35,7 +35,7 @@ pub fn mount_vfs(
     endpoint: Option<String>,
     options: &MountOptions,
 ) -> Result<MountHandle, MountError> {
-    let gateway = Gateway::new(vfs.clone(), endpoint);
+    let gateway = Gateway::new(vfs.clone(), endpoint, options.kernel_inodes);
     let handle = mount_filesystem(gateway.clone(), path, options)?;
     let told = Rc::downgrade(&gateway);
     vfs.on_release(Rc::new(move |group| {

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::os::fd::RawFd;
 
 use crate::init::MAX_WRITE;
+use crate::known::KERNEL_INODES;
 
 /// Options of a mount. The defaults are those of a gateway that serves a machine: permissions checked by the kernel,
 /// every user may come in when root mounts.
@@ -29,6 +30,8 @@ pub struct MountOptions {
     pub writeback_cache: bool,
     /// Requests that are read in one go.
     pub read_buffers: usize,
+    /// Inodes that the kernel may hold before it is asked to forget some (Linux 6.18).
+    pub kernel_inodes: usize,
 }
 
 impl Default for MountOptions {
@@ -46,6 +49,7 @@ impl Default for MountOptions {
             readahead_kib: Some(1024),
             writeback_cache: false,
             read_buffers: 4,
+            kernel_inodes: KERNEL_INODES,
         }
     }
 }

@@ -57,7 +57,8 @@ fn stop(node: Node, socket: &Endpoint) -> Result<()> {
 /// Serves the mount on this thread's reactor until it is gone.
 async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Signals) -> Result<()> {
     let connect = connect_options(args.keys.load()?, matches!(address, Address::InProcess(_)));
-    let client = Client::connect(address, None, connect, ClientOptions::default())
+    let bounds = ClientOptions { cache_bytes: args.item_cache as usize, ..ClientOptions::default() };
+    let client = Client::connect(address, None, connect, bounds)
         .await
         .with_context(|| format!("cannot reach {}", args.endpoint))
         .exit(Exit::Endpoint)?;
@@ -68,6 +69,7 @@ async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Si
     let mut options =
         MountOptions { fsname: args.endpoint.clone(), read_only: args.read_only, ..MountOptions::default() };
     options.allow_other |= args.allow_other;
+    options.kernel_inodes = args.kernel_inodes;
     options.read_only |= client.is_read_only();
     let handle = match mount_vfs(vfs.clone(), &args.dir, Some(endpoint), &options).exit(Exit::Mount) {
         Ok(handle) => handle,

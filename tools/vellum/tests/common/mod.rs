@@ -145,9 +145,13 @@ impl Lab {
 
     /// Mounts `endpoint` (given, or this lab's) at a fresh directory of that name.
     pub fn mount(&mut self, name: &str, endpoint: Option<&str>) -> PathBuf {
+        self.mount_with(name, endpoint, &[])
+    }
+
+    pub fn mount_with(&mut self, name: &str, endpoint: Option<&str>, more: &[&str]) -> PathBuf {
         let at = self.dir.path().join(name);
         let mut command = Command::new(VELLUM);
-        command.args(["-v", "mount", endpoint.unwrap_or(&self.endpoint())]).stderr(self.stderr());
+        command.args(["-v", "mount", endpoint.unwrap_or(&self.endpoint())]).args(more).stderr(self.stderr());
         self.mounts.start(&mut command, &at);
         at
     }

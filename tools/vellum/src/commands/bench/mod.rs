@@ -1,5 +1,6 @@
 //! bench: runs suites of `vellum-bench` with the processes and mounts that they need.
 
+mod directory;
 mod recovery;
 mod walk;
 
@@ -58,6 +59,7 @@ fn suite(suite: Suite, args: &Bench) -> Result<Report> {
         Suite::Items => items::run(dir, &items_shape(args.quick)),
         Suite::Mount => mounts(dir, args.quick),
         Suite::Data => streams(dir, args.quick),
+        Suite::Directory => directory::run(dir, &directory_shape(args)),
         Suite::Walk => walk::run(dir, &walk_shape(args.quick)),
         Suite::Recovery => recovery::run(dir, &recovery_shape(args.quick)),
         Suite::Small => small::run(dir, &small_shape(args.quick)),
@@ -89,6 +91,17 @@ fn locks_shape(quick: bool) -> locks::Shape {
 fn gateways_shape(quick: bool) -> gateways::Shape {
     let full = gateways::Shape::default();
     if quick { gateways::Shape { files: 2_000, synced_files: 300, handovers: 300, ..full } } else { full }
+}
+
+fn directory_shape(args: &Bench) -> directory::Shape {
+    let mut shape = directory::Shape::default();
+    if args.quick {
+        shape.entries = vec![2_000, 50_000];
+    }
+    if let (Some(entries), Some(last)) = (args.entries, shape.entries.last_mut()) {
+        *last = entries;
+    }
+    shape
 }
 
 fn walk_shape(quick: bool) -> walk::Shape {
@@ -174,7 +187,8 @@ fn on_three(suite: &str, dir: &Path, cases: impl Fn(&Path, &str, &mut Report) ->
     cases(&mount.dir, "vellum", &mut report)?;
     mount.unmount()?;
     // What a stream can reach is bounded by the device as well, and an fsync is the device's business.
-    ["stream write+fsync", "stream read"].iter().for_each(|case| report.compare(case, "vellum", &["ceiling", "host"]));
+    let by_both = ["stream write+fsync", "stream read", "stream read, again", "4 KiB read"];
+    by_both.iter().for_each(|case| report.compare(case, "vellum", &["ceiling", "host"]));
     report.compare("create+write+fsync", "vellum", &["host"]);
     Ok(report)
 }
