@@ -2,33 +2,38 @@
 
 use bytes::Bytes;
 use vellum_base::crc32c;
+use vellum_base::prng::Prng;
 use vellum_format::ClientIdentity;
 use vellum_keys::{QuorumKey, Subject, certificate_subject, validity};
 use vellum_wire::quorum::{DATAGRAM_LEN, DatagramAuth, NoAuth, QuorumDatagram};
 use vellum_wire::{Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, Refusal, Request, Response};
 
-use crate::samples;
+use crate::mutate::mutate;
+use crate::{image, samples};
 
 #[derive(Clone, Copy)]
 pub struct Target {
     pub name: &'static str,
     pub samples: fn() -> Vec<Vec<u8>>,
+    /// The next input, from samples.
+    pub draw: fn(&mut Prng, &[Vec<u8>]) -> Vec<u8>,
     /// True when the bytes were accepted. Panics when something does not hold.
     pub check: fn(&[u8]) -> bool,
 }
 
 pub const TARGETS: &[Target] = &[
-    Target { name: "frame", samples: samples::frames, check: frame },
-    Target { name: "request", samples: requests, check: request },
-    Target { name: "response", samples: responses, check: response },
-    Target { name: "greeting", samples: greetings, check: greeting },
-    Target { name: "greeted", samples: greeted, check: check_greeted },
-    Target { name: "refusal", samples: refusals, check: refusal },
-    Target { name: "datagram", samples: samples::plain_datagrams, check: datagram },
-    Target { name: "sealed-datagram", samples: sealed_datagrams, check: sealed_datagram },
-    Target { name: "identity", samples: samples::identities, check: identity },
-    Target { name: "subject", samples: samples::subjects, check: subject },
-    Target { name: "certificate", samples: samples::certificates, check: certificate },
+    Target { name: "frame", samples: samples::frames, draw: mutate, check: frame },
+    Target { name: "request", samples: requests, draw: mutate, check: request },
+    Target { name: "response", samples: responses, draw: mutate, check: response },
+    Target { name: "greeting", samples: greetings, draw: mutate, check: greeting },
+    Target { name: "greeted", samples: greeted, draw: mutate, check: check_greeted },
+    Target { name: "refusal", samples: refusals, draw: mutate, check: refusal },
+    Target { name: "datagram", samples: samples::plain_datagrams, draw: mutate, check: datagram },
+    Target { name: "sealed-datagram", samples: sealed_datagrams, draw: mutate, check: sealed_datagram },
+    Target { name: "identity", samples: samples::identities, draw: mutate, check: identity },
+    Target { name: "subject", samples: samples::subjects, draw: mutate, check: subject },
+    Target { name: "certificate", samples: samples::certificates, draw: mutate, check: certificate },
+    Target { name: "image", samples: image::samples, draw: image::draw, check: image::image },
 ];
 
 /// A socket's first bytes: header, lengths, checksum, message.
