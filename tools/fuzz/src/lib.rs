@@ -5,9 +5,11 @@
 //! mutations of them: the same inputs each time, on stable Rust, in a test of a second or a night of `cargo xtask fuzz`.
 
 mod image;
+mod memory;
 mod mutate;
 mod samples;
 mod targets;
+mod watch;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -55,8 +57,11 @@ thread_local! {
 fn attempt(target: &Target, input: &[u8]) -> Result<bool, (String, String)> {
     catch_panics();
     CATCHING.set(true);
-    let outcome = std::panic::catch_unwind(|| (target.check)(input));
+    let (outcome, peak) = memory::measured(|| std::panic::catch_unwind(|| (target.check)(input)));
     CATCHING.set(false);
+    if peak > target.memory_bytes {
+        return Err(("memory".into(), format!("{peak} bytes at once")));
+    }
     outcome.map_err(|_| PANIC.with(|panic| panic.take()))
 }
 
@@ -70,11 +75,13 @@ pub fn run(target: &Target, seed: u64, mut go_on: impl FnMut(u64) -> bool) -> Se
     // Samples first: what is legal is accepted.
     for sample in &samples {
         let outcome = attempt(target, sample);
-        assert!(outcome == Ok(true), "{}: a legal sample is refused ({outcome:?}): {}", target.name, hex(sample));
+        let start = &sample[..sample.len().min(100)];
+        assert!(outcome == Ok(true), "{}: a legal sample is refused ({outcome:?}): {} ..", target.name, hex(start));
         seen.accepted += 1;
         seen.inputs += 1;
     }
     while go_on(seen.inputs) {
+        watch::begin(target.name, seed, seen.inputs);
         match attempt(target, &nth(target, &samples, seed, seen.inputs)) {
             Ok(accepted) => seen.accepted += u64::from(accepted),
             Err((place, text)) => seen.findings.entry(place).or_insert((text, 0, seen.inputs)).1 += 1,

@@ -21,6 +21,10 @@ struct Args {
     input: Option<u64>,
 }
 
+fn shortened(text: &str) -> String {
+    text.chars().take(400).collect()
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let find = |name: &String| {
@@ -47,7 +51,7 @@ fn main() -> Result<()> {
         let seen = run(target, seed, |n| n % 64 != 0 || Instant::now() < end);
         println!("{:<16} seed {seed}: {} inputs, {} accepted", target.name, seen.inputs, seen.accepted);
         for (place, (text, times, first)) in &seen.findings {
-            println!("  FOUND {place}, {times} times, first by --seed {seed} --input {first}: {text}");
+            println!("  FOUND {place}, {times} times, first by --seed {seed} --input {first}: {}", shortened(text));
             found += 1;
         }
     }

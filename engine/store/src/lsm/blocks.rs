@@ -266,8 +266,18 @@ impl<'a> View<'a> {
         self.entries()?.seek_floor(key).map_err(|reason| self.fail(reason))
     }
 
+    /// The next entry, whose key is not less: whoever reads on comes to an end.
     pub fn after(&self, entry: &Entry) -> Result<Option<Entry>, Stop> {
-        self.entries()?.decode(entry.next_at, &entry.key).map_err(|reason| self.fail(reason))
+        let next = self.entries()?.decode(entry.next_at, &entry.key).map_err(|reason| self.fail(reason))?;
+        if next.as_ref().is_some_and(|next| next.key < entry.key) {
+            return Err(self.disorder(entry));
+        }
+        Ok(next)
+    }
+
+    /// What comes after `entry` has a lesser key.
+    pub fn disorder(&self, entry: &Entry) -> Stop {
+        self.fail(BlockError::Malformed { at: entry.next_at })
     }
 
     pub fn value(&self, entry: &Entry) -> Option<&'a [u8]> {

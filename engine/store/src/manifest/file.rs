@@ -192,6 +192,9 @@ async fn read_area(
         file.sequence += 1;
         file.prev_hash = hash;
     }
+    if let Some(detail) = state.contradiction(sb.blocks) {
+        return Err(StoreError::corrupt("manifest", detail));
+    }
     // One copy of the last record alone may be what a crash left; of a checkpoint that the superblock knows it is rot.
     if file.sequence == 1 && generation == sb.manifest_generation {
         bad.append(&mut last_bad);

@@ -113,7 +113,8 @@ async fn files(store: &Rc<Store>, next: &mut u64) {
         let entry = |ino| Dirent { ino, pos: 3, kind: FileKind::Regular, name: b"file".to_vec().into() };
         let back = Dirent { kind: FileKind::Directory, ..entry(dir) };
         let online_blocks = (at / BLOCK) as u64;
-        let file = Inode { mode: 0o100644, nlink: 1, size: at as u64, online_blocks, data_version: 1, ..Inode::default() };
+        let file =
+            Inode { mode: 0o100644, nlink: 1, size: at as u64, online_blocks, data_version: 1, ..Inode::default() };
         let directory = Inode { mode: 0o040755, nlink: 2, size: 1, next_pos: 4, ..Inode::default() };
         ops.extend([
             ItemOp::Put { key: Inode::key(ino), value: file.encode() },
