@@ -92,8 +92,8 @@ async fn answers(session: &Rc<Session<AnyFs>>, kernel: &OwnedFd, message: &[u8],
 /// # Panics
 /// When a whole request is not answered exactly once, an answer is malformed, or a request is still held at the end.
 pub fn converse(messages: &[Vec<u8>]) -> usize {
-    let (ours, kernel) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
-        .expect("a pair of sockets");
+    let (ours, kernel) =
+        socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None).expect("a pair of sockets");
     rt::native::block_on(async move {
         let session = Session::new(Rc::new(AnyFs), Arc::new(ours), Wants::default(), MAX_WRITE, Arc::default());
         let (mut room, mut fine) = (vec![0u8; 2 << 20], 0);
