@@ -14,6 +14,7 @@ mod watch;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+pub use image::story;
 pub use mutate::MAX_INPUT;
 pub use targets::{TARGETS, Target};
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use vellum_fuzz::{TARGETS, Target, hex, nth, run};
+use vellum_fuzz::{TARGETS, Target, hex, nth, run, story};
 
 #[derive(Parser)]
 struct Args {
@@ -44,6 +44,9 @@ fn main() -> Result<()> {
         if let Some(n) = args.input {
             let input = nth(target, &(target.samples)(), seed, n);
             println!("{}: {}", target.name, hex(&input));
+            if target.name == "image" {
+                story(&input).iter().for_each(|line| println!("{}", shortened(line)));
+            }
             println!("accepted: {}", (target.check)(&input));
             continue;
         }

@@ -297,3 +297,30 @@ impl<'a> View<'a> {
             .ok_or_else(|| self.fail(BlockError::Malformed { at: entry.next_at }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vellum_base::{Epoch, Ino, Key};
+    use vellum_format::SegmentMeta;
+    use vellum_format::segment::block::HEADER_LEN;
+    use vellum_format::segment::entry::EntryWriter;
+
+    /// Found by fuzzing whole images: a scan stood at such a block for ever.
+    #[test]
+    fn keys_that_do_not_ascend_are_damage() {
+        let mut writer = EntryWriter::new(1);
+        for n in [3, 5, 4] {
+            writer.add(&Key::fs(Ino(n), 1, 0, 0, 0), Epoch::NONE, None);
+        }
+        let len = writer.payload_len();
+        let mut data = DmaBuf::zeroed(4096);
+        writer.finish_into(&mut data[HEADER_LEN..HEADER_LEN + len]);
+        let block = Block::new(data, len, BlockKind::Data);
+        let segment = Segment::borrowed(SegmentMeta::default());
+        let view = View { segment: &segment, block: &block };
+        let Ok(Some(first)) = view.first() else { panic!("three entries") };
+        let Ok(Some(second)) = view.after(&first) else { panic!("three entries") };
+        assert!(matches!(view.after(&second), Err(Stop::Error(LsmError::Corrupt { .. }))));
+    }
+}

@@ -14,10 +14,12 @@ use vellum_nvme::Image;
 use super::base::{Base, read};
 use crate::mutate::overwrite;
 
-/// One change, drawn from `seed`.
-pub fn change(base: &Base, image: &mut Image, seed: u64) {
+/// One change, drawn from `seed`. True when it is a forgery that nobody can see through: a manifest that says that what is
+/// in the log is in segments too is believed, and the log is left behind.
+pub fn change(base: &Base, image: &mut Image, seed: u64) -> bool {
     let prng = &mut Prng::new(seed);
-    match prng.below(8) {
+    let kind = prng.below(8);
+    match kind {
         0 => rot(base, image, prng),
         1 => superblock(base, image, prng),
         2 | 3 => manifest(base, image, prng),
@@ -25,6 +27,7 @@ pub fn change(base: &Base, image: &mut Image, seed: u64) {
         5 => part(base, image, prng),
         _ => segment_block(base, image, prng),
     }
+    matches!(kind, 2 | 3)
 }
 
 fn pick<'a, T>(prng: &mut Prng, list: &'a [T]) -> Option<&'a T> {
@@ -62,7 +65,9 @@ fn overwrite_body(prng: &mut Prng, block: &mut [u8], from: usize) {
     if prng.one_in(24) {
         return overwrite(prng, &mut block[32..40]);
     }
-    overwrite(prng, &mut block[BLOCK_HEADER + from..end]);
+    if let Some(body) = block.get_mut(BLOCK_HEADER + from..end) {
+        overwrite(prng, body);
+    }
 }
 
 fn superblock(base: &Base, image: &mut Image, prng: &mut Prng) {
@@ -122,11 +127,10 @@ fn part(base: &Base, image: &mut Image, prng: &mut Prng) {
     let index = prng.below(base.seals.len().max(1) as u64) as usize;
     let Some((at, _)) = base.seals.get(index) else { return };
     let Ok((mut seal, _)) = Seal::decode(&read(image, *at, BLOCK_SIZE), *at, &base.fsid) else { return };
-    if seal.parts.is_empty() {
-        return;
-    }
-    let chosen = prng.below(seal.parts.len() as u64) as usize;
-    let part = &mut seal.parts[chosen];
+    let chosen = prng.below(seal.parts.len().max(1) as u64) as usize;
+    let Some(part) = seal.parts.get_mut(chosen).filter(|part| base.seals[index].1.parts.contains(part)) else {
+        return; // an earlier change has led it astray
+    };
     let mut bytes = read(image, part.addr, part.len_blocks as usize * BLOCK_SIZE);
     overwrite_body(prng, &mut bytes, 0);
     let (generation, body) = (generation(&bytes), body_len(&bytes));
