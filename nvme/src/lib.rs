@@ -16,6 +16,7 @@
 //! - no allocation per operation while a queue stays within its depth.
 
 mod device;
+mod device_spec;
 pub mod driver;
 pub mod emu;
 mod error;
@@ -38,6 +39,7 @@ pub mod vfio;
 pub mod vfio_user;
 
 pub use device::{Device, Geometry, IoDone, IoOp, Queue};
+pub use device_spec::{DeviceSpec, EmuSpec};
 pub use error::DeviceError;
 pub use image::Image;
 pub use open::{NvmeController, OpenMode, Opened, open, open_controller};

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::device_spec::{DeviceSpec, EmuSpec};
 use crate::driver::queue::MAX_ZERO_LBAS;
 use crate::driver::{self, ControllerError, ControllerInfo, NamespaceInfo, NvmeDevice, Options, Transport};
 use crate::emu::{self, ControllerConfig, EmuTransport, Medium, NamespaceConfig, ProcessBus, Subsystem};
@@ -41,28 +42,16 @@ pub fn open(spec: &str, mode: OpenMode) -> Result<Arc<dyn Device>, DeviceError> 
         let (controller, nsid) = opened?;
         return controller.device(nsid, mode.read_only);
     }
-    match spec.split_once(':') {
-        Some(("uring" | "file", path)) => Ok(Arc::new(UringDevice::open(path, mode)?)),
-        Some(("memory", size)) => {
-            let bad = || DeviceError::BadSpec { spec: spec.to_owned(), detail: "want memory:SIZE such as memory:256M" };
-            let size_bytes = parse_size(size).filter(|bytes| *bytes >= 4096).ok_or_else(bad)?;
-            Ok(Arc::new(MemoryDevice::new(size_bytes)))
-        }
+    match DeviceSpec::parse(spec)? {
+        DeviceSpec::Memory { size_bytes } => Ok(Arc::new(MemoryDevice::new(size_bytes))),
         #[cfg(feature = "spdk")]
-        Some(("spdk", transport)) => Ok(Arc::new(crate::spdk::SpdkDevice::open(transport, &[], mode.read_only)?)),
+        DeviceSpec::Spdk { transport } => Ok(Arc::new(crate::spdk::SpdkDevice::open(transport, &[], mode.read_only)?)),
         #[cfg(not(feature = "spdk"))]
-        Some(("spdk", _)) => Err(DeviceError::NotBuilt { spec: spec.to_owned(), backend: "spdk" }),
-        _ if spec.is_empty() => Err(DeviceError::BadSpec { spec: String::new(), detail: "it is empty" }),
-        _ => Ok(Arc::new(UringDevice::open(spec, mode)?)),
-    }
-}
-
-/// `CONTROLLER[/NSID]`.
-fn split_nsid<'a>(spec: &str, what: &'a str) -> Result<(&'a str, Option<u32>), DeviceError> {
-    let Some((controller, nsid)) = what.rsplit_once('/') else { return Ok((what, None)) };
-    match nsid.parse() {
-        Ok(nsid) => Ok((controller, Some(nsid))),
-        Err(_) => Err(DeviceError::BadSpec { spec: spec.to_owned(), detail: "what follows the / is no namespace id" }),
+        DeviceSpec::Spdk { .. } => Err(DeviceError::NotBuilt { spec: spec.to_owned(), backend: "spdk" }),
+        DeviceSpec::Path(path) => Ok(Arc::new(UringDevice::open(path, mode)?)),
+        DeviceSpec::Nvme { .. } | DeviceSpec::VfioUser { .. } | DeviceSpec::Emu(_) => {
+            Err(DeviceError::BadSpec { spec: spec.to_owned(), detail: "it names a controller" })
+        }
     }
 }
 
@@ -147,50 +136,39 @@ fn attach<T: Transport>(transport: T) -> Result<Arc<dyn NvmeController>, DeviceE
 
 /// The controller of an NVMe device spec, and the namespace that the spec names. None: the spec is of another backend.
 pub fn open_controller(spec: &str) -> Option<Opened> {
-    let (backend, what) = spec.split_once(':')?;
-    match backend {
-        "nvme" => Some(open_vfio(spec, what)),
-        "vfio-user" => Some(open_vfio_user(spec, what)),
-        "emu" => Some(open_emu(spec, what)),
-        _ => None,
+    match DeviceSpec::parse(spec) {
+        Ok(DeviceSpec::Nvme { address, nsid }) => Some(open_vfio(spec, address, nsid)),
+        Ok(DeviceSpec::VfioUser { whole, split }) => Some(open_vfio_user(spec, whole, split)),
+        Ok(DeviceSpec::Emu(emu)) => Some(open_emu(spec, &emu)),
+        Ok(_) => None,
+        Err(bad) => Some(Err(bad)),
     }
 }
 
-fn open_vfio(spec: &str, what: &str) -> Opened {
-    let (controller, nsid) = split_nsid(spec, what)?;
-    let bad = |detail| DeviceError::BadSpec { spec: spec.to_owned(), detail };
-    let address = controller.parse::<PciAddress>().map_err(bad)?;
+fn open_vfio(spec: &str, address: PciAddress, nsid: Option<u32>) -> Opened {
     let transport = VfioTransport::open(address).map_err(|err| ControllerError::from(err).on(spec))?;
     Ok((attach(transport)?, nsid))
 }
 
-fn open_vfio_user(spec: &str, what: &str) -> Opened {
+fn open_vfio_user(spec: &str, whole: &str, split: Option<(&str, u32)>) -> Opened {
     // A path may end with digits too: what is there as a whole is a path.
-    let (path, nsid) = match split_nsid(spec, what) {
-        Ok((path, nsid)) if !Path::new(what).exists() => (path, nsid),
-        _ => (what, None),
+    let (path, nsid) = match split {
+        Some((path, nsid)) if !Path::new(whole).exists() => (path, Some(nsid)),
+        _ => (whole, None),
     };
     let transport = VfioUserTransport::connect(Path::new(path)).map_err(|err| ControllerError::from(err).on(spec))?;
     Ok((attach(transport)?, nsid))
 }
 
-fn open_emu(spec: &str, what: &str) -> Opened {
-    let bad =
-        || DeviceError::BadSpec { spec: spec.to_owned(), detail: "want emu:SIZE, emu:null:SIZE or emu:file:PATH" };
-    let size =
-        |text: &str| parse_size(text).map(|bytes| bytes / 4096 * 4096).filter(|bytes| *bytes > 0).ok_or_else(bad);
-    let (size_bytes, medium) = match what.split_once(':') {
-        Some(("null", text)) => (size(text)?, Medium::Null),
-        Some(("file", path)) => {
+fn open_emu(spec: &str, emu: &EmuSpec<'_>) -> Opened {
+    let (size_bytes, medium) = match *emu {
+        EmuSpec::Null { size_bytes } => (size_bytes, Medium::Null),
+        EmuSpec::File { path } => {
             let failed = |what| move |err: std::io::Error| DeviceError::open(path, what, &err);
             let file = std::fs::File::options().read(true).write(true).open(path).map_err(failed("open"))?;
             (file.metadata().map_err(failed("look at"))?.len() / 4096 * 4096, Medium::File(file))
         }
-        Some(_) => return Err(bad()),
-        None => {
-            let size_bytes = size(what)?;
-            (size_bytes, Medium::memory(crate::Image::zeroed(size_bytes), false))
-        }
+        EmuSpec::Memory { size_bytes } => (size_bytes, Medium::memory(crate::Image::zeroed(size_bytes), false)),
     };
     let cache = matches!(medium, Medium::File(_));
     let subsystem = Subsystem::new("EMU", cache, vec![NamespaceConfig { size_bytes, lba_bytes: 4096, medium }]);
@@ -200,31 +178,12 @@ fn open_emu(spec: &str, what: &str) -> Opened {
     Ok((attach(EmuTransport::new(controller))?, Some(1)))
 }
 
-/// Bytes with an optional binary suffix: `4096`, `64K`, `1MiB`, `2g`.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits);
-    let shift = match suffix.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        "t" | "tib" => 40,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_and_specs_are_understood_or_refused_clearly() {
-        assert_eq!(parse_size("64M"), Some(64 << 20));
-        assert_eq!(parse_size("1GiB"), Some(1 << 30));
-        assert_eq!(parse_size("12x"), None);
-        assert_eq!(parse_size("99999999999T"), None);
+    fn specs_are_understood_or_refused_clearly() {
         let open = |spec: &str| open(spec, OpenMode::default());
         assert_eq!(open("memory:1M").unwrap().geometry().size_bytes, 1 << 20);
         let message = |spec: &str| open(spec).err().unwrap().to_string();

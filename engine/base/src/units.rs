@@ -12,6 +12,8 @@ pub struct BlockAddr(pub u64);
 
 impl BlockAddr {
     pub const NONE: BlockAddr = BlockAddr(0);
+    /// The end of the address space: further on an address in bytes would be no `u64`.
+    pub const LIMIT: BlockAddr = BlockAddr(u64::MAX / BLOCK_SIZE as u64);
 
     pub fn bytes(self) -> u64 {
         self.0 * BLOCK_SIZE as u64
@@ -47,7 +49,8 @@ impl BlockRange {
 
     /// First block after the run; `None` when the run would pass the end of the address space.
     pub fn end(self) -> Option<BlockAddr> {
-        self.start.0.checked_add(u64::from(self.len_blocks)).map(BlockAddr)
+        let end = self.start.0.checked_add(u64::from(self.len_blocks)).map(BlockAddr);
+        end.filter(|end| *end <= BlockAddr::LIMIT)
     }
 
     pub fn len_bytes(self) -> usize {

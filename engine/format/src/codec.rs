@@ -12,6 +12,10 @@ pub enum CodecError {
     Value { what: &'static str, found: u64 },
 }
 
+/// What counts up from 0 (terms, epochs, generations, ids, positions in a log) never gets beyond: whoever adds to it need
+/// not fear an overflow.
+pub const MAX_COUNTED: u64 = 1 << 62;
+
 /// Reads a body front to back; every read is checked against what is left.
 #[derive(Clone, Debug)]
 pub struct Reader<'a> {
@@ -67,6 +71,14 @@ impl<'a> Reader<'a> {
 
     pub fn u64(&mut self) -> Result<u64, CodecError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// A number that counts up from 0 in the life of a filesystem: see [`MAX_COUNTED`].
+    pub fn counted(&mut self) -> Result<u64, CodecError> {
+        match self.u64()? {
+            number if number <= MAX_COUNTED => Ok(number),
+            number => self.illegal(number),
+        }
     }
 
     /// A count of things of at least `min_len` bytes each: refused when they cannot all be there.

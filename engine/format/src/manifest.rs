@@ -11,12 +11,14 @@ use bytes::BufMut;
 use vellum_base::{BlockAddr, ChunkIndex, Epoch, Fsid, LogId, SegmentId, ShardId, Term};
 
 use crate::block::{self, BLOCK_HEADER, BlockError, BlockKind};
-use crate::codec::{CodecError, Reader, Writer, put_count};
+use crate::codec::{CodecError, MAX_COUNTED, Reader, Writer, put_count};
 use crate::segment::{SegmentError, SegmentMeta};
 
 pub const MANIFEST_VERSION: u16 = 1;
 /// Levels of a shard's segments, at most.
 pub const MAX_LEVELS: u8 = 8;
+/// Greatest id of a shard. A filesystem has 256 of them at most, and none ever goes.
+const MAX_SHARD: u32 = 1 << 30;
 
 /// What a chunk of the device is used for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, Default)]
@@ -237,9 +239,9 @@ impl ManifestEdit {
 
     fn decode(r: &mut Reader<'_>) -> Result<ManifestEdit, CodecError> {
         Ok(match r.u8()? {
-            1 => ManifestEdit::Term(Term(r.u64()?)),
-            2 => ManifestEdit::NextIds { segment: SegmentId(r.u64()?), log: LogId(r.u64()?) },
-            3 => ManifestEdit::Base { number: r.u64()?, hash: r.u64()?, epoch: Epoch(r.u64()?) },
+            1 => ManifestEdit::Term(Term(r.counted()?)),
+            2 => ManifestEdit::NextIds { segment: SegmentId(r.counted()?), log: LogId(r.counted()?) },
+            3 => ManifestEdit::Base { number: r.counted()?, hash: r.u64()?, epoch: Epoch(r.counted()?) },
             4 => {
                 let (first, count, code, bucket) = (ChunkIndex(r.u32()?), r.u32()?, r.u8()?, r.u8()?);
                 match ChunkUse::from_code(code, bucket) {
@@ -248,14 +250,14 @@ impl ManifestEdit {
                 }
             }
             5 => ManifestEdit::Shard {
-                id: ShardId(r.u32()?),
+                id: read_shard(r)?,
                 first_bucket: r.u8()?,
                 last_bucket: r.u8()?,
-                flushed_through: Epoch(r.u64()?),
+                flushed_through: Epoch(r.counted()?),
             },
-            6 => ManifestEdit::FlushedThrough { shard: ShardId(r.u32()?), epoch: Epoch(r.u64()?) },
+            6 => ManifestEdit::FlushedThrough { shard: read_shard(r)?, epoch: Epoch(r.counted()?) },
             7 => {
-                let (shard, level) = (ShardId(r.u32()?), r.u8()?);
+                let (shard, level) = (read_shard(r)?, r.u8()?);
                 if level >= MAX_LEVELS {
                     return r.illegal(level.into());
                 }
@@ -271,20 +273,28 @@ impl ManifestEdit {
                 r.bytes(used)?;
                 ManifestEdit::SegmentAdd { shard, level, meta }
             }
-            8 => ManifestEdit::SegmentRemove { shard: ShardId(r.u32()?), segment: SegmentId(r.u64()?) },
+            8 => ManifestEdit::SegmentRemove { shard: read_shard(r)?, segment: SegmentId(r.counted()?) },
             9 => ManifestEdit::Run(Run::decode(r)?),
             10 => ManifestEdit::SealFloor {
-                term: Term(r.u64()?),
-                number: r.u64()?,
+                term: Term(r.counted()?),
+                number: r.counted()?,
                 hash: r.u64()?,
-                durable_number: r.u64()?,
+                durable_number: r.counted()?,
             },
-            11 => ManifestEdit::LogFloor { log: LogId(r.u64()?), place: r.u64()? },
-            12 => ManifestEdit::Cut { term: Term(r.u64()?), number: r.u64()? },
-            13 => ManifestEdit::RunDrop { term: Term(r.u64()?) },
-            14 => ManifestEdit::Split { shard: ShardId(r.u32()?), at: r.u8()?, new: ShardId(r.u32()?) },
+            11 => ManifestEdit::LogFloor { log: LogId(r.counted()?), place: r.counted()? },
+            12 => ManifestEdit::Cut { term: Term(r.counted()?), number: r.counted()? },
+            13 => ManifestEdit::RunDrop { term: Term(r.counted()?) },
+            14 => ManifestEdit::Split { shard: read_shard(r)?, at: r.u8()?, new: read_shard(r)? },
             other => return r.illegal(other.into()),
         })
+    }
+}
+
+/// New ids are one more than the greatest.
+fn read_shard(r: &mut Reader<'_>) -> Result<ShardId, CodecError> {
+    match r.u32()? {
+        id if id <= MAX_SHARD => Ok(ShardId(id)),
+        id => r.illegal(id.into()),
     }
 }
 
@@ -317,13 +327,17 @@ impl Run {
     }
 
     fn decode(r: &mut Reader<'_>) -> Result<Run, CodecError> {
-        let (term, first_number, first_epoch) = (Term(r.u64()?), r.u64()?, Epoch(r.u64()?));
+        let (term, first_number, first_epoch) = (Term(r.counted()?), r.counted()?, Epoch(r.counted()?));
         let seal_chunks = read_chunks(r)?;
-        let (floor_number, floor_hash, durable_number) = (r.u64()?, r.u64()?, r.u64()?);
-        let cut = Some(r.u64()?).filter(|cut| *cut != u64::MAX);
+        let (floor_number, floor_hash, durable_number) = (r.counted()?, r.u64()?, r.counted()?);
+        let cut = match r.u64()? {
+            u64::MAX => None,
+            cut if cut <= MAX_COUNTED => Some(cut),
+            cut => return r.illegal(cut),
+        };
         let count = r.count(20)?;
         let log = |r: &mut Reader<'_>| {
-            let (id, floor) = (LogId(r.u64()?), r.u64()?);
+            let (id, floor) = (LogId(r.counted()?), r.counted()?);
             Ok(LogMeta { id, floor, chunks: read_chunks(r)? })
         };
         let logs = (0..count).map(|_| log(r)).collect::<Result<_, _>>()?;
@@ -384,7 +398,10 @@ impl ManifestRecord {
 
     fn decode_body(body: &[u8], generation: u64) -> Result<ManifestRecord, CodecError> {
         let mut r = Reader::new(body, "manifest record");
-        let (sequence, prev_hash) = (r.u64()?, r.u64()?);
+        if generation > MAX_COUNTED {
+            return r.illegal(generation);
+        }
+        let (sequence, prev_hash) = (r.counted()?, r.u64()?);
         let count = r.count(1)?;
         let edits = (0..count).map(|_| ManifestEdit::decode(&mut r)).collect::<Result<_, _>>()?;
         Ok(ManifestRecord { generation, sequence, prev_hash, edits })

@@ -104,14 +104,14 @@ impl Seal {
 
     fn decode_body(body: &[u8], term: Term, lists_data: bool) -> Result<Seal, CodecError> {
         let mut r = Reader::new(body, "seal");
-        let (number, epoch) = (r.u64()?, Epoch(r.u64()?));
-        let (prev_hash, durable_number) = (r.u64()?, r.u64()?);
+        let (number, epoch) = (r.counted()?, Epoch(r.counted()?));
+        let (prev_hash, durable_number) = (r.u64()?, r.counted()?);
         let count = r.count(PART_REF)?;
         let runs = if lists_data { r.count(DATA_RUN)? } else { 0 };
         let part = |r: &mut Reader<'_>| {
             Ok(PartRef {
-                log: LogId(r.u64()?),
-                place: r.u64()?,
+                log: LogId(r.counted()?),
+                place: r.counted()?,
                 addr: BlockAddr(r.u64()?),
                 len_blocks: r.u32()?,
                 crc: r.u32()?,

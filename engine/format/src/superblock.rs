@@ -7,7 +7,7 @@ use bytes::BufMut;
 use vellum_base::{BLOCK_SIZE, BlockAddr, BlockRange, Fsid};
 
 use crate::block::{self, BLOCK_HEADER, BlockError, BlockKind};
-use crate::codec::{CodecError, Reader, Writer};
+use crate::codec::{CodecError, MAX_COUNTED, Reader, Writer};
 
 pub const SUPERBLOCK_VERSION: u16 = 1;
 /// Version of the whole format. A node writes a newer one only after an operator has finalised it.
@@ -139,6 +139,12 @@ impl Superblock {
         if self.blocks / u64::from(self.chunk_blocks) > u64::from(u32::MAX) {
             return Err("too many chunks");
         }
+        if self.blocks > BlockAddr::LIMIT.0 {
+            return Err("no device is so large");
+        }
+        if self.generation > MAX_COUNTED || self.manifest_generation > MAX_COUNTED {
+            return Err("no generation is so great");
+        }
         if !self.manifest.iter().flatten().all(inside) || !inside(&self.slots_area) || self.copy.0 >= self.blocks {
             return Err("an area lies outside of the filesystem");
         }
@@ -185,7 +191,9 @@ mod tests {
             Superblock { blocks: 1000, ..sb.clone() },
             Superblock { slots_area: r(1020), ..sb.clone() },
             Superblock { slots_area: r(u64::MAX - 3), ..sb.clone() },
-            Superblock { copy: BlockAddr(1024), ..sb },
+            Superblock { copy: BlockAddr(1024), ..sb.clone() },
+            Superblock { blocks: 1 << 53, chunk_blocks: 1 << 22, ..sb.clone() },
+            Superblock { manifest_generation: u64::MAX, ..sb },
         ] {
             assert!(Superblock::decode(&bad.encode(BlockAddr(0)), BlockAddr(0)).is_err());
         }

@@ -6,6 +6,7 @@
 //! | Batch  | rid    | last batch number u64, its epoch u64                      |
 //! | Group  | 0      | group counters below this number are taken, u64          |
 //! | Root   | group  | directory that the client is confined to which got it, u64 |
+//! | Scrub  | 0      | [`LastScrub`]: when the last scrub ended, and what it found |
 
 use bytes::Bytes;
 use vellum_base::{BatchNo, Bucket, Epoch, Ino, Key, KeyRange, Rid, Zone};
@@ -16,6 +17,7 @@ const KIND_CLIENT: u8 = 1;
 const KIND_BATCH: u8 = 2;
 const KIND_GROUP: u8 = 3;
 const KIND_ROOT: u8 = 4;
+const KIND_SCRUB: u8 = 5;
 
 /// The bucket, and so the reactor, that keeps a client's records.
 pub fn bucket_of_rid(rid: Rid) -> Bucket {
@@ -37,6 +39,11 @@ pub fn group_key(bucket: Bucket) -> Key {
 /// Whose inode group it is, when a client that is confined to a directory got it: only such clients make inodes in it.
 pub fn root_key(group: u64) -> Key {
     Key::new(Bucket(Ino::first_of_group(group).bucket()), Zone::System, group, KIND_ROOT, 0, 0, 0)
+}
+
+/// The one record of the last scrub.
+pub fn scrub_key() -> Key {
+    Key::new(Bucket(0), Zone::System, 0, KIND_SCRUB, 0, 0, 0)
 }
 
 /// The rid that a client record's key names.
@@ -71,6 +78,31 @@ impl LastBatch {
             }
             _ => Err(ItemError::Length { what: "last batch", expected: 16, found: value.len() }),
         }
+    }
+}
+
+/// The last scrub that saw everything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LastScrub {
+    /// Seconds since 1970.
+    pub ended_at_s: u64,
+    pub problems: u64,
+    /// Of these.
+    pub repaired: u64,
+}
+
+impl LastScrub {
+    pub fn encode(&self) -> Bytes {
+        [self.ended_at_s, self.problems, self.repaired].map(u64::to_le_bytes).concat().into()
+    }
+
+    pub fn decode(value: &[u8]) -> Result<LastScrub, ItemError> {
+        let words = value.as_chunks::<8>();
+        let ([ended_at_s, problems, repaired], []) = words else {
+            return Err(ItemError::Length { what: "last scrub", expected: 24, found: value.len() });
+        };
+        let word = |bytes: &[u8; 8]| u64::from_le_bytes(*bytes);
+        Ok(LastScrub { ended_at_s: word(ended_at_s), problems: word(problems), repaired: word(repaired) })
     }
 }
 

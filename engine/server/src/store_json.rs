@@ -1,7 +1,7 @@
 //! What the store tells about itself, as operators get it.
 
 use serde_json::{Value, json};
-use vellum_store::{Growth, ReactorStatus, ScrubStatus, ShardStatus, StoreStatus};
+use vellum_store::{Growth, LastScrub, ReactorStatus, ScrubStatus, ShardStatus, StoreStatus};
 
 pub(crate) fn status(status: &StoreStatus) -> Value {
     json!({
@@ -22,6 +22,8 @@ pub(crate) fn status(status: &StoreStatus) -> Value {
             "problems": status.scrub.problems,
             "repaired": status.scrub.repaired,
             "completed": status.scrub.completed,
+            "last": status.scrub.last.map(last_scrub),
+            "next_at_s": status.scrub.next_at_s,
         },
         "evacuation": {
             "running": status.evacuation.running,
@@ -111,6 +113,11 @@ pub(crate) fn growth(growth: &Growth) -> Value {
     })
 }
 
+/// The last one that saw everything, also of an earlier run of the engine.
+fn last_scrub(last: LastScrub) -> Value {
+    json!({ "ended_at_s": last.ended_at_s, "problems": last.problems, "repaired": last.repaired })
+}
+
 pub(crate) fn scrub(status: &ScrubStatus) -> Value {
     let findings = status.findings.iter().map(|found| {
         json!({
@@ -127,6 +134,8 @@ pub(crate) fn scrub(status: &ScrubStatus) -> Value {
         "problems": status.problems,
         "repaired": status.repaired,
         "completed": status.completed,
+        "last": status.last.map(last_scrub),
+        "next_at_s": status.next_at_s,
         "ended_early": status.ended_early,
         "findings": findings.collect::<Vec<_>>(),
     })

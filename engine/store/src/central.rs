@@ -47,6 +47,8 @@ pub(crate) struct Central {
     pub growing: Mutex<()>,
     pub scrub: RefCell<ScrubStatus>,
     pub stop_scrub: Cell<bool>,
+    /// A scrub has ended, or the store stops.
+    pub scrub_wake: Notify,
     pub evacuation: Evacuation,
     oldest_readers: RefCell<Vec<Epoch>>,
     /// How far each reactor's compactions are behind.
@@ -89,6 +91,7 @@ impl Central {
             growing: Mutex::new(()),
             scrub: RefCell::default(),
             stop_scrub: Cell::new(false),
+            scrub_wake: Notify::new(),
             evacuation: Evacuation::new(options.evacuation_short_of),
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),

@@ -68,7 +68,7 @@ pub use options::{MkfsOptions, OpenOptions};
 pub use query::WalkPage;
 pub use reads::HeldBlocks;
 pub use repair::{RepairReport, repair};
-pub use scrub::{DEFAULT_SCRUB_RATE, Finding, MAX_FINDINGS, ScrubStatus};
+pub use scrub::{DEFAULT_SCRUB_RATE, Finding, LastScrub, MAX_FINDINGS, ScrubStatus};
 pub use status::{CompactionStatus, ReactorStatus, ShardStatus, StatFs, StoreStatus};
 pub use store::{Authority, Everyone, Store};
 pub use superblock::fsid;

@@ -23,7 +23,7 @@ use vellum_rt::{Class, spawn};
 use crate::error::{CommitError, StoreError};
 use crate::evacuate;
 use crate::grow::Growth;
-use crate::scrub::{Cursor, ScrubCommand, ScrubStatus, Step};
+use crate::scrub::{Cursor, LastScrub, ScrubCommand, ScrubStatus, Step};
 use crate::space::SpaceChange;
 use crate::status::{CentralStatus, ReactorStatus};
 
@@ -196,6 +196,9 @@ pub(crate) enum Request {
     Scrub(ScrubCommand),
     ScrubStep {
         cursor: Cursor,
+    },
+    NoteScrub {
+        last: LastScrub,
     },
     /// Give back empty chunks, and begin to empty sparse ones.
     DrainSparse {

@@ -1,6 +1,7 @@
 //! What a caller may choose.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vellum_base::Term;
 
@@ -54,6 +55,8 @@ pub struct OpenOptions {
     pub evacuation_bytes_per_s: Option<u64>,
     /// Free chunks are short below so many times the reserve. Tests say more, so that data are moved all the time.
     pub evacuation_short_of: usize,
+    /// A scrub begins by itself so long after the last one; `None` for never.
+    pub scrub_every: Option<Duration>,
     /// Bitmaps that cannot be read are found out from the extents. For a single reactor that serves nobody.
     pub rebuild_bitmaps: bool,
 }
@@ -73,6 +76,7 @@ impl Default for OpenOptions {
             withhold: false,
             evacuation_bytes_per_s: Some(DEFAULT_EVACUATION_RATE),
             evacuation_short_of: SHORT,
+            scrub_every: None,
             rebuild_bitmaps: false,
         }
     }

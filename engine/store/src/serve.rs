@@ -76,6 +76,10 @@ impl Store {
                 Answer::Done
             }
             Request::ScrubStep { cursor } => Answer::Scrubbed(Box::new(self.scrub_step(cursor).await?)),
+            Request::NoteScrub { last } => {
+                self.note_scrub_here(last).await?;
+                Answer::Done
+            }
             Request::DrainSparse { most, sparse } => self.drain_sparse_here(most, sparse),
             Request::EvacuationStep { cursor, chunks } => {
                 Answer::Evacuated(Box::new(self.evacuation_step(cursor, &chunks).await?))

@@ -206,6 +206,9 @@ impl Store {
                 spawn(Class::Commit, "epoch timer", store.clone().epoch_timer()).detach();
             }
             store.write_rebuilt(rebuilt).await?;
+            if let Some(central) = store.central.clone().filter(|_| store.options.scrub_every.is_some()) {
+                spawn(Class::Scrub, "scrub schedule", store.clone().scrub_in_time(central)).detach();
+            }
         }
         Ok(store)
     }
@@ -396,6 +399,7 @@ impl Store {
         if let Some(central) = &self.central {
             central.wake.notify_one();
             central.evacuation.wake.notify_one();
+            central.scrub_wake.notify_one();
         }
     }
 

@@ -30,6 +30,7 @@ mod readers;
 mod reply;
 mod session;
 mod stats;
+pub mod testing;
 mod types;
 
 pub use context::Context;

@@ -277,6 +277,25 @@ mod tests {
     }
 
     #[test]
+    fn any_bytes_are_an_acl_or_refused() {
+        let mut prng = vellum_base::prng::Prng::new(1);
+        let (mut accepted, legal) = (0, named().encode());
+        for _ in 0..50_000 {
+            let mut bytes = legal.clone();
+            for _ in 0..=prng.below(2) {
+                let at = prng.below(bytes.len() as u64) as usize;
+                bytes[at] = prng.below(if prng.one_in(2) { 9 } else { 256 }) as u8;
+            }
+            bytes.truncate(legal.len() - prng.below(3) as usize * prng.below(9) as usize);
+            if let Ok(acl) = Acl::decode(&bytes) {
+                assert_eq!(Acl::decode(&acl.encode()).unwrap().mode_bits(), acl.mode_bits());
+                accepted += 1;
+            }
+        }
+        assert!((500..45_000).contains(&accepted), "{accepted}");
+    }
+
+    #[test]
     fn the_mask_stands_for_the_group() {
         let mut changed = named();
         changed.set_mode(0o710);

@@ -87,7 +87,8 @@ pub struct ControllerInfo {
 }
 
 impl ControllerInfo {
-    pub(super) fn parse(bytes: &[u8; IDENTIFY_BYTES]) -> Result<ControllerInfo, ControllerError> {
+    /// From Identify's answer.
+    pub fn parse(bytes: &[u8; IDENTIFY_BYTES]) -> Result<ControllerInfo, ControllerError> {
         let nonsense = |what| ControllerError::Nonsense { what };
         let id = IdentifyController::read_from_bytes(bytes).map_err(|_| nonsense("identify controller"))?;
         if id.sqes & 0xf > crate::spec::SUBMISSION_SHIFT as u8 || id.cqes & 0xf > crate::spec::COMPLETION_SHIFT as u8 {

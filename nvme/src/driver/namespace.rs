@@ -33,7 +33,7 @@ impl NamespaceInfo {
     }
 
     /// From Identify's answer and (when the controller knows them) the identification descriptors.
-    pub(super) fn parse(
+    pub fn parse(
         nsid: u32,
         identity: &[u8; IDENTIFY_BYTES],
         descriptor_list: Option<&[u8]>,

@@ -22,25 +22,28 @@ pub(super) fn host_page(host: HostId) -> Result<SharedPages, ControllerError> {
     Ok(page)
 }
 
-fn parse(bytes: &[u8]) -> Result<ReservationReport, ControllerError> {
-    let nonsense = || ControllerError::Nonsense { what: "reservation report" };
-    let (head, rest) = ReservationStatus::read_from_prefix(bytes).map_err(|_| nonsense())?;
-    let registrants = rest
-        .chunks_exact(size_of::<RegistrantStatus>())
-        .take(usize::from(head.registrants.get()))
-        .filter_map(|chunk| RegistrantStatus::read_from_bytes(chunk).ok())
-        .map(|one| Registrant {
-            host: one.host,
-            key: one.key.get(),
-            holds: one.holds(),
-            controller: one.controller.get(),
-        })
-        .collect();
-    let kind = match head.kind {
-        0 => None,
-        id => Some(ReservationType::from_id(id).ok_or_else(nonsense)?),
-    };
-    Ok(ReservationReport { generation: head.generation.get(), kind, persists: head.persists & 1 != 0, registrants })
+impl ReservationReport {
+    /// From the extended report of the namespace, with host identifiers of 16 bytes.
+    pub fn parse(bytes: &[u8]) -> Result<ReservationReport, ControllerError> {
+        let nonsense = || ControllerError::Nonsense { what: "reservation report" };
+        let (head, rest) = ReservationStatus::read_from_prefix(bytes).map_err(|_| nonsense())?;
+        let registrants = rest
+            .chunks_exact(size_of::<RegistrantStatus>())
+            .take(usize::from(head.registrants.get()))
+            .filter_map(|chunk| RegistrantStatus::read_from_bytes(chunk).ok())
+            .map(|one| Registrant {
+                host: one.host,
+                key: one.key.get(),
+                holds: one.holds(),
+                controller: one.controller.get(),
+            })
+            .collect();
+        let kind = match head.kind {
+            0 => None,
+            id => Some(ReservationType::from_id(id).ok_or_else(nonsense)?),
+        };
+        Ok(ReservationReport { generation: head.generation.get(), kind, persists: head.persists & 1 != 0, registrants })
+    }
 }
 
 impl<T: Transport> NvmeDevice<T> {
@@ -69,7 +72,7 @@ impl<T: Transport> Reservations for NvmeDevice<T> {
         let op = IoOp::Read { at_bytes: 0, buf: DmaBuf::zeroed(PAGE_BYTES) };
         let (result, buf) = self.queue(1)?.execute_and_wait(entry, op);
         result?;
-        parse(buf.as_deref().unwrap_or_default()).map_err(|err| self.error(err))
+        ReservationReport::parse(buf.as_deref().unwrap_or_default()).map_err(|err| self.error(err))
     }
 
     fn register(&self, host: HostId, key: u64) -> Result<(), DeviceError> {

@@ -1,11 +1,11 @@
-//! `vellum-fuzz [TARGET...]`: runs targets for a time, each with fresh seeds. A finding ends it with a panic that names
-//! target, seed and input; `--seed` and `--input` give it to the target again, alone.
+//! `vellum-fuzz [TARGET...]`: runs targets for a time, each with fresh seeds. Findings are told by the place that
+//! panicked, with seed and number of the first input; `--seed` and `--input` give that to the target again, alone.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
-use vellum_fuzz::{TARGETS, Target, hex, nth, run};
+use vellum_fuzz::{TARGETS, Target, hex, nth, run, story};
 
 #[derive(Parser)]
 struct Args {
@@ -21,6 +21,10 @@ struct Args {
     input: Option<u64>,
 }
 
+fn shortened(text: &str) -> String {
+    text.chars().take(400).collect()
+}
+
 fn main() -> Result<()> {
     let args = Args::parse();
     let find = |name: &String| {
@@ -34,17 +38,28 @@ fn main() -> Result<()> {
         names => names.iter().map(find).collect::<Result<_>>()?,
     };
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
+    let mut found = 0;
     for target in chosen {
         let seed = args.seed.unwrap_or(fresh);
         if let Some(n) = args.input {
-            let input = nth(&(target.samples)(), seed, n);
+            let input = nth(target, &(target.samples)(), seed, n);
             println!("{}: {}", target.name, hex(&input));
+            if target.name == "image" {
+                story(&input).iter().for_each(|line| println!("{}", shortened(line)));
+            }
             println!("accepted: {}", (target.check)(&input));
             continue;
         }
         let end = Instant::now() + Duration::from_secs(args.seconds);
-        let seen = run(target, seed, |n| n % 256 != 0 || Instant::now() < end);
+        let seen = run(target, seed, |n| n % 64 != 0 || Instant::now() < end);
         println!("{:<16} seed {seed}: {} inputs, {} accepted", target.name, seen.inputs, seen.accepted);
+        for (place, (text, times, first)) in &seen.findings {
+            println!("  FOUND {place}, {times} times, first by --seed {seed} --input {first}: {}", shortened(text));
+            found += 1;
+        }
+    }
+    if found > 0 {
+        bail!("{found} places that panic");
     }
     Ok(())
 }

@@ -41,14 +41,7 @@ fn step(prng: &mut Prng, input: &mut Vec<u8>, samples: &[Vec<u8>]) {
             let more = prng.below(64) as usize;
             input.resize(input.len() + more, prng.next_u64() as u8);
         }
-        // A number of some width, at its edge.
-        4 => {
-            let edge = EDGES[prng.below(EDGES.len() as u64) as usize].wrapping_sub(prng.below(2));
-            let width = 1 << prng.below(4);
-            for (to, from) in input[at..].iter_mut().zip(edge.to_le_bytes()).take(width) {
-                *to = from;
-            }
-        }
+        4 => edge(prng, &mut input[at..]),
         // A part again, or a part of another.
         5 => {
             let end = (at + 1 + prng.below(32) as usize).min(input.len());
@@ -65,5 +58,29 @@ fn step(prng: &mut Prng, input: &mut Vec<u8>, samples: &[Vec<u8>]) {
             let end = (at + 1 + prng.below(8) as usize).min(input.len());
             input.drain(at..end);
         }
+    }
+}
+
+/// Writes over a few bytes of `part`; its length stays.
+pub fn overwrite(prng: &mut Prng, part: &mut [u8]) {
+    if part.is_empty() {
+        return;
+    }
+    let at = prng.below(part.len() as u64) as usize;
+    let rest = &mut part[at..];
+    match prng.below(5) {
+        0 => rest[0] ^= 1 << prng.below(8),
+        1 => rest[0] = prng.next_u64() as u8,
+        2 => rest[0] = rest[0].wrapping_add(1).wrapping_sub(2 * prng.below(2) as u8),
+        _ => edge(prng, rest),
+    }
+}
+
+/// A number of some width, at its edge.
+fn edge(prng: &mut Prng, to: &mut [u8]) {
+    let edge = EDGES[prng.below(EDGES.len() as u64) as usize].wrapping_sub(prng.below(2));
+    let width = 1 << prng.below(4);
+    for (to, from) in to.iter_mut().zip(edge.to_le_bytes()).take(width) {
+        *to = from;
     }
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::size;
 use crate::slots::{self, SlotAddress};
+use crate::{duration, size};
 
 #[derive(Parser)]
 #[command(name = "vellum", version, about = "A filesystem engine for archives", max_term_width = 110)]
@@ -145,6 +145,9 @@ pub struct Serve {
     /// of a cluster does whether it leads or not; `vellum status metrics:ADDR:PORT` asks there.
     #[arg(long, value_name = "ADDR:PORT|unix:PATH")]
     pub metrics: Option<String>,
+    /// Begin a scrub (vellum scrub) by itself so long after the last one: 12h, 30d, 4w, or never.
+    #[arg(long, value_name = "INTERVAL", default_value = "30d", value_parser = duration::parse_every)]
+    pub scrub_every: duration::Every,
     #[command(flatten)]
     pub keys: KeyArgs,
     #[command(flatten)]

@@ -3,6 +3,7 @@
 mod cli;
 mod commands;
 mod device;
+mod duration;
 mod endpoint;
 mod engine;
 mod exit;

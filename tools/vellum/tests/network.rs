@@ -293,6 +293,74 @@ fn confined_keys_see_one_directory() {
     lab.check();
 }
 
+/// The directory of confined keys is moved, or removed, and the engine dies: the next one looks at the path again. Another
+/// directory under that name is not shown as if it were the old one, what was held there holds up nobody else, and
+/// mounting again shows what is there now.
+#[test]
+fn a_confined_mount_whose_path_leads_elsewhere_after_a_failover_ends() {
+    if !can_mount("a_confined_mount_whose_path_leads_elsewhere_after_a_failover_ends") {
+        return;
+    }
+    let lab = Lab::new("256M");
+    let keys = Keys::new(&lab);
+    vellum_ok(&["keys", "client", text(&keys.dir), "x", "--path", "/x"]);
+    let (node, confined) = (keys.of("nodes/a"), keys.of("clients/x"));
+    let mut server = Server::start(&lab, &node);
+    let at = server.endpoint.clone();
+    let mut gateways = Gateways::default();
+    let all = mount(&mut gateways, &lab, &at, "all", &keys.of("clients/gw"));
+    fs::create_dir(all.join("x")).unwrap();
+    fs::write(all.join("x/old"), b"old").unwrap();
+    sync(&all);
+    let mine = mount(&mut gateways, &lab, &at, "mine", &confined);
+
+    // As long as the engine lives the mount goes on with its directory, under whatever name.
+    let held = fs::File::options().append(true).open(mine.join("old")).unwrap();
+    fs::rename(all.join("x"), all.join("elsewhere")).unwrap();
+    fs::create_dir(all.join("x")).unwrap();
+    fs::write(all.join("x/new"), b"new").unwrap();
+    sync(&all);
+    (&held).write_all(b" and synced").unwrap();
+    held.sync_all().unwrap();
+    assert_eq!(names(&mine), ["old"]);
+
+    server.child.kill().unwrap();
+    drop(server);
+    server = Server::start_at(&lab, &node, &at);
+    ended(&mine, "old");
+    assert!((&held).write_all(b" and lost").and_then(|()| held.sync_all()).is_err(), "its gateway has given up");
+    drop(held);
+    // Nobody waits for what it held.
+    fs::write(all.join("elsewhere/old"), b"by another").unwrap();
+    assert_eq!(fs::read(all.join("elsewhere/old")).unwrap(), b"by another");
+    gateways.stop(&mine);
+    let again = mount(&mut gateways, &lab, &at, "again", &confined);
+    assert_eq!((names(&again), fs::read(again.join("new")).unwrap()), (vec!["new".to_owned()], b"new".to_vec()));
+
+    // And when there is no such directory any more.
+    fs::remove_dir_all(all.join("x")).unwrap();
+    sync(&all);
+    server.child.kill().unwrap();
+    drop(server);
+    server = Server::start_at(&lab, &node, &at);
+    ended(&again, "new");
+    gateways.stop(&again);
+    vellum_fails(&["mount", &at, text(&again), "--keys", &confined], ENDPOINT, &["/x", "does not exist"]);
+    fs::write(all.join("elsewhere/old"), b"it goes on").unwrap();
+    gateways.stop(&all);
+    server.stop();
+    lab.check();
+}
+
+/// Waits until nothing is to be had there any more; it is an error, and never what another directory has.
+fn ended(mount: &Path, file: &str) {
+    wait_until("the mount ends", Duration::from_secs(30), || {
+        let read = fs::read(mount.join(file));
+        assert_eq!(fs::read(mount.join("new")).is_ok(), read.is_ok() && file == "new", "another directory is shown");
+        read.is_err()
+    });
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

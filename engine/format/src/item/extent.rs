@@ -55,7 +55,7 @@ impl Extent {
 
     /// First logical block, from the key and the length. `None` when the two contradict each other.
     pub fn first_block(key: &Key, len_blocks: u32) -> Option<u64> {
-        (key.second() + 1).checked_sub(u64::from(len_blocks))
+        key.second().checked_add(1)?.checked_sub(u64::from(len_blocks))
     }
 
     pub fn encode(&self) -> Bytes {
@@ -92,6 +92,9 @@ impl Extent {
             return Err(ItemError::Value { what: "extent length", found: len_blocks.into() });
         }
         if (start == 0) != offline {
+            return Err(ItemError::Value { what: "extent start", found: start });
+        }
+        if BlockRange::new(start, len_blocks).end().is_none() {
             return Err(ItemError::Value { what: "extent start", found: start });
         }
         let expected = Self::HEADER + if offline { 0 } else { 4 * len_blocks as usize };

@@ -3,6 +3,8 @@
 use thiserror::Error;
 use vellum_base::{BLOCK_SIZE, BlockAddr, BlockRange, Epoch, Key, SegmentId};
 use zerocopy::little_endian::{U16, U32, U64};
+
+use crate::codec::MAX_COUNTED;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// A run of blocks inside a segment, in units of 4 KiB from its start. Length 0 says "none".
@@ -223,6 +225,26 @@ impl SegmentMeta {
         {
             if u64::from(place.at_blocks) + u64::from(place.len_blocks) > blocks {
                 return bad(what, u64::from(place.at_blocks));
+            }
+        }
+        for (what, counted) in [
+            ("id", self.id.0),
+            ("run", self.run.0),
+            ("least epoch", self.min_epoch.0),
+            ("greatest epoch", self.max_epoch.0),
+        ] {
+            if counted > MAX_COUNTED {
+                return bad(what, counted);
+            }
+        }
+        // Each takes a byte at least.
+        for (what, number) in [
+            ("number of entries", self.entries),
+            ("number of tombstones", self.tombstones),
+            ("number of range tombstones", self.range_tombstones),
+        ] {
+            if number > self.len_bytes {
+                return bad(what, number);
             }
         }
         if u64::from(self.data_blocks) > blocks {

@@ -170,6 +170,13 @@ impl RunCursor {
         Some((position.entry.epoch, value))
     }
 
+    /// Why it cannot be that the cursor stands at a key that was passed: the entry is in the wrong place.
+    pub fn disorder(&self) -> Option<Stop> {
+        let position = self.points.position.as_ref()?;
+        let view = View { segment: self.points.segment()?, block: &position.block };
+        Some(view.disorder(&position.entry))
+    }
+
     pub fn step(&mut self, blocks: &Blocks<'_>) -> Result<(), Stop> {
         self.points.step(blocks, self.ahead)
     }

@@ -7,6 +7,7 @@ use bytes::{Buf, BufMut};
 use thiserror::Error;
 use vellum_base::{BlockAddr, BlockRange, Epoch, Key, KeyRange, SegmentId, ShardId};
 use vellum_format::SegmentMeta;
+use vellum_format::codec::MAX_COUNTED;
 
 use super::bottom::{Bottom, MAX_OLDER};
 use super::job::{CompactionJob, MAX_INPUTS, MAX_OUTPUTS, MAX_SOURCES, Outcome};
@@ -79,7 +80,8 @@ impl CompactionJob {
         if !block_bytes.is_multiple_of(4096) || !(4096..=1 << 20).contains(&block_bytes) {
             return Err(JobError::Value { what: "block length", found: block_bytes.into() });
         }
-        let (oldest, first_id) = (Epoch(input.u64("epoch")?), SegmentId(input.u64("segment id")?));
+        let oldest = Epoch(bounded("epoch", input.u64("epoch")?, MAX_COUNTED)?);
+        let first_id = SegmentId(bounded("segment id", input.u64("segment id")?, MAX_COUNTED)?);
         let ids = bounded("segment ids", input.u64("segment ids")?, MAX_OUTPUTS)?;
         let mut inputs = 0;
         let mut sources = Vec::new();

@@ -105,6 +105,11 @@ impl Scan {
                 self.position = None;
                 return Ok(true);
             };
+            if self.position.is_none_or(|position| key < position)
+                && let Some(stop) = sources.iter().filter(|source| source.key() == Some(key)).find_map(Source::disorder)
+            {
+                return Err(stop); // a segment whose keys do not ascend would be read for ever
+            }
             self.position = Some(key);
             if self.page.items.len() >= self.max_items || self.bytes >= self.max_bytes {
                 self.page.next = Some(key);
@@ -174,6 +179,13 @@ impl Source<'_> {
         match self {
             Source::Table(cursor) => cursor.current.as_ref().map(|(key, _)| **key),
             Source::Run(cursor) => cursor.key(),
+        }
+    }
+
+    fn disorder(&self) -> Option<Stop> {
+        match self {
+            Source::Table(_) => None,
+            Source::Run(cursor) => cursor.disorder(),
         }
     }
 

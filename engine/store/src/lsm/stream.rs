@@ -111,7 +111,7 @@ impl Stream {
 
     /// Goes to the first entry of the next block.
     pub async fn advance(&mut self) -> Result<(), LsmError> {
-        self.current = None;
+        let before = self.current.take().map(|current| current.entry.key);
         while self.current.is_none() {
             let Some(loaded) = &mut self.loaded else {
                 if self.next.is_none() {
@@ -138,6 +138,9 @@ impl Stream {
             };
             let segment = loaded.segment.clone();
             let first = View { segment: &segment, block: &block }.first().map_err(ended)?;
+            if let Some(entry) = first.as_ref().filter(|entry| before.is_some_and(|before| entry.key < before)) {
+                return Err(ended(View { segment: &segment, block: &block }.disorder(entry)));
+            }
             self.read += u64::from(first.is_some());
             self.current = first.map(|entry| Current { segment, block, entry });
         }

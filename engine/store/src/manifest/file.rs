@@ -169,6 +169,14 @@ async fn read_area(
             }
         }
         let Some((record, hash, blocks)) = next else {
+            // A record that is whole and says nothing that can be was not torn by a crash.
+            let nonsense = reasons.iter().find_map(|(addr, reason)| match reason {
+                Some(e @ BlockError::Content { .. }) => Some((addr, e)),
+                _ => None,
+            });
+            if let Some((addr, e)) = nonsense {
+                return Err(StoreError::corrupt(format!("manifest record {} at {addr}", file.sequence), e));
+            }
             // The end, unless a later record is there: each was durable before the next was written.
             for reader in &mut copies {
                 if let Some(at) = reader.later_record(file.next_block, generation, file.sequence).await? {
@@ -191,6 +199,9 @@ async fn read_area(
         file.next_block += blocks;
         file.sequence += 1;
         file.prev_hash = hash;
+    }
+    if let Some(detail) = state.contradiction(sb.blocks) {
+        return Err(StoreError::corrupt("manifest", detail));
     }
     // One copy of the last record alone may be what a crash left; of a checkpoint that the superblock knows it is rot.
     if file.sequence == 1 && generation == sb.manifest_generation {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vellum_base::{Bucket, ChunkIndex, Epoch, KeyRange, LogId, SegmentId, ShardId, Term};
+use vellum_base::{BlockRange, Bucket, ChunkIndex, Epoch, KeyRange, LogId, SegmentId, ShardId, Term};
 use vellum_format::manifest::MAX_LEVELS;
 use vellum_format::{ChunkUse, ManifestEdit, Run, SegmentMeta};
 
@@ -197,6 +197,22 @@ impl ManifestState {
             *holders.entry(meta.id).or_insert(0) += 1;
         }
         holders
+    }
+
+    /// What no manifest of a filesystem says: places outside of it, or in chunks that are for something else.
+    pub fn contradiction(&self, blocks: u64) -> Option<String> {
+        let of = |chunk: ChunkIndex| self.chunks.get(chunk.0 as usize).copied().unwrap_or_default();
+        let seals = self.runs.iter().flat_map(|run| run.seal_chunks.iter().map(|c| (*c, ChunkUse::SealLog)));
+        let logs = self.runs.iter().flat_map(|run| &run.logs);
+        let logs = logs.flat_map(|log| log.chunks.iter().map(|c| (*c, ChunkUse::Log)));
+        for (chunk, used_for) in seals.chain(logs) {
+            if of(chunk) != used_for {
+                return Some(format!("a run has chunk {} as {used_for:?}, and it is {:?}", chunk.0, of(chunk)));
+            }
+        }
+        let outside = |range: &&BlockRange| range.end().is_none_or(|end| end.0 > blocks);
+        let segment = self.segments().find(|meta| meta.ranges.iter().chain(&meta.mirror).any(|r| outside(&r)));
+        segment.map(|meta| format!("segment {} lies outside of the filesystem", meta.id))
     }
 
     fn shard(&mut self, id: ShardId) -> Result<&mut ShardState, String> {

@@ -11,10 +11,12 @@
 
 mod central;
 mod node;
+mod schedule;
 mod step;
 
 pub(crate) use node::ScrubCommand;
 pub(crate) use step::{Cursor, Step};
+pub use vellum_format::system::LastScrub;
 
 /// Findings that are kept; more are counted.
 pub const MAX_FINDINGS: usize = 1000;
@@ -50,6 +52,10 @@ pub struct ScrubStatus {
     pub completed: u64,
     /// Why the last one did not.
     pub ended_early: Option<String>,
+    /// The last one that did, also of an earlier run of the engine.
+    pub last: Option<LastScrub>,
+    /// When one begins by itself, in seconds since 1970.
+    pub next_at_s: Option<u64>,
 }
 
 impl ScrubStatus {

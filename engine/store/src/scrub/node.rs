@@ -63,10 +63,14 @@ impl Store {
                     status.rate_bytes_per_s = rate_bytes_per_s;
                     return Ok(());
                 }
-                let completed = status.completed;
-                let expected_bytes = self.bytes_in_use(central);
-                *status =
-                    ScrubStatus { running: true, rate_bytes_per_s, expected_bytes, completed, ..Default::default() };
+                *status = ScrubStatus {
+                    running: true,
+                    rate_bytes_per_s,
+                    expected_bytes: self.bytes_in_use(central),
+                    completed: status.completed,
+                    last: status.last,
+                    ..Default::default()
+                };
                 let (store, central) = (self.clone(), central.clone());
                 spawn(Class::Scrub, "scrub", async move { store.scrub_until_the_end(&central).await }).detach();
             }
@@ -85,12 +89,14 @@ impl Store {
 
     async fn scrub_until_the_end(self: Rc<Self>, central: &Rc<Central>) {
         let ended = self.scrub_everything(central).await;
+        self.scrub_ended(central, ended.is_ok()).await;
         let mut status = central.scrub.borrow_mut();
         status.running = false;
         match ended {
             Ok(()) => status.completed += 1,
             Err(why) => status.ended_early = Some(why),
         }
+        central.scrub_wake.notify_one();
     }
 
     /// So long that `bytes` are within the rate, which may change meanwhile.

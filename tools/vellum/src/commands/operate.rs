@@ -12,7 +12,7 @@ use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
 use crate::figures;
 use crate::session::with_client;
-use crate::size;
+use crate::{duration, size};
 
 fn ask(on: &str, keys: &KeyArgs, what: AdminRequest) -> Result<String> {
     with_client(&Target::parse_or_mounted(on)?, keys, async |client| Ok(client.admin(what).await?))
@@ -169,10 +169,8 @@ fn summary(status: &Value) -> String {
     line("block cache", of("/cache_bytes", "/cache_bound_bytes"));
     line("client memory", client_memory(reactors, &status["limits"]));
     let scrub = &store["scrub"];
-    if scrub["running"] == Value::Bool(true) || number(&scrub["problems"]) > 0 {
-        let running = if scrub["running"] == Value::Bool(true) { "running, " } else { "" };
-        let (read, problems) = (size::show(number(&scrub["read_bytes"])), number(&scrub["problems"]));
-        line("scrub", format!("{running}{read} read, {problems} problems, {} repaired", number(&scrub["repaired"])));
+    if let Some(what) = scrubs(scrub, seconds_since_1970()) {
+        line("scrub", what);
     }
     if let Some(what) = evacuation(store) {
         line("evacuation", what);
@@ -204,6 +202,29 @@ fn summary(status: &Value) -> String {
         }
     }
     out
+}
+
+fn seconds_since_1970() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The scrub that runs, or what the last one found, and when the next one begins; nothing where there was none and none is due.
+fn scrubs(scrub: &Value, now_s: u64) -> Option<String> {
+    let found = |of: &Value| format!("{} problems, {} repaired", number(&of["problems"]), number(&of["repaired"]));
+    let mut parts = Vec::new();
+    if scrub["running"] == Value::Bool(true) {
+        parts.push(format!("running, {} read, {}", size::show(number(&scrub["read_bytes"])), found(scrub)));
+    } else if number(&scrub["problems"]) > 0 {
+        parts.push(format!("{} read, {}", size::show(number(&scrub["read_bytes"])), found(scrub)));
+    }
+    if let Some(ended) = scrub["last"]["ended_at_s"].as_u64() {
+        let ago = duration::show(now_s.saturating_sub(ended));
+        parts.push(format!("last one ended {ago} ago ({})", found(&scrub["last"])));
+    }
+    if let Some(next) = scrub["next_at_s"].as_u64() {
+        parts.push(format!("next one in {}", duration::show(next.saturating_sub(now_s))));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 /// How sparse chunks are emptied; nothing where that was never needed.
@@ -365,6 +386,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_line_tells_of_scrubs() {
+        let day = 24 * 3600;
+        let last = json!({ "ended_at_s": 90 * day, "problems": 2, "repaired": 1 });
+        let status = json!({ "running": false, "problems": 0, "last": last, "next_at_s": 120 * day });
+        let told = scrubs(&status, 100 * day).unwrap();
+        assert_eq!(told, "last one ended 10 days ago (2 problems, 1 repaired); next one in 20 days");
+        let running =
+            json!({ "running": true, "read_bytes": 1 << 20, "problems": 0, "repaired": 0, "next_at_s": null });
+        assert_eq!(scrubs(&running, 0).unwrap(), "running, 1.0 MiB read, 0 problems, 0 repaired");
+        assert_eq!(scrubs(&json!({ "running": false, "problems": 0 }), 0), None);
+    }
 
     #[test]
     fn what_is_wrong_is_seen() {

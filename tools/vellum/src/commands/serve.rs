@@ -66,7 +66,9 @@ impl Serve {
         });
         let metrics = metrics.transpose()?;
         engine::remove_stale_sockets(metrics.as_slice());
-        Ok(NodeOptions { keys: self.keys.load()?, metrics, ..self.engine.options(listen, 0) })
+        let mut options = self.engine.options(listen, 0);
+        options.store.scrub_every = self.scrub_every.0;
+        Ok(NodeOptions { keys: self.keys.load()?, metrics, ..options })
     }
 }
 

@@ -2,33 +2,98 @@
 
 use bytes::Bytes;
 use vellum_base::crc32c;
+use vellum_base::prng::Prng;
 use vellum_format::ClientIdentity;
 use vellum_keys::{QuorumKey, Subject, certificate_subject, validity};
 use vellum_wire::quorum::{DATAGRAM_LEN, DatagramAuth, NoAuth, QuorumDatagram};
 use vellum_wire::{Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, Refusal, Request, Response};
 
-use crate::samples;
+mod disk;
+mod items;
+mod jobs;
+mod nvme;
+mod requests;
+mod text;
+
+use crate::mutate::mutate;
+use crate::{image, samples};
 
 #[derive(Clone, Copy)]
 pub struct Target {
     pub name: &'static str,
     pub samples: fn() -> Vec<Vec<u8>>,
+    /// The next input, from samples.
+    pub draw: fn(&mut Prng, &[Vec<u8>]) -> Vec<u8>,
     /// True when the bytes were accepted. Panics when something does not hold.
     pub check: fn(&[u8]) -> bool,
+    /// Where a checksum is around all of it: whether the bytes are accepted as they came. `check` puts checksums right.
+    pub verify: Option<fn(&[u8]) -> bool>,
+    /// Bytes of memory that one input may take.
+    pub memory_bytes: usize,
+    /// Inputs of a run in the gate: seconds.
+    pub gate_inputs: u64,
+}
+
+/// Of a decoder: some times what it was given, and what it sets up for itself.
+const DECODER_BYTES: usize = 2 << 20;
+
+const fn summed(
+    name: &'static str,
+    samples: fn() -> Vec<Vec<u8>>,
+    check: fn(&[u8]) -> bool,
+    verify: fn(&[u8]) -> bool,
+) -> Target {
+    Target { verify: Some(verify), ..decoder(name, samples, check) }
+}
+
+const IMAGE_BYTES: usize = 512 << 20;
+
+const fn decoder(name: &'static str, samples: fn() -> Vec<Vec<u8>>, check: fn(&[u8]) -> bool) -> Target {
+    Target { name, samples, draw: mutate, check, verify: None, memory_bytes: DECODER_BYTES, gate_inputs: 20_000 }
 }
 
 pub const TARGETS: &[Target] = &[
-    Target { name: "frame", samples: samples::frames, check: frame },
-    Target { name: "request", samples: requests, check: request },
-    Target { name: "response", samples: responses, check: response },
-    Target { name: "greeting", samples: greetings, check: greeting },
-    Target { name: "greeted", samples: greeted, check: check_greeted },
-    Target { name: "refusal", samples: refusals, check: refusal },
-    Target { name: "datagram", samples: samples::plain_datagrams, check: datagram },
-    Target { name: "sealed-datagram", samples: sealed_datagrams, check: sealed_datagram },
-    Target { name: "identity", samples: samples::identities, check: identity },
-    Target { name: "subject", samples: samples::subjects, check: subject },
-    Target { name: "certificate", samples: samples::certificates, check: certificate },
+    summed("frame", samples::frames, frame, frame),
+    decoder("request", requests, request),
+    decoder("response", responses, response),
+    decoder("greeting", greetings, greeting),
+    decoder("greeted", greeted, check_greeted),
+    decoder("refusal", refusals, refusal),
+    summed("datagram", samples::plain_datagrams, datagram, whole_datagram),
+    summed("sealed-datagram", sealed_datagrams, sealed_datagram, sealed_datagram),
+    decoder("identity", samples::identities, identity),
+    decoder("subject", samples::subjects, subject),
+    decoder("certificate", samples::certificates, certificate),
+    decoder("subtree", text::subtrees, text::subtree),
+    decoder("endpoint", text::endpoints, text::endpoint),
+    summed("superblock", disk::superblocks, disk::superblock, disk::whole_superblock),
+    summed("manifest", disk::manifest_records, disk::manifest_record, disk::whole_manifest_record),
+    summed("seal", disk::seals, disk::seal, disk::whole_seal),
+    summed("part", disk::parts, disk::part, disk::whole_part),
+    summed("slot", disk::slot_blocks, disk::slot_block, disk::whole_slot_block),
+    decoder("segment-meta", disk::segment_metas, disk::segment_meta),
+    summed("segment-block", disk::segment_blocks, disk::segment_block, disk::whole_segment_block),
+    decoder("inode", items::inodes, items::inode),
+    decoder("dirent", items::dirents, items::dirent),
+    decoder("extent", items::extents, items::extent),
+    decoder("orphan", items::orphans, items::orphan),
+    decoder("bitmap", items::bitmaps, items::bitmap),
+    decoder("xattr", items::xattrs, items::first_part),
+    decoder("system", items::system_values, items::system_value),
+    decoder("job", jobs::jobs, jobs::job),
+    decoder("outcome", jobs::outcomes, jobs::outcome),
+    decoder("nvme-controller", nvme::controllers, nvme::controller),
+    decoder("nvme-namespace", nvme::namespaces, nvme::namespace),
+    decoder("nvme-reservation", nvme::reservations, nvme::reservation),
+    decoder("nvme-log", nvme::logs, nvme::log),
+    decoder("device", nvme::specs, nvme::spec),
+    Target { memory_bytes: 8 << 20, gate_inputs: 500, ..decoder("fuse", requests::samples, requests::request) },
+    Target {
+        draw: image::draw,
+        memory_bytes: IMAGE_BYTES,
+        gate_inputs: 300,
+        ..decoder("image", image::samples, image::image)
+    },
 ];
 
 /// A socket's first bytes: header, lengths, checksum, message.
@@ -122,10 +187,14 @@ fn refusal(bytes: &[u8]) -> bool {
     true
 }
 
+fn whole_datagram(bytes: &[u8]) -> bool {
+    QuorumDatagram::decode(bytes, &NoAuth).is_ok()
+}
+
 /// As it came, and with the checksum put right: an attacker on loopback can count too.
 fn datagram(bytes: &[u8]) -> bool {
     let mut bytes = bytes.to_vec();
-    let as_is = QuorumDatagram::decode(&bytes, &NoAuth).is_ok();
+    let as_is = whole_datagram(&bytes);
     if bytes.len() == DATAGRAM_LEN {
         let crc = crc32c(&bytes[..DATAGRAM_LEN - 4]);
         bytes[DATAGRAM_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
