@@ -77,7 +77,9 @@ impl TableWriter {
     /// Writes the keys from `from` to the key that it answers, where the next batch begins, and the range tombstones
     /// that end before it. One that reaches over that key is cut there only when the segment ends there.
     fn batch(&mut self, table: &Memtable, from: &Key) -> Result<Option<Key>, LsmError> {
-        let after_points = table.from(from).nth(BATCH).map(|(key, _)| *key);
+        let mut points = table.from(from);
+        table.touch(points.by_ref().take(BATCH));
+        let after_points = points.next().map(|(key, _)| *key);
         let after_ranges = table.tombstones.from(&self.ranges_from).nth(BATCH).map(|(first, _)| first);
         let end = match (after_points, after_ranges.filter(|key| key > from)) {
             (Some(a), Some(b)) => Some(a.min(b)),
