@@ -85,6 +85,7 @@ impl PartBuilder {
 
     pub fn put(&mut self, key: &Key, value: &[u8]) {
         let out = self.room();
+        out.reserve(put_len(value.len()));
         out.put_u8(OP_PUT);
         out.put_slice(&key.0);
         out.put_u32_le(value.len() as u32);

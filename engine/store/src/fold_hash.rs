@@ -1,7 +1,9 @@
-//! A hash for tables that are keyed by numbers of our own (blocks, tokens): one multiplication instead of SipHash. Not for
-//! numbers that a client may choose, such as inodes: it could make them collide.
+//! Hashes of one multiplication instead of SipHash, for tables that are keyed by numbers.
+//!
+//! [`FoldState`] is for numbers of our own (blocks, tokens). Those that a client may choose, such as inodes, it could make
+//! collide: for them [`SecretFoldState`] mixes with two random numbers, and both halves of the product count, as wyhash does.
 
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
 
 #[derive(Default)]
 pub(crate) struct FoldHasher(u64);
@@ -24,3 +26,60 @@ impl Hasher for FoldHasher {
 }
 
 pub(crate) type FoldState = BuildHasherDefault<FoldHasher>;
+
+/// Each has secrets of its own.
+#[derive(Clone)]
+pub(crate) struct SecretFoldState(u64, u64);
+
+impl Default for SecretFoldState {
+    fn default() -> Self {
+        let random = RandomState::new(); // the standard library's, from the kernel
+        SecretFoldState(random.hash_one(0u8), random.hash_one(1u8) | 1)
+    }
+}
+
+impl BuildHasher for SecretFoldState {
+    type Hasher = SecretFoldHasher;
+    fn build_hasher(&self) -> SecretFoldHasher {
+        SecretFoldHasher { state: self.0, secret: self.1 }
+    }
+}
+
+pub(crate) struct SecretFoldHasher {
+    state: u64,
+    secret: u64,
+}
+
+impl Hasher for SecretFoldHasher {
+    fn finish(&self) -> u64 {
+        self.state
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        let product = u128::from(self.state ^ value) * u128::from(self.secret);
+        self.state = product as u64 ^ (product >> 64) as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn a_secret_hash_spreads_what_clients_may_choose_and_no_two_tables_alike() {
+        let (one, two) = (SecretFoldState::default(), SecretFoldState::default());
+        assert_ne!(one.hash_one(5u64), two.hash_one(5u64));
+        for (step, distinct) in [(1u64, 4096), (1 << 10, 4096), (1 << 32, 4096), (1 << 56, 256), (3 << 50, 4096)] {
+            // The table takes the lower bits for the place.
+            let hashes = (0..1u64 << 12).map(|i| one.hash_one(i.wrapping_mul(step)));
+            let places: HashSet<u64> = hashes.map(|hash| hash & 0xfff).collect();
+            assert!(places.len() > distinct / 2, "{step}: {}", places.len());
+        }
+    }
+}

@@ -1,12 +1,12 @@
 //! Splitting shards while they are served.
 //!
 //! ```text
-//!  choose -> compactions held -> those that run end -> memtable flushed -> manifest (durable) -> two shards in memory
+//!  choose -> compactions held -> those that run end -> manifest (durable) -> two shards in memory
 //!               \-> patience is over, or there is no space: given up, nothing has changed
 //! ```
 //! All of it is in the maintenance task, so no flush and no other edit of the shard comes between; writes and reads go on
-//! throughout. What was written since the flush goes to the halves with the memtable; its records are in the log as they
-//! are, and a replay gives each to the shard that owns its key by then. The halves stay on their reactor.
+//! throughout. The halves share the memtable and flush it, each its own keys, into segments of their own; its records are in
+//! the log as they are, and a replay gives each to the shard that owns its key by then. The halves stay on their reactor.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -31,16 +31,11 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 /// A compaction of a shard that wants to be split may run so long; then the split is given up for now.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What the active memtable may hold when it is divided: some milliseconds' work.
-const MEMTABLE_BYTES: usize = 512 << 10;
-/// Flushes that are tried to come below that.
-const FLUSHES: u32 = 3;
 
 struct Wanted {
     shard: ShardId,
     at: Bucket,
     since: Instant,
-    flushes: u32,
     /// Who asked is told how it ended.
     asked: Option<OneshotSender<bool>>,
 }
@@ -109,19 +104,15 @@ impl Store {
         if self.splits.wanted.borrow().is_none() {
             self.choose_split();
         }
-        let wanted = self.splits.wanted.borrow().as_ref().map(|w| (w.shard, w.at, w.since.elapsed(), w.flushes));
-        let Some((id, at, waited, flushes)) = wanted else { return Ok(false) };
+        let wanted = self.splits.wanted.borrow().as_ref().map(|w| (w.shard, w.at, w.since.elapsed()));
+        let Some((id, at, waited)) = wanted else { return Ok(false) };
         let shard = self.shards().iter().find(|shard| shard.id() == id).cloned();
         let Some(shard) = shard.filter(|_| self.splits.forbidden.get() == 0 && waited < PATIENCE) else {
             self.give_up_split();
             return Ok(true); // its compactions may begin
         };
-        if !shard.is_quiet() {
+        if !shard.is_idle() {
             return Ok(false); // whatever runs ends with a notification
-        }
-        if flushes < FLUSHES && shard.active_bytes() > MEMTABLE_BYTES && shard.freeze(self.durable.get()) {
-            self.splits.wanted.borrow_mut().iter_mut().for_each(|wanted| wanted.flushes += 1);
-            return Ok(true);
         }
         self.splits.running.set(true);
         let done = self.split_now(&shard, at).await;
@@ -156,7 +147,7 @@ impl Store {
 
     fn want_split(&self, shard: &Shard, at: Bucket, asked: Option<OneshotSender<bool>>) {
         shard.hold_compactions(true);
-        let wanted = Wanted { shard: shard.id(), at, since: now(), flushes: 0, asked };
+        let wanted = Wanted { shard: shard.id(), at, since: now(), asked };
         *self.splits.wanted.borrow_mut() = Some(wanted);
     }
 
@@ -167,7 +158,9 @@ impl Store {
         };
         let before = self.shards();
         let config = lsm_config(&self.options, &self.superblock, before.len() + 1);
-        let halves = shard.split(at, new, &config);
+        let (memtable_bytes, began) = (shard.active_bytes(), now());
+        let halves = shard.split(at, new, &config, self.epochs.borrow().closed());
+        let stalled_us = began.elapsed().as_micros() as u64;
         let is_whole = |other: &Rc<Shard>| other.id() == shard.id();
         let all: Vec<Rc<Shard>> = before
             .iter()
@@ -175,7 +168,8 @@ impl Store {
             .collect();
         all.iter().for_each(|shard| shard.bound_memtable(config.memtable_bytes));
         *self.shards.borrow_mut() = all.into();
-        tracing::info!(reactor = self.me.0, shard = shard.id().0, new = new.0, at = at.0, "a shard was split");
+        let (reactor, shard, at) = (self.me.0, shard.id().0, at.0);
+        tracing::info!(reactor, shard, new = new.0, at, memtable_bytes, stalled_us, "a shard was split");
         Ok(())
     }
 

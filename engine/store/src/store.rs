@@ -249,7 +249,10 @@ impl Store {
     }
 
     pub(crate) fn shard_of(&self, key: &Key) -> Option<Rc<Shard>> {
-        self.shards.borrow().iter().find(|s| s.range().contains(key)).cloned()
+        let shards = self.shards.borrow();
+        // Those below end before the key's bucket.
+        let at = shards.partition_point(|shard| shard.range().last.bucket() < key.bucket());
+        shards.get(at).filter(|shard| shard.range().contains(key)).cloned()
     }
 
     pub(crate) fn shard(&self, key: &Key) -> Result<Rc<Shard>, StoreError> {

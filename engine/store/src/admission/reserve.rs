@@ -16,7 +16,7 @@ use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Orphan, R
 use super::check::{Checked, check, key_of};
 use crate::error::{CommitError, StoreError};
 use crate::fact::Fact;
-use crate::fold_hash::FoldState;
+use crate::fold_hash::{FoldState, SecretFoldState};
 use crate::mesh::{Refused, Reserved};
 use crate::space::SpaceChange;
 use crate::store::Store;
@@ -71,8 +71,8 @@ struct InoState {
 pub(crate) struct Reservations {
     next: Cell<u64>,
     all: RefCell<HashMap<u64, Reservation, FoldState>>,
-    /// Clients choose these numbers: not for a hash whose collisions can be worked out.
-    inos: RefCell<HashMap<Ino, InoState>>,
+    /// Clients choose these numbers.
+    inos: RefCell<HashMap<Ino, InoState, SecretFoldState>>,
     /// Inodes changed in epochs that are not durable, with those.
     recent: RefCell<Vec<(Epoch, Ino)>>,
 }
@@ -358,21 +358,21 @@ impl Store {
             let groups: BTreeSet<u64> = r.inos.iter().map(|ino| ino.group()).collect();
             Fact::Wrote { term: self.term, rid: r.rid, groups: groups.into_iter().collect() }
         });
-        let mut records = Vec::with_capacity(r.writes.len());
-        for write in r.writes {
-            stamp(write, epoch, &mut records);
-        }
-        self.apply_in(epoch, &records);
-        if r.renames {
-            self.names.fetch_add(1, Ordering::SeqCst);
-        }
         {
             let mut epochs = self.epochs.borrow_mut();
             let part = epochs.part(epoch);
+            let mut apply = |record: Record| {
+                self.apply_record(epoch, &record);
+                part.records.push(&record);
+            };
+            r.writes.into_iter().for_each(|write| stamp(write, epoch, &mut apply));
             part.charged += r.charged;
             if !r.space.is_empty() {
                 part.space.push(r.space);
             }
+        }
+        if r.renames {
+            self.names.fetch_add(1, Ordering::SeqCst);
         }
         self.reservations.unlock(&r.inos, Some(epoch));
         self.room.notify_all();
@@ -380,9 +380,9 @@ impl Store {
 }
 
 /// Turns a resolved operation into records of `epoch`.
-fn stamp(write: Resolved, epoch: Epoch, out: &mut Vec<Record>) {
+fn stamp(write: Resolved, epoch: Epoch, out: &mut impl FnMut(Record)) {
     match write {
-        Resolved::Plain(record) => out.push(record),
+        Resolved::Plain(record) => out(record),
         Resolved::Inode { ino, value, old, data_changed } => {
             let data_seq = match old {
                 Some(old) if !data_changed => old.data_seq,
@@ -390,29 +390,29 @@ fn stamp(write: Resolved, epoch: Epoch, out: &mut Vec<Record>) {
             };
             let mut value = BytesMut::from(&value[..]);
             Inode::stamp(&mut value, epoch.0, data_seq);
-            out.push(Record::Put { key: Inode::key(ino), value: value.freeze() });
+            out(Record::Put { key: Inode::key(ino), value: value.freeze() });
             let old_meta = old.map(|o| o.meta_seq);
             let old_data = old.map(|o| o.data_seq);
             move_entry(IndexKind::MetaSeq, ino, old_meta, epoch.0, out);
             move_entry(IndexKind::DataSeq, ino, old_data, data_seq, out);
         }
         Resolved::Death { ino, old } => {
-            out.push(Record::DeleteRange { range: KeyRange::of_inode(ino) });
+            out(Record::DeleteRange { range: KeyRange::of_inode(ino) });
             if let Some(old) = old {
-                out.push(Record::Delete { key: IndexKind::MetaSeq.key(old.meta_seq, ino) });
-                out.push(Record::Delete { key: IndexKind::DataSeq.key(old.data_seq, ino) });
+                out(Record::Delete { key: IndexKind::MetaSeq.key(old.meta_seq, ino) });
+                out(Record::Delete { key: IndexKind::DataSeq.key(old.data_seq, ino) });
             }
-            out.push(Record::Delete { key: Orphan::key(ino) });
+            out(Record::Delete { key: Orphan::key(ino) });
         }
     }
 }
 
-fn move_entry(kind: IndexKind, ino: Ino, old: Option<u64>, new: u64, out: &mut Vec<Record>) {
+fn move_entry(kind: IndexKind, ino: Ino, old: Option<u64>, new: u64, out: &mut impl FnMut(Record)) {
     if old == Some(new) {
         return;
     }
     if let Some(old) = old {
-        out.push(Record::Delete { key: kind.key(old, ino) });
+        out(Record::Delete { key: kind.key(old, ino) });
     }
-    out.push(Record::Put { key: kind.key(new, ino), value: Bytes::new() });
+    out(Record::Put { key: kind.key(new, ino), value: Bytes::new() });
 }

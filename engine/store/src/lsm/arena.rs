@@ -98,6 +98,12 @@ impl Arena {
         Some(&self.chunks[chunk][at..at + value.len as usize])
     }
 
+    /// Reads a byte of each cache line of the value, and tells their sum so that they are read.
+    pub fn touch(&self, value: ValueRef) -> u8 {
+        let lines = self.bytes(value).unwrap_or_default().iter().step_by(64);
+        lines.fold(0, |sum, byte| sum.wrapping_add(*byte))
+    }
+
     pub fn copy(&self, value: ValueRef) -> Option<Bytes> {
         self.bytes(value).map(Bytes::copy_from_slice)
     }

@@ -12,7 +12,7 @@ const DATA_RESTARTS: u32 = 8;
 /// Lower: an index is searched for each block, and is short.
 const INDEX_RESTARTS: u32 = 4;
 /// A block that an entry does not fit into grows by 4 KiB when it is emptier than this share of its length.
-const WASTE_SHARE: usize = 8;
+const WASTE_SHARE: usize = 32;
 /// Blocks grow up to this many times the wanted length.
 const MAX_GROWTH: usize = 2;
 

@@ -44,10 +44,11 @@ impl Shard {
             through: frozen.through,
             bottom: Bottom::of(state.sorted_runs(), &KeyRange::ALL),
             output,
-            ranges_from: Key::MIN,
+            last: self.range.last,
+            ranges_from: self.range.first,
             may_cut: true,
         };
-        let mut next = Some(Key::MIN);
+        let mut next = Some(self.range.first);
         while let Some(from) = next {
             next = writer.batch(&frozen.table.borrow(), &from)?;
             if writer.may_cut && writer.output.is_full() {
@@ -64,6 +65,8 @@ struct TableWriter {
     through: Epoch,
     bottom: Bottom,
     output: Output,
+    /// The shard's last key: the memtable may hold others', too.
+    last: Key,
     /// Range tombstones are written up to here.
     ranges_from: Key,
     /// False when one of them reaches over the end of the batch and is not written: segments would overlap.
@@ -74,13 +77,17 @@ impl TableWriter {
     /// Writes the keys from `from` to the key that it answers, where the next batch begins, and the range tombstones
     /// that end before it. One that reaches over that key is cut there only when the segment ends there.
     fn batch(&mut self, table: &Memtable, from: &Key) -> Result<Option<Key>, LsmError> {
-        let after_points = table.from(from).nth(BATCH).map(|(key, _)| *key);
+        let mut points = table.from(from);
+        table.touch(points.by_ref().take(BATCH));
+        let after_points = points.next().map(|(key, _)| *key);
         let after_ranges = table.tombstones.from(&self.ranges_from).nth(BATCH).map(|(first, _)| first);
         let end = match (after_points, after_ranges.filter(|key| key > from)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        let inside = |key: &Key| end.is_none_or(|end| *key < end);
+        let shard_last = self.last;
+        let end = end.filter(|end| *end <= shard_last);
+        let inside = |key: &Key| end.map_or(*key <= shard_last, |end| *key < end);
         for (key, versions) in table.from(from).take_while(|(key, _)| inside(key)) {
             self.point(table, key, versions)?;
         }
@@ -88,9 +95,9 @@ impl TableWriter {
         self.ranges_from = end.unwrap_or(Key::MAX);
         self.may_cut = true;
         for (first, fragment) in table.tombstones.from(&start).take_while(|(first, _)| inside(first)) {
-            let first = first.max(start);
-            if inside(&fragment.last) {
-                self.range(&first, &fragment.last, fragment)?;
+            let (first, last) = (first.max(start), fragment.last.min(shard_last));
+            if inside(&last) {
+                self.range(&first, &last, fragment)?;
             } else if let Some(before) = end.and_then(|end| predecessor(&end)).filter(|_| self.output.is_full()) {
                 self.range(&first, &before, fragment)?;
             } else {

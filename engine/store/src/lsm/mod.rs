@@ -33,6 +33,7 @@ mod flush;
 mod image;
 mod job;
 mod job_codec;
+mod key_map;
 mod lookup;
 mod memtable;
 mod merge;

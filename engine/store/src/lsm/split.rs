@@ -1,14 +1,15 @@
 //! A shard becomes two.
 //!
-//! Each half takes the writes of its own buckets out of the memtable, and the segments that reach into them. A segment that
-//! crosses the boundary is **clipped**: both halves name it, each reads of it only keys of its own range (no other is ever
+//! The memtable is frozen at the last closed epoch; what is frozen, both halves share, and each reads and flushes of it only
+//! keys of its own range. Of the writes of open epochs, which are few, each half takes those of its own buckets. It also
+//! takes the segments that reach into them. A segment that crosses the boundary is **clipped**: both halves name it, each reads of it only keys of its own range (no other is ever
 //! asked for), and a compaction writes only those. Who keeps the manifest counts the holders of such a segment and frees its
 //! blocks with the last. The whole stays as it was for the reads that began in it; it holds its segments until they end.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use vellum_base::{Bucket, KeyRange, ShardId};
+use vellum_base::{Bucket, Epoch, KeyRange, ShardId};
 
 use super::segment::Segment;
 use super::state::{Run, State};
@@ -28,11 +29,11 @@ impl Shard {
         self.held.set(held);
     }
 
-    /// Nothing of it is being written: no flush, no compaction, and none of its memtables waits for a flush.
-    pub fn is_quiet(&self) -> bool {
+    /// Nothing of it is being written: no flush, no compaction.
+    pub fn is_idle(&self) -> bool {
         let state = self.state();
         let busy = state.sorted_runs().flat_map(|run| &run.segments).any(|segment| segment.is_busy());
-        !busy && !self.flushing.get() && state.frozen.is_empty()
+        !busy && !self.flushing.get()
     }
 
     /// The segment holds keys of other shards, too.
@@ -72,11 +73,13 @@ impl Shard {
         (all > 0.0).then_some(Bucket(nearest.1))
     }
 
-    /// The shard's halves, the upper one from bucket `at` on, with `cfg`. It is [quiet](Self::is_quiet), the manifest says
+    /// The shard's halves, the upper one from bucket `at` on, with `cfg`. It is [idle](Self::is_idle), the manifest says
     /// the same durably, and every segment that crosses the boundary counts two holders more there: it is given back by each
-    /// half, and by the reads that began before. Takes time in proportion to the active memtable.
-    pub fn split(&self, at: Bucket, new: ShardId, cfg: &LsmConfig) -> [Rc<Shard>; 2] {
-        assert!(self.is_quiet(), "shard {} is split while it is written", self.id);
+    /// half, and by the reads that began before. Nothing of `closed_through` or before comes any more. Takes time in
+    /// proportion to the writes of later epochs.
+    pub fn split(&self, at: Bucket, new: ShardId, cfg: &LsmConfig, closed_through: Epoch) -> [Rc<Shard>; 2] {
+        assert!(self.is_idle(), "shard {} is split while it is written", self.id);
+        self.freeze(closed_through);
         let state = self.state();
         let (first, last) = (self.range.first.bucket(), self.range.last.bucket());
         let lower = KeyRange::of_buckets(first, Bucket(at.0 - 1));
@@ -102,6 +105,6 @@ impl State {
             Rc::new(Run { id: run.id, segments: run.overlapping(range).iter().map(mine).collect() })
         };
         let runs = self.runs.iter().map(part).filter(|run| !run.segments.is_empty()).collect();
-        State { active, frozen: Vec::new(), runs, levels: self.levels.iter().map(part).collect() }
+        State { active, frozen: self.frozen.clone(), runs, levels: self.levels.iter().map(part).collect() }
     }
 }

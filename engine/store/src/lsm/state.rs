@@ -10,7 +10,7 @@ use super::ShardEnv;
 use super::memtable::Memtable;
 use super::segment::Segment;
 
-/// A memtable that takes no writes any more.
+/// A memtable that takes no writes any more. After a split the halves share it: it may hold keys of other shards.
 #[derive(Clone)]
 pub struct Frozen {
     pub table: Rc<RefCell<Memtable>>,

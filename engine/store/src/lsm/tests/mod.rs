@@ -3,6 +3,7 @@
 mod flushes;
 mod jobs;
 mod media;
+mod memtable;
 mod model;
 mod split;
 mod vanish;

@@ -126,7 +126,7 @@ impl Walker {
         }
     }
 
-    /// The writes of open epochs stay in the memtable, or all of them do: a split may come in their midst.
+    /// Some writes are frozen, some of those flushed, or all are in the active memtable: a split may come in their midst.
     async fn split(&mut self) {
         let at = Bucket(1 + self.random.below(BUCKETS - 1) as u8);
         let mut whole = self.take(at);
@@ -134,9 +134,11 @@ impl Walker {
         if self.random.one_in(2) {
             whole.shard.freeze(closed);
         }
-        whole.flush(closed).await;
+        if self.random.one_in(4) {
+            whole.flush(closed).await;
+        }
         let (first, id) = (whole.shard.range().first.bucket(), whole.shard.id());
-        if !whole.shard.is_quiet() || at <= first {
+        if !whole.shard.is_idle() || at <= first {
             self.shards.push(whole);
             return;
         }
@@ -146,7 +148,7 @@ impl Walker {
         let crosses = |m: &&SegmentMeta| m.first < upper.first && m.last >= upper.first;
         let crossing: Vec<_> = whole.levels.iter().flatten().filter(crosses).map(|m| m.id).collect();
         crossing.into_iter().for_each(|id| self.lab.env.holders.borrow_mut().split(id));
-        let halves = whole.shard.split(at, new, &config(1));
+        let halves = whole.shard.split(at, new, &config(1), closed);
         assert_eq!(halves[0].id(), id);
         for shard in halves {
             let range = shard.range();
