@@ -15,7 +15,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, ChunkIndex, DmaSlice, Epoch, Ino, ItemOp, Key, KeyRange, ReactorId, Rid,
     SegmentId, ShardId,
 };
-use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, Value};
+use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, Record, Value};
 use vellum_rt::channel::{Receiver, Sender};
 use vellum_rt::local::{OneshotReceiver, OneshotSender, SendError, oneshot};
 use vellum_rt::{Class, spawn};
@@ -135,6 +135,15 @@ pub(crate) enum Request {
         rid: Rid,
         change: SpaceChange,
     },
+    /// Room for the number of the client's last batch.
+    ReserveLast {
+        rid: Rid,
+        number: BatchNo,
+    },
+    /// Records of the engine's own, all in one bucket.
+    CommitRecords {
+        records: Vec<Record>,
+    },
     AllocGroup {
         bucket: Bucket,
         root: Option<Ino>,
@@ -240,7 +249,9 @@ pub(crate) enum Answer {
     },
     Committed(Result<Epoch, CommitError>),
     Reserved(Result<Reserved, Refused>),
-    Space(Result<u64, Refused>),
+    /// The token of a reservation without items of clients.
+    Token(Result<u64, Refused>),
+    Epoch(Epoch),
     Group(u64),
     Rid(BatchNo),
     Ranges(Vec<BlockRange>),

@@ -10,7 +10,7 @@ use vellum_rt::{Class, spawn};
 use crate::epoch::Part;
 use crate::error::{CommitError, StoreError};
 use crate::fact::Fact;
-use crate::mesh::{Message, Refused};
+use crate::mesh::{Answer, Message, Refused, Request};
 use crate::store::Store;
 
 /// An open part longer than this asks to be closed.
@@ -33,6 +33,15 @@ impl Store {
         self.to_coordinator(Message::Dirty { epoch });
         if large {
             self.to_coordinator(Message::Want { epoch });
+        }
+    }
+
+    /// Writes a few records of the engine's own, all in one bucket, wherever that is. Their epoch.
+    pub(crate) async fn commit_records(self: &Rc<Self>, records: Vec<Record>) -> Result<Epoch, StoreError> {
+        let Some(first) = records.first() else { return Ok(Epoch::NONE) };
+        match self.ask(self.reactor_of(first.first_key().bucket()), Request::CommitRecords { records }).await? {
+            Answer::Epoch(epoch) => Ok(epoch),
+            _ => Err(StoreError::Closed),
         }
     }
 

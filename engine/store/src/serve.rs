@@ -42,7 +42,9 @@ impl Store {
             }
             Request::Commit { rid, batch } => Answer::Committed(self.commit_here(rid, batch, None).await),
             Request::Reserve { rid, ops } => Answer::Reserved(self.reserve(rid, &ops).await?),
-            Request::ReserveSpace { rid, change } => Answer::Space(self.reserve_space(rid, change)),
+            Request::ReserveSpace { rid, change } => Answer::Token(self.reserve_space(rid, change)),
+            Request::ReserveLast { rid, number } => Answer::Token(self.reserve_last(rid, number)),
+            Request::CommitRecords { records } => Answer::Epoch(self.commit_own(&records).await?),
             Request::AllocGroup { bucket, root } => Answer::Group(self.alloc_group_here(bucket, root).await?),
             Request::OpenRid { rid, identity } => Answer::Rid(self.open_rid_here(rid, identity).await?),
             Request::CloseRid { rid } => {

@@ -68,6 +68,8 @@ pub struct Store {
     _watch: Option<FdWatch>,
     pub(crate) mesh: Rc<Mesh>,
     pub(crate) routes: Arc<[ReactorId; 256]>,
+    /// Where the clients' homes are, by the bucket of their rid: dealt out like shards when the store was opened, for good.
+    homes: Arc<[ReactorId; 256]>,
     pub(crate) env: Rc<Env>,
     pub(crate) cache: Rc<BlockCache>,
     /// In key order. A split puts another list here.
@@ -155,6 +157,7 @@ impl Store {
             queue,
             _poller: poller,
             _watch: watch,
+            homes: seed.routes.clone(),
             routes: seed.routes,
             env,
             cache,
@@ -231,11 +234,7 @@ impl Store {
 
     /// Gives a record to the shard that owns its key, if it is here.
     pub(crate) fn apply_record(&self, epoch: Epoch, record: &Record) {
-        let key = match record {
-            Record::Put { key, .. } | Record::Delete { key } => key,
-            Record::DeleteRange { range } => &range.first,
-        };
-        if let Some(shard) = self.shard_of(key) {
+        if let Some(shard) = self.shard_of(record.first_key()) {
             shard.apply(epoch, record);
         }
     }
@@ -264,9 +263,10 @@ impl Store {
         self.routes[usize::from(bucket.0)]
     }
 
-    /// The reactor on which a client's batches are admitted; asking another one costs a message.
+    /// The reactor on which a client's batches are admitted; asking another one costs a message. It stays the same, wherever
+    /// the client's records are.
     pub fn home_of(&self, rid: Rid) -> ReactorId {
-        self.reactor_of(vellum_format::system::bucket_of_rid(rid))
+        self.homes[usize::from(vellum_format::system::bucket_of_rid(rid).0)]
     }
 
     pub fn term(&self) -> Term {

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use vellum_base::{BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
+use vellum_base::{BatchNo, BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
+use vellum_format::system::{self, LastBatch};
 use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Orphan, Record, bitmap, log};
 
 use super::check::{Checked, check, key_of};
@@ -39,8 +40,21 @@ struct OldInode {
 /// One operation, ready to be stamped.
 enum Resolved {
     Plain(Record),
-    Inode { ino: Ino, value: Bytes, old: Option<OldInode>, data_changed: bool },
-    Death { ino: Ino, old: Option<OldInode> },
+    Inode {
+        ino: Ino,
+        value: Bytes,
+        old: Option<OldInode>,
+        data_changed: bool,
+    },
+    Death {
+        ino: Ino,
+        old: Option<OldInode>,
+    },
+    /// The client's last batch is this one.
+    Last {
+        rid: Rid,
+        number: BatchNo,
+    },
 }
 
 struct Reservation {
@@ -331,10 +345,20 @@ impl Store {
 
     /// Room for a few records of the engine's own.
     pub(crate) fn reserve_records(&self, rid: Rid) -> Result<u64, Refused> {
+        self.reserve_writes(rid, Vec::new())
+    }
+
+    /// Reserves the record of a client's last batch, which is this reactor's.
+    pub(crate) fn reserve_last(&self, rid: Rid, number: BatchNo) -> Result<u64, Refused> {
+        let forget = mutant::active(Mutant::ForgetLastBatch);
+        self.reserve_writes(rid, if forget { Vec::new() } else { vec![Resolved::Last { rid, number }] })
+    }
+
+    fn reserve_writes(&self, rid: Rid, writes: Vec<Resolved>) -> Result<u64, Refused> {
         self.charge(rid, PART_OVERHEAD)?;
         let reservation = Reservation {
             rid,
-            writes: Vec::new(),
+            writes,
             space: SpaceChange::default(),
             inos: Vec::new(),
             charged: PART_OVERHEAD,
@@ -403,6 +427,10 @@ fn stamp(write: Resolved, epoch: Epoch, out: &mut Vec<Record>) {
                 out.push(Record::Delete { key: IndexKind::DataSeq.key(old.data_seq, ino) });
             }
             out.push(Record::Delete { key: Orphan::key(ino) });
+        }
+        Resolved::Last { rid, number } => {
+            let value = LastBatch { number, epoch }.encode();
+            out.push(Record::Put { key: system::batch_key(rid), value });
         }
     }
 }
