@@ -21,6 +21,7 @@ use crate::holders::Holders;
 use crate::lsm::LocalFuture;
 use crate::manifest::{Manifest, use_chunks};
 use crate::mesh::Message;
+use crate::moves::Balance;
 use crate::open::{CoordinatorSeed, drop_run};
 use crate::options::OpenOptions;
 use crate::scrub::ScrubStatus;
@@ -48,6 +49,7 @@ pub(crate) struct Central {
     pub scrub: RefCell<ScrubStatus>,
     pub stop_scrub: Cell<bool>,
     pub evacuation: Evacuation,
+    pub balance: Balance,
     oldest_readers: RefCell<Vec<Epoch>>,
     /// How far each reactor's compactions are behind.
     debts: RefCell<Vec<f32>>,
@@ -90,6 +92,7 @@ impl Central {
             scrub: RefCell::default(),
             stop_scrub: Cell::new(false),
             evacuation: Evacuation::new(options.evacuation_short_of),
+            balance: Balance::default(),
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),

@@ -96,9 +96,13 @@ impl Store {
     pub async fn alloc_group(self: &Rc<Self>, _near: Option<Ino>, root: Option<Ino>) -> Result<u64, StoreError> {
         let bucket = Bucket((self.next_group.get() % 256) as u8);
         self.next_group.set(self.next_group.get() + 1);
-        match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket, root }).await? {
-            Answer::Group(group) => Ok(group),
-            _ => Err(StoreError::Closed),
+        loop {
+            match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket, root }).await {
+                Ok(Answer::Group(group)) => return Ok(group),
+                Err(StoreError::Moved) => self.until_moved().await,
+                Err(e) => return Err(e),
+                Ok(_) => return Err(StoreError::Closed),
+            }
         }
     }
 
@@ -107,6 +111,7 @@ impl Store {
         bucket: Bucket,
         root: Option<Ino>,
     ) -> Result<u64, StoreError> {
+        self.shard(&system::group_key(bucket))?;
         let group = self.next_group_of(bucket).await?;
         if let Some(root) = root {
             let record = Record::Put { key: system::root_key(group), value: system::encode_counter(root.0) };

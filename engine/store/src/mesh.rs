@@ -23,6 +23,7 @@ use vellum_rt::{Class, spawn};
 use crate::error::{CommitError, StoreError};
 use crate::evacuate;
 use crate::grow::Growth;
+use crate::moves::{Cargo, Load};
 use crate::scrub::{Cursor, ScrubCommand, ScrubStatus, Step};
 use crate::space::SpaceChange;
 use crate::status::{CentralStatus, ReactorStatus};
@@ -36,6 +37,9 @@ pub(crate) struct MeshSeed {
     pub inbox: Receiver<Message>,
     /// See [`Store::names`](crate::Store::names).
     pub names: Arc<AtomicU64>,
+    /// Counts shards that left a reactor and arrived at another: odd while one is on its way. Who asks all reactors one after
+    /// the other, and finds it even and the same in the end, has asked each shard.
+    pub handovers: Arc<AtomicU64>,
 }
 
 pub(crate) enum Message {
@@ -122,6 +126,8 @@ pub(crate) enum Request {
         to: u64,
         max: usize,
         at: Epoch,
+        /// Those that the reactor has, as far as who asks knows.
+        buckets: Vec<Bucket>,
     },
     Commit {
         rid: Rid,
@@ -227,6 +233,29 @@ pub(crate) enum Request {
     SplitAt {
         bucket: Bucket,
     },
+    /// Give the shard that holds `bucket` to another reactor.
+    MoveAway {
+        bucket: Bucket,
+        to: ReactorId,
+    },
+    TakeOver(Box<Cargo>),
+    /// Who has these buckets from now on.
+    Route {
+        first: Bucket,
+        last: Bucket,
+        to: ReactorId,
+    },
+    /// What the shards had to do since the last such question.
+    Loads,
+    /// One move at a time.
+    MoveShard {
+        bucket: Bucket,
+        to: ReactorId,
+    },
+    /// The shard moves: reads that began before hold its segments, too.
+    HoldSegments {
+        shard: ShardId,
+    },
     /// Make it durable that a shard is two; the new one's id.
     Split {
         shard: ShardId,
@@ -259,7 +288,9 @@ pub(crate) enum Answer {
     Use(ChunkUse),
     Grown(Growth),
     NewShard(ShardId),
-    Split(bool),
+    /// Whether a shard was split, or has moved.
+    Changed(bool),
+    Loads(Vec<Load>),
     Scrub(Box<ScrubStatus>),
     Scrubbed(Box<Step>),
     /// Chunks that are being emptied, or could not be; blocks in use in them.
@@ -285,7 +316,7 @@ pub(crate) struct Reserved {
 pub(crate) enum Refused {
     /// No room at the moment: give everything back and come again.
     Busy,
-    /// This reactor does not own the chunk (any more).
+    /// This reactor does not own the chunk, or the shard (any more).
     NotMine,
     No(CommitError),
 }

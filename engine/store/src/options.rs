@@ -1,6 +1,7 @@
 //! What a caller may choose.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vellum_base::Term;
 
@@ -25,6 +26,17 @@ impl Default for MkfsOptions {
     fn default() -> Self {
         MkfsOptions { size: None, force: false, shards: 8, metadata_copies: 1, slots: Vec::new() }
     }
+}
+
+/// When shards move from one reactor to another by themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Rebalance {
+    /// When one reactor has clearly more to do than another for half a minute.
+    #[default]
+    ByLoad,
+    Never,
+    /// About so often, any shard to any reactor. For tests.
+    AtRandom(Duration),
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +66,7 @@ pub struct OpenOptions {
     pub evacuation_bytes_per_s: Option<u64>,
     /// Free chunks are short below so many times the reserve. Tests say more, so that data are moved all the time.
     pub evacuation_short_of: usize,
+    pub rebalance: Rebalance,
     /// Bitmaps that cannot be read are found out from the extents. For a single reactor that serves nobody.
     pub rebuild_bitmaps: bool,
 }
@@ -73,6 +86,7 @@ impl Default for OpenOptions {
             withhold: false,
             evacuation_bytes_per_s: Some(DEFAULT_EVACUATION_RATE),
             evacuation_short_of: SHORT,
+            rebalance: Rebalance::default(),
             rebuild_bitmaps: false,
         }
     }

@@ -38,10 +38,15 @@ impl Store {
 
     /// Writes a few records of the engine's own, all in one bucket, wherever that is. Their epoch.
     pub(crate) async fn commit_records(self: &Rc<Self>, records: Vec<Record>) -> Result<Epoch, StoreError> {
-        let Some(first) = records.first() else { return Ok(Epoch::NONE) };
-        match self.ask(self.reactor_of(first.first_key().bucket()), Request::CommitRecords { records }).await? {
-            Answer::Epoch(epoch) => Ok(epoch),
-            _ => Err(StoreError::Closed),
+        let Some(bucket) = records.first().map(|first| first.first_key().bucket()) else { return Ok(Epoch::NONE) };
+        loop {
+            let request = Request::CommitRecords { records: records.clone() };
+            match self.ask(self.reactor_of(bucket), request).await {
+                Ok(Answer::Epoch(epoch)) => return Ok(epoch),
+                Err(StoreError::Moved) => self.until_moved().await,
+                Err(e) => return Err(e),
+                Ok(_) => return Err(StoreError::Closed),
+            }
         }
     }
 
@@ -51,6 +56,10 @@ impl Store {
             self.check_writable()?;
             match self.reserve_records(Rid::default()) {
                 Ok(token) => {
+                    if records.iter().any(|record| self.reactor_of(record.first_key().bucket()) != self.me) {
+                        self.abort_reserved(token);
+                        return Err(StoreError::Moved);
+                    }
                     let epoch = self.epochs.borrow().open();
                     self.apply_reserved(token, epoch);
                     self.apply_in(epoch, records);

@@ -124,7 +124,7 @@ pub type Judge = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), CommitErr
 pub(super) enum Attempt {
     Done(Epoch),
     Busy,
-    /// A chunk changed hands; its owner was forgotten.
+    /// A chunk or a shard changed hands; the chunk's owner was forgotten.
     Moved,
 }
 
@@ -207,18 +207,27 @@ impl Store {
         }
         let bytes = check_size(&batch)?;
         self.pace.admit(bytes).await;
-        let mut by_owner: BTreeMap<ReactorId, Vec<ItemOp>> = BTreeMap::new();
-        for op in batch.ops {
-            by_owner.entry(self.reactor_of(key_of(&op).bucket())).or_default().push(op);
-        }
+        let mut by_owner = self.by_owner(batch.ops);
         loop {
             self.check_failed()?;
             match self.attempt((rid, batch.number), state, &by_owner, judge.as_ref()).await? {
                 Attempt::Done(epoch) => return Ok(epoch),
-                Attempt::Moved => {}
+                Attempt::Moved => {
+                    self.until_moved().await;
+                    by_owner = self.by_owner(by_owner.into_values().flatten());
+                }
                 Attempt::Busy => self.wait_for_room().await,
             }
         }
+    }
+
+    /// Operations by who has their shards now; in any order, but that of one inode's.
+    fn by_owner(&self, ops: impl IntoIterator<Item = ItemOp>) -> BTreeMap<ReactorId, Vec<ItemOp>> {
+        let mut by_owner: BTreeMap<ReactorId, Vec<ItemOp>> = BTreeMap::new();
+        for op in ops {
+            by_owner.entry(self.reactor_of(key_of(&op).bucket())).or_default().push(op);
+        }
+        by_owner
     }
 
     /// The client's last batch, from memory or from its item.
@@ -276,7 +285,8 @@ impl Store {
                     least_epoch = least_epoch.max(r.least_epoch);
                 }
                 Ok(Err(Refused::No(e))) => refusal = Some(Err(e)),
-                Ok(Err(_)) => refusal = refusal.or(Some(Ok(Attempt::Busy))),
+                Ok(Err(Refused::Busy)) => refusal = refusal.or(Some(Ok(Attempt::Busy))),
+                Ok(Err(Refused::NotMine)) => refusal = refusal.or(Some(Ok(Attempt::Moved))),
                 Err(e) => refusal = Some(Err(e.into())),
             }
         }

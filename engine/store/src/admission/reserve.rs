@@ -157,6 +157,12 @@ impl Store {
         rid: Rid,
         ops: &[ItemOp],
     ) -> Result<Result<Reserved, Refused>, StoreError> {
+        if self.moves.paused.get() {
+            return Ok(Err(Refused::Busy)); // its locks may be gone already
+        }
+        if ops.iter().any(|op| self.reactor_of(key_of(op).bucket()) != self.me) {
+            return Ok(Err(Refused::NotMine));
+        }
         let mut checked = Vec::with_capacity(ops.len());
         let mut bytes = PART_OVERHEAD;
         for op in ops {
@@ -175,6 +181,7 @@ impl Store {
         if let Err(refused) = self.charge(rid, bytes) {
             return Ok(Err(refused));
         }
+        let _busy = self.moves.busy();
         let mut inos: Vec<Ino> = checked.iter().map(Checked::ino).collect();
         inos.sort_unstable();
         inos.dedup();
@@ -206,6 +213,9 @@ impl Store {
     /// Promises log room, and looks at the memtables. The last part of both is the evacuation's: when clients wait because
     /// there is no space for a flush, it makes some.
     fn charge(&self, rid: Rid, bytes: usize) -> Result<(), Refused> {
+        if self.moves.paused.get() {
+            return Err(Refused::Busy);
+        }
         let share = if rid == Rid::ENGINE { 0 } else { EVACUATION_SHARE };
         let busy = self.shards.borrow().iter().any(|s| s.pressure() >= 1.0 - share as f32 / 100.0);
         let mut log = self.log.borrow_mut();
@@ -350,6 +360,9 @@ impl Store {
 
     /// Reserves the record of a client's last batch, which is this reactor's.
     pub(crate) fn reserve_last(&self, rid: Rid, number: BatchNo) -> Result<u64, Refused> {
+        if self.reactor_of(system::bucket_of_rid(rid)) != self.me {
+            return Err(Refused::NotMine);
+        }
         let forget = mutant::active(Mutant::ForgetLastBatch);
         self.reserve_writes(rid, if forget { Vec::new() } else { vec![Resolved::Last { rid, number }] })
     }
