@@ -59,6 +59,8 @@ mutants! {
     RecordBeforeDurable,
     /// File data are moved while clients have their old place in a cache.
     MoveUnheld,
+    /// A shard goes to another reactor without what is only in memory of it.
+    MoveUnflushed,
     // ---- locks and sessions of the engine
     /// Locks are granted while clients of the term before have not said theirs.
     GrantDuringRecovery,
@@ -84,6 +86,8 @@ mutants! {
     ReclaimAtDisconnect,
     /// Any key may be written without its lock.
     WriteWithoutLock,
+    /// A shard goes to another reactor, and its locks do not.
+    MoveWithoutLocks,
     /// A new socket begins with what the greeting confirmed, and the peer takes it again.
     TakeFramesTwice,
     /// A new term does not forget what was received in the old one.

@@ -29,6 +29,16 @@ pub enum Record {
     DeleteRange { range: KeyRange },
 }
 
+impl Record {
+    /// Its key, or the first of its range.
+    pub fn first_key(&self) -> &Key {
+        match self {
+            Record::Put { key, .. } | Record::Delete { key } => key,
+            Record::DeleteRange { range } => &range.first,
+        }
+    }
+}
+
 const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
 const OP_DELETE_RANGE: u8 = 3;

@@ -34,6 +34,7 @@ impl Reactor {
                 AdminRequest::Grow
                 | AdminRequest::Scrub { .. }
                 | AdminRequest::StopScrub
+                | AdminRequest::MoveShard { .. }
                 | AdminRequest::ScrubStatus => match reactor.backend.admin(what).await {
                     Ok(json) => Ok(json),
                     Err(error) => return responder.fail(error.code, error.message),
@@ -145,9 +146,11 @@ impl Reactor {
                 None => self.evict_absent(rid),
             },
             AdminRequest::SetSlot { .. } => Answer::Refused("the home of the question answers it".into()),
-            AdminRequest::Grow | AdminRequest::Scrub { .. } | AdminRequest::StopScrub | AdminRequest::ScrubStatus => {
-                Answer::Refused("the store is asked for that".into())
-            }
+            AdminRequest::Grow
+            | AdminRequest::Scrub { .. }
+            | AdminRequest::StopScrub
+            | AdminRequest::ScrubStatus
+            | AdminRequest::MoveShard { .. } => Answer::Refused("the store is asked for that".into()),
         }
     }
 

@@ -4,9 +4,9 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 
-use vellum_base::{Ino, Key, Rid, Zone};
+use vellum_base::{Bucket, Ino, Key, ReactorId, Rid, Zone};
 use vellum_proto::LockTable;
-use vellum_store::LocalFuture;
+use vellum_store::{HandOver, LocalFuture};
 use vellum_wire::{LockMode, LockName};
 
 use crate::reactor::Reactor;
@@ -32,6 +32,18 @@ impl TableAuthority {
     pub fn hold(&self, group: u64) -> LocalFuture<'static, Option<Box<dyn Any>>> {
         match self.reactor.borrow().upgrade() {
             Some(reactor) => reactor.hold_group(group),
+            None => Box::pin(async { None }),
+        }
+    }
+
+    /// See [`vellum_store::Authority::hand_over`].
+    pub fn hand_over(
+        &self,
+        buckets: (Bucket, Bucket),
+        to: ReactorId,
+    ) -> LocalFuture<'static, Option<Box<dyn HandOver>>> {
+        match self.reactor.borrow().upgrade() {
+            Some(reactor) => Box::pin(reactor.begin_hand_over(buckets, to)),
             None => Box::pin(async { None }),
         }
     }

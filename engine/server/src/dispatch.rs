@@ -50,6 +50,8 @@ impl Reactor {
         payload: Option<DmaSlice>,
         responder: Responder,
     ) {
+        let now = self.keep_request(client, request, payload, responder);
+        let Some((request, payload, responder)) = now else { return };
         match (client.phase.get(), &request) {
             (Phase::Serving, _)
             | (_, Request::Keepalive)

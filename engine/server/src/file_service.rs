@@ -111,7 +111,7 @@ impl Reactor {
         self.tell_homes(then);
         for (id, ino) in circles {
             tracing::debug!(rid = %id.rid, %ino, "a file lock would wait for itself");
-            self.send(self.owner_of(LockName::of(ino)), Message::FileDeadlock { ino, id });
+            self.send_to_owner(LockName::of(ino), Message::FileDeadlock { ino, id });
         }
     }
 
@@ -131,7 +131,7 @@ impl Reactor {
         let request = client.next_lock.get();
         client.next_lock.set(request + 1);
         client.file_requests.borrow_mut().insert(request, responder);
-        self.send(self.owner_of(LockName::of(ino)), Message::File { rid: client.rid, request, ino, op });
+        self.send_to_owner(LockName::of(ino), Message::File { rid: client.rid, request, ino, op });
     }
 
     pub(crate) fn file_answered(self: &Rc<Self>, rid: Rid, request: u64, response: Response) {

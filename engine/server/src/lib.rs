@@ -31,6 +31,7 @@ mod lock_service;
 mod mesh;
 mod metrics;
 mod mounted;
+mod moving;
 mod node;
 mod options;
 mod pages;

@@ -118,7 +118,7 @@ impl Reactor {
             open.wants.get(open.grants.len()).copied()
         };
         if let Some(want) = next {
-            return self.send(self.owner_of(want.name), Message::Lock { rid: client.rid, request: id, want });
+            return self.send_to_owner(want.name, Message::Lock { rid: client.rid, request: id, want });
         }
         let open = client.locks.borrow_mut().remove(&id);
         if let Some(OpenLock { begun, wants, grants, opens, responder }) = open {
@@ -178,7 +178,7 @@ impl Reactor {
         spawn(Class::Request, "invalidation", async move {
             match timeout(reactor.options.limits.invalidation, call).await {
                 Ok(Ok(reply)) if reply.body == Response::Invalidated => {
-                    reactor.send(reactor.owner_of(name), Message::Invalidated { rid: client.rid, name });
+                    reactor.send_to_owner(name, Message::Invalidated { rid: client.rid, name });
                 }
                 Ok(Err(LinkError::Closed)) => {} // the session ended: its reclaim gives the lock back
                 other => {

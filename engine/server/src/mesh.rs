@@ -22,6 +22,7 @@ use vellum_wire::{
 use crate::crew::{Hand, JobEnd};
 use crate::file_service::FileOp;
 use crate::identity::Who;
+use crate::moving::Tables;
 
 const RING: usize = 1024;
 
@@ -185,6 +186,12 @@ pub(crate) enum Ask {
     ReclaimWorker {
         rid: Rid,
     },
+    /// A shard is about to move: send nothing to tables, and say when that is so. Once more: another round of messages.
+    KeepBack,
+    /// Of a shard that moves here.
+    TakeTables(Box<Tables>),
+    /// It has moved, or does not.
+    GoOn,
     Status,
     /// This reactor's share of the answer to an operator.
     Admin(AdminRequest),

@@ -22,6 +22,7 @@ use crate::engine_locks::EngineLocks;
 use crate::fact::Fact;
 use crate::mesh::{Answer, Ask, Mesh, MeshEnds, Message};
 use crate::metrics::{self, Latencies};
+use crate::moving::KeptBack;
 use crate::options::NodeOptions;
 use crate::recovery::Recovery;
 use crate::table_queue::{Caller, Step, TableQueue};
@@ -80,6 +81,8 @@ pub struct Reactor {
     /// Clients that [`Self::tell_mounted`] told of; the first one until it has told anything.
     pub(crate) counted: Cell<usize>,
     pub(crate) stopping: Cell<bool>,
+    /// While a shard moves.
+    pub(crate) kept_back: RefCell<KeptBack>,
     pub(crate) latencies: RefCell<Latencies>,
     acceptors: RefCell<Vec<Acceptor>>,
     metrics: RefCell<Option<JoinHandle<()>>>,
@@ -142,6 +145,7 @@ impl Reactor {
             reclaimed: Cell::new(0),
             counted: Cell::new(1),
             stopping: Cell::new(false),
+            kept_back: RefCell::default(),
             latencies: RefCell::default(),
             acceptors: RefCell::default(),
             metrics: RefCell::default(),
@@ -317,6 +321,9 @@ impl Reactor {
                 Answer::Done
             }
             Ask::Openers { rid, inos } => self.openers_here(rid, &inos),
+            Ask::KeepBack => self.keep_back(),
+            Ask::TakeTables(tables) => self.put_tables(*tables),
+            Ask::GoOn => self.go_on_sending(),
             Ask::Status => Answer::Status(self.status_here()),
             Ask::Admin(what) => self.admin_here(what),
             Ask::Reclaim { rid, why } => {

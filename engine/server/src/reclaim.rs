@@ -16,7 +16,7 @@ use vellum_wire::Response;
 
 use crate::client::{Client, Phase};
 use crate::fact::Fact;
-use crate::mesh::{Absent, Ask, Message};
+use crate::mesh::{Absent, Message};
 use crate::process;
 use crate::reactor::{COORDINATOR, Reactor};
 
@@ -175,12 +175,6 @@ impl Reactor {
         }
         self.release_locks(rid).await;
         true
-    }
-
-    async fn release_locks(self: &Rc<Self>, rid: Rid) {
-        for reactor in self.mesh.all() {
-            self.ask(reactor, Ask::Release { rid }).await;
-        }
     }
 
     pub(crate) fn forget(&self, client: &Rc<Client>) {

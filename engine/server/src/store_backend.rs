@@ -9,7 +9,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, DmaSlice, Epoch, Fsid, Ino, Key, KeyRange, ReactorId, Rid, Term, View,
 };
 use vellum_format::IndexKind;
-use vellum_store::{Authority, CommitError, Helpers, Judge, LocalFuture, Prefer, Store, StoreError};
+use vellum_store::{Authority, CommitError, HandOver, Helpers, Judge, LocalFuture, Prefer, Store, StoreError};
 use vellum_wire::{AdminRequest, ErrorCode, StatFs, WireError};
 
 use crate::authority::TableAuthority;
@@ -23,6 +23,10 @@ impl Authority for TableAuthority {
 
     fn hold(&self, group: u64) -> LocalFuture<'static, Option<Box<dyn Any>>> {
         TableAuthority::hold(self, group)
+    }
+
+    fn hand_over(&self, buckets: (Bucket, Bucket), to: ReactorId) -> LocalFuture<'static, Option<Box<dyn HandOver>>> {
+        TableAuthority::hand_over(self, buckets, to)
     }
 }
 
@@ -257,6 +261,10 @@ impl Backend for StoreBackend {
                     store_json::scrub(&store.start_scrub(rate_bytes_per_s).await?)
                 }
                 AdminRequest::StopScrub => store_json::scrub(&store.stop_scrub().await?),
+                AdminRequest::MoveShard { bucket, reactor } => {
+                    let moved = store.move_shard(Bucket(bucket), ReactorId(reactor)).await?;
+                    serde_json::json!({ "moved": moved })
+                }
                 _ => store_json::scrub(&store.scrub_status().await?),
             })
         })

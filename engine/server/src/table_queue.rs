@@ -120,6 +120,11 @@ impl TableQueue {
         }
     }
 
+    /// Something waits, or is being done.
+    pub(crate) fn is_running(&self) -> bool {
+        self.running
+    }
+
     fn has_of(&self, of: Option<Rid>) -> bool {
         self.waiting.contains_key(&of)
     }

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vellum_base::Mutant;
 use vellum_base::mutant;
+use vellum_store::Rebalance;
 
 use crate::fault::{Fault, Timed};
 use crate::plan::{Plan, Profile, Season, Work};
@@ -45,6 +46,10 @@ fn may_show(bug: Mutant, plan: &Plan) -> bool {
         Mutant::LetAllGo => Season::Leave,
         // Clients must meet a new leader, and nothing else may keep them from it.
         Mutant::KeepReceivedOverTerms => return meets_leaders_calmly(plan),
+        // A random one moves a shard now and then.
+        Mutant::MoveUnflushed | Mutant::MoveWithoutLocks => {
+            return matches!(plan.store.rebalance, Rebalance::AtRandom(_));
+        }
         Mutant::WriteWithoutLock => return plan.clients.contains(&Work::Hostile),
         _ => return true,
     };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use vellum_base::prng::Prng;
 use vellum_rt::sim::SimConfig;
-use vellum_store::OpenOptions;
+use vellum_store::{OpenOptions, Rebalance};
 
 use crate::fault::{FOLLOWER, Fault, LEADER, Machine, Stray, Timed};
 
@@ -145,6 +145,10 @@ impl Plan {
         plan.season(&mut Prng::new(seed ^ 0xf1a7));
         if Prng::new(seed ^ 0x5911).one_in(3) {
             plan.store.shard_bytes = 16 << 10; // whatever is flushed splits its shard
+        }
+        let mut moves = Prng::new(seed ^ 0x30e5);
+        if moves.one_in(3) {
+            plan.store.rebalance = Rebalance::AtRandom(Duration::from_millis(10 + moves.below(300)));
         }
         plan
     }

@@ -21,6 +21,7 @@ use crate::holders::Holders;
 use crate::lsm::LocalFuture;
 use crate::manifest::{Manifest, use_chunks};
 use crate::mesh::Message;
+use crate::moves::Balance;
 use crate::open::{CoordinatorSeed, drop_run};
 use crate::options::OpenOptions;
 use crate::scrub::ScrubStatus;
@@ -50,6 +51,7 @@ pub(crate) struct Central {
     /// A scrub has ended, or the store stops.
     pub scrub_wake: Notify,
     pub evacuation: Evacuation,
+    pub balance: Balance,
     oldest_readers: RefCell<Vec<Epoch>>,
     /// How far each reactor's compactions are behind.
     debts: RefCell<Vec<f32>>,
@@ -93,6 +95,7 @@ impl Central {
             stop_scrub: Cell::new(false),
             scrub_wake: Notify::new(),
             evacuation: Evacuation::new(options.evacuation_short_of),
+            balance: Balance::default(),
             oldest_readers: RefCell::new(vec![before; options.reactors]),
             debts: RefCell::new(vec![0.0; options.reactors]),
             floor_running: Cell::new(false),

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use bytes::Bytes;
-use vellum_base::{BatchNo, Bucket, Epoch, Ino, Mutant, Rid, mutant, probe};
+use vellum_base::{BatchNo, Bucket, Epoch, Ino, Mutant, Rid, View, mutant, probe};
 use vellum_format::Record;
 use vellum_format::system::{self, LastBatch};
 use vellum_rt::local::Mutex;
@@ -35,14 +35,14 @@ impl Store {
 
     pub(crate) async fn open_rid_here(self: &Rc<Self>, rid: Rid, identity: Bytes) -> Result<BatchNo, StoreError> {
         let (client, batch) = (system::client_key(rid), system::batch_key(rid));
-        let found = self.get_here(&[client, batch], NEWEST).await?;
+        let found = self.get(&[client, batch], View::Applied).await?;
         if !matches!(found.first(), Some(Some(_))) {
-            let epoch = self.commit_own(&[Record::Put { key: client, value: identity }]).await?;
+            let epoch = self.commit_records(vec![Record::Put { key: client, value: identity }]).await?;
             probe::tell(|| Fact::RecordMade { term: self.term, rid, epoch });
             if !mutant::active(Mutant::RecordBeforeDurable) {
                 self.wait_durable(epoch).await?;
             }
-        } else if !matches!(self.get_here(&[client], self.durable.get()).await?.first(), Some(Some(_))) {
+        } else if !matches!(self.get(&[client], View::Durable).await?.first(), Some(Some(_))) {
             // Made by an attempt whose answer was lost, or that failed: it must be durable before this one is answered.
             // (Found by the simulation: N5 after a flush had failed.)
             let open = self.epochs.borrow().open();
@@ -64,8 +64,8 @@ impl Store {
     }
 
     pub(crate) async fn close_rid_here(self: &Rc<Self>, rid: Rid) -> Result<(), StoreError> {
-        let records = [Record::Delete { key: system::batch_key(rid) }, Record::Delete { key: system::client_key(rid) }];
-        let epoch = self.commit_own(&records).await?;
+        let keys = [system::batch_key(rid), system::client_key(rid)];
+        let epoch = self.commit_records(keys.map(|key| Record::Delete { key }).to_vec()).await?;
         self.home.forget(rid);
         self.wait_durable(epoch).await?;
         probe::tell(|| Fact::RecordGone { term: self.term, rid });
@@ -78,7 +78,7 @@ impl Store {
         for b in 0..=255u8 {
             let mut range = system::range(Bucket(b));
             loop {
-                let page = self.scan(range, 1024, 1 << 20, vellum_base::View::Applied).await?;
+                let page = self.scan(range, 1024, 1 << 20, View::Applied).await?;
                 for (key, value) in page.items {
                     out.extend(system::rid_of_client_key(&key).map(|rid| (rid, value)));
                 }
@@ -96,9 +96,13 @@ impl Store {
     pub async fn alloc_group(self: &Rc<Self>, _near: Option<Ino>, root: Option<Ino>) -> Result<u64, StoreError> {
         let bucket = Bucket((self.next_group.get() % 256) as u8);
         self.next_group.set(self.next_group.get() + 1);
-        match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket, root }).await? {
-            Answer::Group(group) => Ok(group),
-            _ => Err(StoreError::Closed),
+        loop {
+            match self.ask(self.reactor_of(bucket), Request::AllocGroup { bucket, root }).await {
+                Ok(Answer::Group(group)) => return Ok(group),
+                Err(StoreError::Moved) => self.until_moved().await,
+                Err(e) => return Err(e),
+                Ok(_) => return Err(StoreError::Closed),
+            }
         }
     }
 
@@ -107,6 +111,7 @@ impl Store {
         bucket: Bucket,
         root: Option<Ino>,
     ) -> Result<u64, StoreError> {
+        self.shard(&system::group_key(bucket))?;
         let group = self.next_group_of(bucket).await?;
         if let Some(root) = root {
             let record = Record::Put { key: system::root_key(group), value: system::encode_counter(root.0) };

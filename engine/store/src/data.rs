@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 
 use vellum_base::{BLOCK_SIZE, BlockRange, Bucket, ChunkIndex, DmaBuf, DmaSlice, ReactorId, Rid, probe};
 use vellum_format::ChunkUse;
@@ -76,6 +77,7 @@ impl Store {
 
     async fn take_space(self: &Rc<Self>, rid: Rid, blocks: u64) -> Result<Vec<BlockRange>, StoreError> {
         for _ in 0..SPACE_ATTEMPTS {
+            self.until_admitting().await;
             self.check_writable()?;
             let taken = self.space.borrow_mut().take(rid, blocks);
             let low = self.space.borrow().ready_blocks() < LOW_CHUNKS * u64::from(self.superblock.chunk_blocks);
@@ -123,9 +125,13 @@ impl Store {
     }
 
     async fn refill_once(self: &Rc<Self>, blocks: u64) -> Result<(), StoreError> {
+        if self.moves.paused.get() {
+            return Err(StoreError::NoSpace); // ahead of need; the next one asks again
+        }
+        let _busy = self.moves.busy(); // the chunk's bucket stays here until it has come
         let chunk_bytes = self.superblock.chunk_bytes();
         let count = (REFILL_BYTES.max(blocks * BLOCK_SIZE as u64)).div_ceil(chunk_bytes).max(1);
-        let mine: Vec<u8> = (0..=255).filter(|b| self.routes[usize::from(*b)] == self.me).collect();
+        let mine: Vec<u8> = (0..=255).filter(|b| self.reactor_of(Bucket(*b)) == self.me).collect();
         let at = self.next_bucket.get();
         self.next_bucket.set(at + 1);
         let Some(bucket) = mine.get(at % mine.len().max(1)).copied() else { return Err(StoreError::NoSpace) };
@@ -189,19 +195,44 @@ impl Store {
     /// Gives back data that was written and that no batch will refer to.
     pub async fn discard_data(self: &Rc<Self>, rid: Rid, ranges: &[BlockRange]) -> Result<(), StoreError> {
         for r in ranges {
-            if let Some(owner) = self.owner_of_block(r.start.0).await? {
-                self.ask(owner, Request::Discard { rid, ranges: vec![*r] }).await?;
+            while let Some(owner) = self.owner_of_block(r.start.0).await? {
+                match self.ask(owner, Request::Discard { rid, ranges: vec![*r] }).await {
+                    Err(StoreError::Moved) => {
+                        self.owners.borrow_mut().clear();
+                        self.until_moved().await;
+                    }
+                    done => {
+                        done?;
+                        break;
+                    }
+                }
             }
         }
         Ok(())
     }
 
+    pub(crate) fn discard_here(&self, rid: Rid, ranges: &[BlockRange]) -> Result<(), StoreError> {
+        let mut space = self.space.borrow_mut();
+        if ranges.iter().any(|range| !space.owns(range.start.0)) {
+            return Err(StoreError::Moved);
+        }
+        space.discard(rid, ranges);
+        Ok(())
+    }
+
     /// Gives back everything that is pending for a client, on all reactors: it is fenced, or has said farewell.
     pub async fn forget_pending(self: &Rc<Self>, rid: Rid) -> Result<(), StoreError> {
-        for reactor in self.mesh.all() {
-            self.ask(reactor, Request::ForgetPending { rid }).await?;
+        loop {
+            let before = self.handovers.load(Ordering::SeqCst);
+            for reactor in self.mesh.all() {
+                self.ask(reactor, Request::ForgetPending { rid }).await?;
+            }
+            // Else a chunk may have passed behind the question.
+            if before.is_multiple_of(2) && self.handovers.load(Ordering::SeqCst) == before {
+                return Ok(());
+            }
+            self.until_moved().await;
         }
-        Ok(())
     }
 
     /// Frees what durable epochs freed once the reads that run now have ended, on every reactor.

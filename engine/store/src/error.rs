@@ -53,6 +53,9 @@ pub enum StoreError {
     /// A write or a flush failed earlier: nothing is acknowledged any more until the device is opened anew.
     #[error("the store failed: {0}")]
     Failed(Arc<str>),
+    /// Not for callers: whoever asked asks again.
+    #[error("the shard is on another reactor")]
+    Moved,
     #[error("the store is closed")]
     Closed,
     #[error("the store is open for reading only")]

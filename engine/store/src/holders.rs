@@ -1,4 +1,4 @@
-//! Segments that several shards name since a split. Kept by the coordinator; follows from the manifest alone.
+//! Segments that several hold: shards that name them since a split, reads that began before a move. Kept by the coordinator; follows from the manifest alone.
 
 use std::collections::BTreeMap;
 
@@ -17,6 +17,11 @@ impl Holders {
     /// Instead of the shard its halves hold it, and whoever still reads in the whole.
     pub fn split(&mut self, segment: SegmentId) {
         *self.0.entry(segment).or_insert(1) += 2;
+    }
+
+    /// The shard is another reactor's, and whoever still reads where it was holds it, too.
+    pub fn hold(&mut self, segment: SegmentId) {
+        *self.0.entry(segment).or_insert(1) += 1;
     }
 
     /// One of them lets go. True when it was the last: the blocks are nobody's.

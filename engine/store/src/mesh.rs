@@ -15,7 +15,7 @@ use vellum_base::{
     Batch, BatchNo, BlockRange, Bucket, ChunkIndex, DmaSlice, Epoch, Ino, ItemOp, Key, KeyRange, ReactorId, Rid,
     SegmentId, ShardId,
 };
-use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, Value};
+use vellum_format::{ChunkUse, IndexKind, ManifestEdit, PartRef, Record, Value};
 use vellum_rt::channel::{Receiver, Sender};
 use vellum_rt::local::{OneshotReceiver, OneshotSender, SendError, oneshot};
 use vellum_rt::{Class, spawn};
@@ -23,6 +23,7 @@ use vellum_rt::{Class, spawn};
 use crate::error::{CommitError, StoreError};
 use crate::evacuate;
 use crate::grow::Growth;
+use crate::moves::{Cargo, Load};
 use crate::scrub::{Cursor, LastScrub, ScrubCommand, ScrubStatus, Step};
 use crate::space::SpaceChange;
 use crate::status::{CentralStatus, ReactorStatus};
@@ -36,6 +37,9 @@ pub(crate) struct MeshSeed {
     pub inbox: Receiver<Message>,
     /// See [`Store::names`](crate::Store::names).
     pub names: Arc<AtomicU64>,
+    /// Counts shards that left a reactor and arrived at another: odd while one is on its way. Who asks all reactors one after
+    /// the other, and finds it even and the same in the end, has asked each shard.
+    pub handovers: Arc<AtomicU64>,
 }
 
 pub(crate) enum Message {
@@ -122,6 +126,8 @@ pub(crate) enum Request {
         to: u64,
         max: usize,
         at: Epoch,
+        /// Those that the reactor has, as far as who asks knows.
+        buckets: Vec<Bucket>,
     },
     Commit {
         rid: Rid,
@@ -134,6 +140,15 @@ pub(crate) enum Request {
     ReserveSpace {
         rid: Rid,
         change: SpaceChange,
+    },
+    /// Room for the number of the client's last batch.
+    ReserveLast {
+        rid: Rid,
+        number: BatchNo,
+    },
+    /// Records of the engine's own, all in one bucket.
+    CommitRecords {
+        records: Vec<Record>,
     },
     AllocGroup {
         bucket: Bucket,
@@ -221,6 +236,29 @@ pub(crate) enum Request {
     SplitAt {
         bucket: Bucket,
     },
+    /// Give the shard that holds `bucket` to another reactor.
+    MoveAway {
+        bucket: Bucket,
+        to: ReactorId,
+    },
+    TakeOver(Box<Cargo>),
+    /// Who has these buckets from now on.
+    Route {
+        first: Bucket,
+        last: Bucket,
+        to: ReactorId,
+    },
+    /// What the shards had to do since the last such question.
+    Loads,
+    /// One move at a time.
+    MoveShard {
+        bucket: Bucket,
+        to: ReactorId,
+    },
+    /// The shard moves: reads that began before hold its segments, too.
+    HoldSegments {
+        shard: ShardId,
+    },
     /// Make it durable that a shard is two; the new one's id.
     Split {
         shard: ShardId,
@@ -243,7 +281,9 @@ pub(crate) enum Answer {
     },
     Committed(Result<Epoch, CommitError>),
     Reserved(Result<Reserved, Refused>),
-    Space(Result<u64, Refused>),
+    /// The token of a reservation without items of clients.
+    Token(Result<u64, Refused>),
+    Epoch(Epoch),
     Group(u64),
     Rid(BatchNo),
     Ranges(Vec<BlockRange>),
@@ -251,7 +291,9 @@ pub(crate) enum Answer {
     Use(ChunkUse),
     Grown(Growth),
     NewShard(ShardId),
-    Split(bool),
+    /// Whether a shard was split, or has moved.
+    Changed(bool),
+    Loads(Vec<Load>),
     Scrub(Box<ScrubStatus>),
     Scrubbed(Box<Step>),
     /// Chunks that are being emptied, or could not be; blocks in use in them.
@@ -277,7 +319,7 @@ pub(crate) struct Reserved {
 pub(crate) enum Refused {
     /// No room at the moment: give everything back and come again.
     Busy,
-    /// This reactor does not own the chunk (any more).
+    /// This reactor does not own the chunk, or the shard (any more).
     NotMine,
     No(CommitError),
 }

@@ -78,7 +78,7 @@ pub struct ReactorSeed {
     pub(crate) term: Term,
     pub(crate) first_epoch: Epoch,
     /// Reactor of each bucket.
-    pub(crate) routes: Arc<[ReactorId; 256]>,
+    pub(crate) routes: [ReactorId; 256],
     pub(crate) shards: Vec<ShardSeed>,
     pub(crate) replay: Arc<Vec<ReplayPart>>,
     pub(crate) data_chunks: Vec<(ChunkIndex, Bucket)>,
@@ -338,7 +338,7 @@ fn make_seeds(
 ) -> Vec<ReactorSeed> {
     let n = options.reactors;
     let state = &coordinator.manifest.state;
-    let routes = Arc::new(route(state, n));
+    let routes = route(state, n);
     let mut shards: BTreeMap<ReactorId, Vec<ShardSeed>> = BTreeMap::new();
     for (id, s) in in_key_order(state) {
         let seed = ShardSeed { id, range: s.range(), levels: s.levels.clone(), flushed_through: s.flushed_through };
@@ -358,7 +358,7 @@ fn make_seeds(
     let start = coordinator.start.clone();
     let superblock = coordinator.manifest.superblock.clone();
     let mut coordinator = Some(coordinator);
-    let names = Arc::new(AtomicU64::new(0));
+    let (names, handovers) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     receivers
         .into_iter()
         .enumerate()
@@ -371,13 +371,19 @@ fn make_seeds(
                 superblock: superblock.clone(),
                 term: start.term,
                 first_epoch: start.first_epoch,
-                routes: routes.clone(),
+                routes,
                 shards: shards.remove(&reactor).unwrap_or_default(),
                 replay: replay.clone(),
                 data_chunks: data.iter().filter(|(_, b)| routes[usize::from(b.0)] == reactor).copied().collect(),
                 log: logs.get(i).cloned(),
                 first_segment: SegmentId(first_segment.0 + SEGMENT_IDS * i as u64),
-                mesh: MeshSeed { me: reactor, senders: senders.clone(), inbox, names: names.clone() },
+                mesh: MeshSeed {
+                    me: reactor,
+                    senders: senders.clone(),
+                    inbox,
+                    names: names.clone(),
+                    handovers: handovers.clone(),
+                },
                 coordinator: coordinator.take(),
             }
         })

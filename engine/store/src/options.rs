@@ -28,6 +28,17 @@ impl Default for MkfsOptions {
     }
 }
 
+/// When shards move from one reactor to another by themselves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Rebalance {
+    /// When one reactor has clearly more to do than another for half a minute.
+    #[default]
+    ByLoad,
+    Never,
+    /// About so often, any shard to any reactor. For tests.
+    AtRandom(Duration),
+}
+
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Reactors that will run a [`crate::Store`], 1 to 64.
@@ -57,6 +68,7 @@ pub struct OpenOptions {
     pub evacuation_short_of: usize,
     /// A scrub begins by itself so long after the last one; `None` for never.
     pub scrub_every: Option<Duration>,
+    pub rebalance: Rebalance,
     /// Bitmaps that cannot be read are found out from the extents. For a single reactor that serves nobody.
     pub rebuild_bitmaps: bool,
 }
@@ -77,6 +89,7 @@ impl Default for OpenOptions {
             evacuation_bytes_per_s: Some(DEFAULT_EVACUATION_RATE),
             evacuation_short_of: SHORT,
             scrub_every: None,
+            rebalance: Rebalance::default(),
             rebuild_bitmaps: false,
         }
     }

@@ -10,7 +10,7 @@ use vellum_rt::{Class, spawn};
 use crate::epoch::Part;
 use crate::error::{CommitError, StoreError};
 use crate::fact::Fact;
-use crate::mesh::{Message, Refused};
+use crate::mesh::{Answer, Message, Refused, Request};
 use crate::store::Store;
 
 /// An open part longer than this asks to be closed.
@@ -36,12 +36,30 @@ impl Store {
         }
     }
 
+    /// Writes a few records of the engine's own, all in one bucket, wherever that is. Their epoch.
+    pub(crate) async fn commit_records(self: &Rc<Self>, records: Vec<Record>) -> Result<Epoch, StoreError> {
+        let Some(bucket) = records.first().map(|first| first.first_key().bucket()) else { return Ok(Epoch::NONE) };
+        loop {
+            let request = Request::CommitRecords { records: records.clone() };
+            match self.ask(self.reactor_of(bucket), request).await {
+                Ok(Answer::Epoch(epoch)) => return Ok(epoch),
+                Err(StoreError::Moved) => self.until_moved().await,
+                Err(e) => return Err(e),
+                Ok(_) => return Err(StoreError::Closed),
+            }
+        }
+    }
+
     /// Writes a few records of the engine's own into the open epoch, when there is room. Their keys are this reactor's.
     pub(crate) async fn commit_own(self: &Rc<Self>, records: &[Record]) -> Result<Epoch, StoreError> {
         loop {
             self.check_writable()?;
             match self.reserve_records(Rid::default()) {
                 Ok(token) => {
+                    if records.iter().any(|record| self.reactor_of(record.first_key().bucket()) != self.me) {
+                        self.abort_reserved(token);
+                        return Err(StoreError::Moved);
+                    }
                     let epoch = self.epochs.borrow().open();
                     self.apply_reserved(token, epoch);
                     self.apply_in(epoch, records);

@@ -14,6 +14,8 @@ use crate::store::Store;
 const NEWEST: Epoch = Epoch(u64::MAX);
 /// Entries that one bucket's cursor reads at once.
 const WALK_PAGE: usize = 64;
+/// Items of a scan that cost about as much as a get.
+const ITEMS_PER_TOUCH: u64 = 8;
 
 /// A page of an index walk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +32,15 @@ impl Store {
     pub async fn get(self: &Rc<Self>, keys: &[Key], view: View) -> Result<Vec<Option<Value>>, StoreError> {
         let pin = (view == View::Durable).then(|| self.pins.pin(self.durable.get()));
         let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
+        loop {
+            match self.get_at(keys, at).await {
+                Err(StoreError::Moved) => self.until_moved().await,
+                done => return done,
+            }
+        }
+    }
+
+    async fn get_at(self: &Rc<Self>, keys: &[Key], at: Epoch) -> Result<Vec<Option<Value>>, StoreError> {
         if keys.iter().all(|key| self.reactor_of(key.bucket()) == self.me) {
             return self.get_here(keys, at).await;
         }
@@ -79,6 +90,21 @@ impl Store {
     ) -> Result<ScanPage, StoreError> {
         let pin = (view == View::Durable).then(|| self.pins.pin(self.durable.get()));
         let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
+        loop {
+            match self.scan_at(range, max_items, max_bytes, at).await {
+                Err(StoreError::Moved) => self.until_moved().await,
+                done => return done,
+            }
+        }
+    }
+
+    async fn scan_at(
+        self: &Rc<Self>,
+        range: KeyRange,
+        max_items: usize,
+        max_bytes: usize,
+        at: Epoch,
+    ) -> Result<ScanPage, StoreError> {
         let owner = self.reactor_of(range.first.bucket());
         // The part of the range up to the first bucket of somebody else.
         let mut last_bucket = range.first.bucket().0;
@@ -113,6 +139,7 @@ impl Store {
         let mut part = range;
         part.last = range.last.min(shard.range().last);
         let mut page = shard.scan(part, at, max_items, max_bytes).await?;
+        shard.touch(page.items.len() as u64 / ITEMS_PER_TOUCH);
         if page.next.is_none() && part.last < range.last {
             page.next = part.last.successor();
         }
@@ -128,12 +155,35 @@ impl Store {
         max: usize,
     ) -> Result<WalkPage, StoreError> {
         let pin = self.pins.pin(self.durable.get());
-        let (at, max) = (pin.epoch, max.clamp(1, 16_384));
+        let max = max.clamp(1, 16_384);
+        loop {
+            match self.walk_at(index, (from, to), max, pin.epoch).await {
+                Err(StoreError::Moved) => self.until_moved().await,
+                done => return done,
+            }
+        }
+    }
+
+    /// Each bucket is asked for once, of the reactor that has it: else [`StoreError::Moved`].
+    async fn walk_at(
+        self: &Rc<Self>,
+        index: IndexKind,
+        (from, to): ((u64, Ino), u64),
+        max: usize,
+        at: Epoch,
+    ) -> Result<WalkPage, StoreError> {
+        let mut by_owner: BTreeMap<ReactorId, Vec<Bucket>> = BTreeMap::new();
+        for bucket in (0..=255).map(Bucket) {
+            by_owner.entry(self.reactor_of(bucket)).or_default().push(bucket);
+        }
+        let here = by_owner.remove(&self.me).unwrap_or_default();
         let mut entries = Vec::new();
         let mut more = false;
-        let calls: Vec<_> =
-            self.mesh.others().map(|other| self.mesh.call(other, Request::Walk { index, from, to, max, at })).collect();
-        let (mine, mine_more) = self.walk_here(index, from, to, max, at).await?;
+        let calls: Vec<_> = by_owner
+            .into_iter()
+            .map(|(owner, buckets)| self.mesh.call(owner, Request::Walk { index, from, to, max, at, buckets }))
+            .collect();
+        let (mine, mine_more) = self.walk_here(index, (from, to), max, at, &here).await?;
         entries.extend(mine);
         more |= mine_more;
         for call in calls {
@@ -157,19 +207,19 @@ impl Store {
         Ok(WalkPage { entries, next, through: at })
     }
 
-    /// This reactor's first `max` entries, and whether there are more.
+    /// The first `max` entries of these buckets, all of this reactor, and whether there are more.
     pub(crate) async fn walk_here(
         &self,
         index: IndexKind,
-        from: (u64, Ino),
-        to: u64,
+        (from, to): ((u64, Ino), u64),
         max: usize,
         at: Epoch,
+        buckets: &[Bucket],
     ) -> Result<(Vec<(u64, Ino)>, bool), StoreError> {
         let mut cursors = BTreeMap::new();
         let mut heads: BTreeSet<((u64, Ino), u8)> = BTreeSet::new();
-        for b in (0..=255u8).filter(|b| self.routes[usize::from(*b)] == self.me) {
-            let bucket = Bucket(b);
+        for bucket in buckets.iter().copied() {
+            let b = bucket.0;
             let range =
                 KeyRange { first: index.key_in(bucket, from.0, from.1), last: index.key_in(bucket, to, Ino(u64::MAX)) };
             let mut cursor = Cursor { rest: Some(range), page: Vec::new().into_iter() };

@@ -36,13 +36,15 @@ impl Store {
                 let ScanPage { items, next } = self.scan_here(range, at, max_items, max_bytes).await?;
                 Answer::Page { items, next }
             }
-            Request::Walk { index, from, to, max, at } => {
-                let (entries, more) = self.walk_here(index, from, to, max, at).await?;
+            Request::Walk { index, from, to, max, at, buckets } => {
+                let (entries, more) = self.walk_here(index, (from, to), max, at, &buckets).await?;
                 Answer::Entries { entries, more }
             }
             Request::Commit { rid, batch } => Answer::Committed(self.commit_here(rid, batch, None).await),
             Request::Reserve { rid, ops } => Answer::Reserved(self.reserve(rid, &ops).await?),
-            Request::ReserveSpace { rid, change } => Answer::Space(self.reserve_space(rid, change)),
+            Request::ReserveSpace { rid, change } => Answer::Token(self.reserve_space(rid, change)),
+            Request::ReserveLast { rid, number } => Answer::Token(self.reserve_last(rid, number)),
+            Request::CommitRecords { records } => Answer::Epoch(self.commit_own(&records).await?),
             Request::AllocGroup { bucket, root } => Answer::Group(self.alloc_group_here(bucket, root).await?),
             Request::OpenRid { rid, identity } => Answer::Rid(self.open_rid_here(rid, identity).await?),
             Request::CloseRid { rid } => {
@@ -54,7 +56,7 @@ impl Store {
                 Answer::Done
             }
             Request::Discard { rid, ranges } => {
-                self.space.borrow_mut().discard(rid, &ranges);
+                self.discard_here(rid, &ranges)?;
                 Answer::Done
             }
             Request::WriteData { rid, data } => Answer::Ranges(self.write_here(rid, data).await?),
@@ -89,7 +91,17 @@ impl Store {
                 self.compact_all_here().await?;
                 Answer::Done
             }
-            Request::SplitAt { bucket } => Answer::Split(self.split_here(bucket).await?),
+            Request::SplitAt { bucket } => Answer::Changed(self.split_here(bucket).await?),
+            Request::MoveAway { bucket, to } => Answer::Changed(self.move_away(bucket, to).await?),
+            Request::TakeOver(cargo) => {
+                self.take_over(*cargo);
+                Answer::Done
+            }
+            Request::Route { first, last, to } => {
+                self.set_route(first, last, to);
+                Answer::Done
+            }
+            Request::Loads => Answer::Loads(self.loads()),
             central => self.serve_central(central).await?,
         })
     }
@@ -119,6 +131,11 @@ impl Store {
                     Some(space) => Answer::Ranges(space.alloc(least, most).await?),
                     None => return Err(StoreError::Closed),
                 }
+            }
+            Request::MoveShard { bucket, to } => Answer::Changed(self.move_central(&central, bucket, to).await?),
+            Request::HoldSegments { shard } => {
+                self.hold_segments(&central, shard);
+                Answer::Done
             }
             Request::Split { shard, at } => Answer::NewShard(self.split_central(&central, shard, at).await?),
             Request::Scrub(command) => {
@@ -170,11 +187,11 @@ impl Store {
         }
     }
 
-    /// No new batch or data; those that are admitted end first.
+    /// No new batch or data; those that are admitted end first, and a shard that is on its way arrives.
     async fn stop_admission(&self) {
         self.stopping.set(true);
         self.room.notify_all();
-        while self.home.running.get() > 0 && self.failed.borrow().is_none() {
+        while (self.home.running.get() > 0 || self.is_changing_shards()) && self.failed.borrow().is_none() {
             vellum_rt::sleep(std::time::Duration::from_micros(200)).await;
         }
     }
@@ -275,6 +292,7 @@ impl Store {
             epochs_with_changes: self.full_epochs.get(),
             shard_bound_bytes: self.options.shard_bytes,
             splits: self.splits.done(),
+            moves: self.moves.status(),
         }
     }
 

@@ -6,13 +6,15 @@
 //! ```
 //! All of it is in the maintenance task, so no flush and no other edit of the shard comes between; writes and reads go on
 //! throughout. The halves share the memtable and flush it, each its own keys, into segments of their own; its records are in
-//! the log as they are, and a replay gives each to the shard that owns its key by then. The halves stay on their reactor.
+//! the log as they are, and a replay gives each to the shard that owns its key by then. The halves stay on their reactor until
+//! one [moves](crate::moves). A move waits in the same way, and for the memtable to be flushed: one shard of a reactor
+//! changes at a time.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::{Bucket, KeyRange, ShardId};
+use vellum_base::{Bucket, KeyRange, ReactorId, ShardId};
 use vellum_format::ManifestEdit;
 use vellum_format::superblock::SPLIT_SHARDS;
 use vellum_rt::local::{OneshotSender, oneshot};
@@ -31,11 +33,26 @@ const PAUSE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(1);
 /// A compaction of a shard that wants to be split may run so long; then the split is given up for now.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the memtable of a shard that moves may hold when the pause begins: some milliseconds' work.
+const MOVED_BYTES: usize = 512 << 10;
+/// Flushes that are tried to come below that.
+const FLUSHES: u32 = 3;
+
+/// What a shard is to become.
+#[derive(Clone, Copy)]
+enum Change {
+    /// Two, the upper one from this bucket on.
+    Halves(Bucket),
+    /// That reactor's.
+    Moved(ReactorId),
+}
 
 struct Wanted {
     shard: ShardId,
-    at: Bucket,
+    change: Change,
     since: Instant,
+    /// Before a move.
+    flushes: u32,
     /// Who asked is told how it ended.
     asked: Option<OneshotSender<bool>>,
 }
@@ -75,9 +92,13 @@ impl Store {
     /// shard already, when the filesystem is of a version without splits, or when compactions of the shard or a full device
     /// stood in the way for a minute.
     pub async fn split_shard(self: &Rc<Self>, bucket: Bucket) -> Result<bool, StoreError> {
-        match self.ask(self.reactor_of(bucket), Request::SplitAt { bucket }).await? {
-            Answer::Split(done) => Ok(done),
-            _ => Err(StoreError::Closed),
+        loop {
+            match self.ask(self.reactor_of(bucket), Request::SplitAt { bucket }).await {
+                Ok(Answer::Changed(done)) => return Ok(done),
+                Err(StoreError::Moved) => self.until_moved().await,
+                Err(e) => return Err(e),
+                Ok(_) => return Err(StoreError::Closed),
+            }
         }
     }
 
@@ -92,7 +113,23 @@ impl Store {
             return Ok(false);
         }
         let (send, receive) = oneshot();
-        self.want_split(&shard, bucket, Some(send));
+        self.want_change(&shard, Change::Halves(bucket), Some(send));
+        self.maintain.notify_one();
+        let done = receive.await;
+        self.check_failed()?;
+        Ok(done.unwrap_or(false))
+    }
+
+    /// Gives a shard of this reactor to another one; false when it is not here, or could not be had for a moment.
+    pub(crate) async fn move_away(self: &Rc<Self>, bucket: Bucket, to: ReactorId) -> Result<bool, StoreError> {
+        self.check_writable()?;
+        let shard = self.shard(&KeyRange::of_buckets(bucket, bucket).first);
+        let Ok(shard) = shard else { return Ok(false) };
+        if to == self.me || self.stopping.get() || self.splits.wanted.borrow().is_some() {
+            return Ok(false);
+        }
+        let (send, receive) = oneshot();
+        self.want_change(&shard, Change::Moved(to), Some(send));
         self.maintain.notify_one();
         let done = receive.await;
         self.check_failed()?;
@@ -104,8 +141,8 @@ impl Store {
         if self.splits.wanted.borrow().is_none() {
             self.choose_split();
         }
-        let wanted = self.splits.wanted.borrow().as_ref().map(|w| (w.shard, w.at, w.since.elapsed()));
-        let Some((id, at, waited)) = wanted else { return Ok(false) };
+        let wanted = self.splits.wanted.borrow().as_ref().map(|w| (w.shard, w.change, w.since.elapsed(), w.flushes));
+        let Some((id, change, waited, flushes)) = wanted else { return Ok(false) };
         let shard = self.shards().iter().find(|shard| shard.id() == id).cloned();
         let Some(shard) = shard.filter(|_| self.splits.forbidden.get() == 0 && waited < PATIENCE) else {
             self.give_up_split();
@@ -114,11 +151,28 @@ impl Store {
         if !shard.is_idle() {
             return Ok(false); // whatever runs ends with a notification
         }
+        if matches!(change, Change::Moved(_)) {
+            if shard.frozen_tables() > 0 {
+                return Ok(false); // a flush is next
+            }
+            if flushes < FLUSHES && shard.active_bytes() > MOVED_BYTES && shard.freeze(self.durable.get()) {
+                self.splits.wanted.borrow_mut().iter_mut().for_each(|wanted| wanted.flushes += 1);
+                return Ok(true);
+            }
+        }
         self.splits.running.set(true);
-        let done = self.split_now(&shard, at).await;
+        let done = match change {
+            Change::Halves(at) => self.split_now(&shard, at).await.map(|()| true),
+            Change::Moved(to) => self.move_now(&shard, to).await,
+        };
         self.splits.running.set(false);
-        self.end_wanted(done.is_ok());
-        done.map(|()| true)
+        match (change, &done) {
+            (Change::Halves(_), Ok(_)) => self.splits.done.set(self.splits.done.get() + 1),
+            (Change::Moved(_), Ok(false) | Err(_)) => shard.hold_compactions(false),
+            _ => {}
+        }
+        self.end_wanted(matches!(done, Ok(true)));
+        done.map(|_| true)
     }
 
     /// The longest shard that is over the bound and can be split.
@@ -137,7 +191,7 @@ impl Store {
             Some((extent.bytes, shard, at))
         });
         if let Some((_, shard, at)) = long.max_by_key(|(bytes, ..)| *bytes) {
-            self.want_split(shard, at, None);
+            self.want_change(shard, Change::Halves(at), None);
         }
     }
 
@@ -145,9 +199,9 @@ impl Store {
         self.superblock.features.incompatible & SPLIT_SHARDS != 0 && !self.stopping.get()
     }
 
-    fn want_split(&self, shard: &Shard, at: Bucket, asked: Option<OneshotSender<bool>>) {
+    fn want_change(&self, shard: &Shard, change: Change, asked: Option<OneshotSender<bool>>) {
         shard.hold_compactions(true);
-        let wanted = Wanted { shard: shard.id(), at, since: now(), asked };
+        let wanted = Wanted { shard: shard.id(), change, since: now(), flushes: 0, asked };
         *self.splits.wanted.borrow_mut() = Some(wanted);
     }
 
@@ -186,10 +240,14 @@ impl Store {
     fn end_wanted(&self, done: bool) {
         let wanted = self.splits.wanted.take();
         self.splits.not_before.set(Some(now() + PAUSE));
-        self.splits.done.set(self.splits.done.get() + u64::from(done));
         if let Some(asked) = wanted.and_then(|wanted| wanted.asked) {
             let _ = asked.send(done); // it may have gone
         }
+    }
+
+    /// A shard is being divided or handed over at this moment.
+    pub(crate) fn is_changing_shards(&self) -> bool {
+        self.splits.running.get()
     }
 
     /// Waits for a split that the manifest knows of already, and gives up one that is only wanted.

@@ -6,6 +6,7 @@ use vellum_base::{Bucket, Epoch, ReactorId, ShardId, Term};
 
 use crate::evacuate::EvacuationStatus;
 use crate::lsm::CacheStats;
+use crate::moves::MoveStatus;
 use crate::scrub::ScrubStatus;
 
 /// Figures of one reactor.
@@ -49,6 +50,7 @@ pub struct ReactorStatus {
     /// A shard whose segments are longer is split.
     pub shard_bound_bytes: u64,
     pub splits: u64,
+    pub moves: MoveStatus,
 }
 
 /// One shard: a run of whole buckets.

@@ -24,6 +24,7 @@ use crate::epoch::{LocalEpochs, LogWriter, Ring};
 use crate::error::StoreError;
 use crate::lsm::{BlockCache, LocalFuture, LsmConfig, Shard, ShardEnv};
 use crate::mesh::{Answer, Mesh, Message, Request};
+use crate::moves::{HandOver, Moves};
 use crate::open::ReactorSeed;
 use crate::options::OpenOptions;
 use crate::reads::{Pins, ReadTracker};
@@ -38,6 +39,12 @@ pub trait Authority {
     /// until what it gives is dropped. `None` when that cannot be had: the node starts or stops. Asked like
     /// [`Self::may_write`].
     fn hold(&self, group: u64) -> LocalFuture<'static, Option<Box<dyn Any>>>;
+
+    /// A shard of these buckets (the first, and the last of them) is about to move from this reactor to another one: what
+    /// answers [`Self::may_write`] goes along. `None` when that cannot be now.
+    fn hand_over(&self, _: (Bucket, Bucket), _: ReactorId) -> LocalFuture<'static, Option<Box<dyn HandOver>>> {
+        Box::pin(async { Some(Box::new(()) as Box<dyn HandOver>) })
+    }
 }
 
 /// For tools and tests that have no locks.
@@ -67,12 +74,18 @@ pub struct Store {
     _poller: PollerHandle,
     _watch: Option<FdWatch>,
     pub(crate) mesh: Rc<Mesh>,
-    pub(crate) routes: Arc<[ReactorId; 256]>,
+    /// Who has which bucket, as far as this reactor knows.
+    pub(crate) routes: [Cell<ReactorId>; 256],
+    /// Where the clients' homes are, by the bucket of their rid: dealt out like shards when the store was opened, for good.
+    homes: [ReactorId; 256],
     pub(crate) env: Rc<Env>,
     pub(crate) cache: Rc<BlockCache>,
-    /// In key order. A split puts another list here.
+    /// In key order. A split or a move puts another list here.
     pub(crate) shards: RefCell<Rc<[Rc<Shard>]>>,
     pub(crate) splits: Splits,
+    pub(crate) moves: Moves,
+    /// See [`MeshSeed::handovers`](crate::mesh::MeshSeed).
+    pub(crate) handovers: Arc<AtomicU64>,
     pub(crate) epochs: RefCell<LocalEpochs>,
     /// None when open for reading only.
     pub(crate) log: RefCell<Option<LogWriter>>,
@@ -155,11 +168,14 @@ impl Store {
             queue,
             _poller: poller,
             _watch: watch,
-            routes: seed.routes,
+            routes: seed.routes.map(Cell::new),
+            homes: seed.routes,
             env,
             cache,
             shards: RefCell::new(shards),
             splits: Splits::default(),
+            moves: Moves::default(),
+            handovers: seed.mesh.handovers,
             epochs: RefCell::new(LocalEpochs::new(usize::from(seed.reactor.0), reactors, seed.first_epoch)),
             log: RefCell::new(log),
             durable: Cell::new(before),
@@ -205,6 +221,7 @@ impl Store {
             if store.central.is_some() {
                 spawn(Class::Commit, "epoch timer", store.clone().epoch_timer()).detach();
             }
+            store.central.iter().for_each(|central| store.start_balance(central));
             store.write_rebuilt(rebuilt).await?;
             if let Some(central) = store.central.clone().filter(|_| store.options.scrub_every.is_some()) {
                 spawn(Class::Scrub, "scrub schedule", store.clone().scrub_in_time(central)).detach();
@@ -234,11 +251,7 @@ impl Store {
 
     /// Gives a record to the shard that owns its key, if it is here.
     pub(crate) fn apply_record(&self, epoch: Epoch, record: &Record) {
-        let key = match record {
-            Record::Put { key, .. } | Record::Delete { key } => key,
-            Record::DeleteRange { range } => &range.first,
-        };
-        if let Some(shard) = self.shard_of(key) {
+        if let Some(shard) = self.shard_of(record.first_key()) {
             shard.apply(epoch, record);
         }
     }
@@ -256,7 +269,7 @@ impl Store {
     }
 
     pub(crate) fn shard(&self, key: &Key) -> Result<Rc<Shard>, StoreError> {
-        self.shard_of(key).ok_or(StoreError::Closed)
+        self.shard_of(key).ok_or(StoreError::Moved)
     }
 
     /// How often names of inodes that were there before have changed, on all reactors: renames, links, a name less of
@@ -267,12 +280,13 @@ impl Store {
     }
 
     pub fn reactor_of(&self, bucket: Bucket) -> ReactorId {
-        self.routes[usize::from(bucket.0)]
+        self.routes[usize::from(bucket.0)].get()
     }
 
-    /// The reactor on which a client's batches are admitted; asking another one costs a message.
+    /// The reactor on which a client's batches are admitted; asking another one costs a message. It stays the same, wherever
+    /// the client's records are.
     pub fn home_of(&self, rid: Rid) -> ReactorId {
-        self.reactor_of(vellum_format::system::bucket_of_rid(rid))
+        self.homes[usize::from(vellum_format::system::bucket_of_rid(rid).0)]
     }
 
     pub fn term(&self) -> Term {
@@ -403,6 +417,7 @@ impl Store {
             central.wake.notify_one();
             central.evacuation.wake.notify_one();
             central.scrub_wake.notify_one();
+            central.balance.wake.notify_one();
         }
     }
 

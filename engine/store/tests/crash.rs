@@ -28,6 +28,9 @@ struct Run {
     prng: Prng,
     /// Shards are split on the way.
     splits: bool,
+    /// And move to other reactors, which so many did.
+    moves: bool,
+    moved: usize,
 }
 
 fn plain(key: &Key, value: &Bytes) -> Bytes {
@@ -169,6 +172,11 @@ async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps:
             1 => vellum_rt::sleep(std::time::Duration::from_micros(run.prng.below(7000))).await,
             _ => {}
         }
+        if run.moves && run.prng.one_in(6) {
+            let to = vellum_base::ReactorId(run.prng.below(stores.len() as u64) as u16);
+            let bucket = Bucket((run.prng.below(8) * 32) as u8);
+            run.moved += usize::from(store.move_shard(bucket, to).await.unwrap());
+        }
         if run.splits && run.prng.one_in(10) {
             store.split_shard(Bucket((run.prng.below(8) * 32) as u8)).await.unwrap();
         }
@@ -176,10 +184,10 @@ async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps:
 }
 
 fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
-    crash_run_with(seed, reactors, steps, every, false);
+    crash_run_with(seed, reactors, steps, every, [false, false]);
 }
 
-fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, splits: bool) {
+fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits, moves]: [bool; 2]) {
     let first = block_on(async {
         let memory = MemoryDevice::new(128 * MIB);
         let device: std::sync::Arc<dyn vellum_nvme::Device> = std::sync::Arc::new(memory.clone());
@@ -188,7 +196,7 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, splits: 
         vellum_store::mkfs(&device, &queue, MkfsOptions { shards, ..MkfsOptions::default() }).await.unwrap();
         memory.snapshot()
     });
-    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed), splits };
+    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed), splits, moves, moved: 0 };
     let cuts = cut_run(first, reactors, steps, every, &mut run);
     assert!(cuts.len() > 10);
     let mut second = 0;
@@ -233,7 +241,9 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, splits: 
             });
         }
     }
-    println!("seed {seed}: {} cuts, {second} second cuts, {} batches", cuts.len(), run.states.len() - 1);
+    let (batches, moved) = (run.states.len() - 1, run.moved);
+    println!("seed {seed}: {} cuts, {second} second cuts, {batches} batches, {moved} moves", cuts.len());
+    assert!(!moves || moved > 2, "{moved} moves");
 }
 
 fn cut_run(image: Image, reactors: usize, steps: usize, every: u64, run: &mut Run) -> Vec<common::crash::Cut> {
@@ -264,12 +274,23 @@ fn three_reactors_cut_anywhere() {
 /// Every write and every flush of the splits and all that follows them: segments that two shards name, their rewriting.
 #[test]
 fn splits_cut_anywhere() {
-    crash_run_with(seed(4), 1, 60, 1, true);
+    crash_run_with(seed(4), 1, 60, 1, [true, false]);
 }
 
 #[test]
 fn splits_on_two_reactors_cut_anywhere() {
-    crash_run_with(seed(5), 2, 120, 3, true);
+    crash_run_with(seed(5), 2, 120, 3, [true, false]);
+}
+
+/// Every write and every flush of the moves, and of what follows them: records of one shard in two logs.
+#[test]
+fn moves_cut_anywhere() {
+    crash_run_with(seed(6), 2, 60, 1, [false, true]);
+}
+
+#[test]
+fn moves_and_splits_on_three_reactors_cut_anywhere() {
+    crash_run_with(seed(7), 3, 100, 3, [true, true]);
 }
 
 /// `VELLUM_SEED` repeats a run.

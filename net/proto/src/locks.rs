@@ -15,6 +15,7 @@
 //! - queues are not scanned; holders are walked once for each waiter that they are in the way of.
 
 pub mod list;
+mod moving;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -22,6 +23,7 @@ use thiserror::Error;
 use vellum_base::{Mutant, Rid, Term, mutant, probe};
 use vellum_wire::{LockGrant, LockMode, LockName, LockWant};
 
+pub use self::moving::MovedLocks;
 use crate::fact::LockFact;
 use crate::time::Time;
 
@@ -357,7 +359,8 @@ impl LockTable {
     /// void from the first part on.
     pub fn reclaim_some(&mut self, rid: Rid, most: usize) -> bool {
         if let Some(client) = self.clients.remove(&rid) {
-            self.reclaiming.insert(rid, client.places);
+            // More may have come from another table since the first part.
+            self.reclaiming.entry(rid).or_default().extend(client.places);
         }
         for _ in 0..most {
             let Some(places) = self.reclaiming.get_mut(&rid) else { return true };

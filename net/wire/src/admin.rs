@@ -40,6 +40,11 @@ pub enum AdminRequest {
     StopScrub,
     /// What the scrub has read and found so far.
     ScrubStatus,
+    /// Give the shard that holds a bucket to a reactor.
+    MoveShard {
+        bucket: u8,
+        reactor: u16,
+    },
 }
 
 impl AdminRequest {
@@ -62,6 +67,7 @@ pub(crate) fn put(out: &mut Vec<u8>, what: &AdminRequest) {
         AdminRequest::Scrub { rate_bytes_per_s } => (6, *rate_bytes_per_s),
         AdminRequest::StopScrub => (7, 0),
         AdminRequest::ScrubStatus => (8, 0),
+        AdminRequest::MoveShard { bucket, reactor } => (9, u64::from(*bucket) | u64::from(*reactor) << 8),
     };
     writer::u8(out, tag);
     writer::u64(out, value);
@@ -95,6 +101,8 @@ pub(crate) fn get(r: &mut Reader) -> Result<AdminRequest, WireFault> {
         6 => Ok(AdminRequest::Scrub { rate_bytes_per_s: value }),
         7 => Ok(AdminRequest::StopScrub),
         8 => Ok(AdminRequest::ScrubStatus),
+        9 if value >> 24 == 0 => Ok(AdminRequest::MoveShard { bucket: value as u8, reactor: (value >> 8) as u16 }),
+        9 => Err(WireFault::Value { what: "shard and reactor", found: value }),
         found => Err(WireFault::Value { what: "admin request", found: found.into() }),
     }
 }

@@ -112,6 +112,8 @@ fn request() -> impl Strategy<Value = Request> {
         (0..=MAX_LISTED).prop_map(|max| Request::Admin { what: AdminRequest::Clients { max } }),
         any::<u64>().prop_map(|rid| Request::Admin { what: AdminRequest::Evict { rid: Rid(rid) } }),
         any::<u64>().prop_map(|rate_bytes_per_s| Request::Admin { what: AdminRequest::Scrub { rate_bytes_per_s } }),
+        (any::<u8>(), any::<u16>())
+            .prop_map(|(bucket, reactor)| Request::Admin { what: AdminRequest::MoveShard { bucket, reactor } }),
         prop_oneof![Just(AdminRequest::Grow), Just(AdminRequest::StopScrub), Just(AdminRequest::ScrubStatus)]
             .prop_map(|what| Request::Admin { what }),
         Just(Request::Farewell),

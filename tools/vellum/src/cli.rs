@@ -44,6 +44,8 @@ pub enum Command {
     Clients(Clients),
     /// Take in the space that a device has become larger by, also while it is served.
     Grow(Grow),
+    /// Give a shard to another reactor of a running engine. It does so by itself where one has clearly more to do.
+    MoveShard(MoveShard),
     /// Verify everything that a running engine has on its device, in the background, and repair what has a good copy.
     Scrub(Scrub),
     /// Verify a device that nobody serves: every reference, extent, checksum and link count. Changes nothing without
@@ -394,6 +396,20 @@ pub struct Grow {
     /// unix:PATH, tcp:ADDR:PORT or a directory of a mount, of an engine that serves the device; or the device, when nobody
     /// does.
     pub on: String,
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub keys: KeyArgs,
+}
+
+#[derive(Args)]
+pub struct MoveShard {
+    /// unix:PATH, tcp:ADDR:PORT, or a directory of a mount.
+    pub on: String,
+    /// A bucket of the shard, 0 to 255: `vellum status` says who has which.
+    pub bucket: u8,
+    /// The reactor that is to have it.
+    pub reactor: u16,
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]

@@ -26,6 +26,8 @@ const COUNTERS: &[&str] = &[
     "fences_failed",
     "late_wakes",
     "splits",
+    "shards_moved",
+    "moves_given_up",
     "dropped",
     "ignored",
     "write_errors",

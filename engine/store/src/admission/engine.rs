@@ -37,7 +37,7 @@ impl Store {
             self.check_writable()?;
             match self.attempt_engine(&by_owner, expected).await? {
                 Some(Attempt::Done(epoch)) => return Ok(Some(epoch)),
-                Some(Attempt::Moved) => {}
+                Some(Attempt::Moved) => self.until_moved().await,
                 Some(Attempt::Busy) => self.wait_for_room().await,
                 None => return Ok(None),
             }

@@ -8,9 +8,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
-use vellum_base::{Batch, BatchNo, BlockRange, Epoch, ItemOp, Key, Mutant, ReactorId, Rid, mutant, probe};
+use vellum_base::{Batch, BatchNo, BlockRange, Epoch, ItemOp, Key, Mutant, ReactorId, Rid, View, mutant, probe};
 use vellum_format::system::{self, LastBatch};
-use vellum_format::{Extent, ItemKind, Record};
+use vellum_format::{Extent, ItemKind};
 use vellum_rt::local::{OneshotReceiver, OneshotSender, oneshot};
 use vellum_rt::{Class, sleep, spawn};
 
@@ -124,7 +124,7 @@ pub type Judge = Rc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<(), CommitErr
 pub(super) enum Attempt {
     Done(Epoch),
     Busy,
-    /// A chunk changed hands; its owner was forgotten.
+    /// A chunk or a shard changed hands; the chunk's owner was forgotten.
     Moved,
 }
 
@@ -207,32 +207,40 @@ impl Store {
         }
         let bytes = check_size(&batch)?;
         self.pace.admit(bytes).await;
-        let mut by_owner: BTreeMap<ReactorId, Vec<ItemOp>> = BTreeMap::new();
-        for op in batch.ops {
-            by_owner.entry(self.reactor_of(key_of(&op).bucket())).or_default().push(op);
-        }
+        let mut by_owner = self.by_owner(batch.ops);
         loop {
             self.check_failed()?;
             match self.attempt((rid, batch.number), state, &by_owner, judge.as_ref()).await? {
                 Attempt::Done(epoch) => return Ok(epoch),
-                Attempt::Moved => {}
+                Attempt::Moved => {
+                    self.until_moved().await;
+                    by_owner = self.by_owner(by_owner.into_values().flatten());
+                }
                 Attempt::Busy => self.wait_for_room().await,
             }
         }
     }
 
+    /// Operations by who has their shards now; in any order, but that of one inode's.
+    fn by_owner(&self, ops: impl IntoIterator<Item = ItemOp>) -> BTreeMap<ReactorId, Vec<ItemOp>> {
+        let mut by_owner: BTreeMap<ReactorId, Vec<ItemOp>> = BTreeMap::new();
+        for op in ops {
+            by_owner.entry(self.reactor_of(key_of(&op).bucket())).or_default().push(op);
+        }
+        by_owner
+    }
+
     /// The client's last batch, from memory or from its item.
-    async fn last_batch(&self, rid: Rid, state: &RidState) -> Result<LastBatch, CommitError> {
+    async fn last_batch(self: &Rc<Self>, rid: Rid, state: &RidState) -> Result<LastBatch, CommitError> {
         if let Some(last) = state.last.get() {
             return Ok(last);
         }
-        let newest = Epoch(u64::MAX);
-        let key = system::client_key(rid);
-        if self.shard(&key)?.get(&key, newest).await.map_err(StoreError::from)?.is_none() {
+        let key = system::batch_key(rid);
+        let mut found = self.get(&[key, system::client_key(rid)], View::Applied).await?;
+        if found.pop().flatten().is_none() {
             return Err(CommitError::UnknownClient { rid });
         }
-        let key = system::batch_key(rid);
-        let last = match self.shard(&key)?.get(&key, newest).await.map_err(StoreError::from)? {
+        let last = match found.pop().flatten() {
             Some(value) => LastBatch::decode(&value).map_err(|error| StoreError::Item { key, error })?,
             None => LastBatch::default(),
         };
@@ -277,7 +285,8 @@ impl Store {
                     least_epoch = least_epoch.max(r.least_epoch);
                 }
                 Ok(Err(Refused::No(e))) => refusal = Some(Err(e)),
-                Ok(Err(_)) => refusal = refusal.or(Some(Ok(Attempt::Busy))),
+                Ok(Err(Refused::Busy)) => refusal = refusal.or(Some(Ok(Attempt::Busy))),
+                Ok(Err(Refused::NotMine)) => refusal = refusal.or(Some(Ok(Attempt::Moved))),
                 Err(e) => refusal = Some(Err(e.into())),
             }
         }
@@ -294,11 +303,8 @@ impl Store {
                 Some(attempt) => return Ok(attempt),
             }
         }
-        // Room for the batch number, which is this reactor's to write.
-        match self.reserve_records(rid) {
-            Ok(token) => held.push(Held { store: self.clone(), reactor: self.me, token, applied: false }),
-            Err(Refused::No(e)) => return Err(e),
-            Err(_) => return Ok(Attempt::Busy),
+        if let Some(attempt) = self.reserve_number(rid, number, &mut held).await? {
+            return Ok(attempt);
         }
         if self.epochs.borrow().open() < least_epoch {
             return Ok(Attempt::Busy); // this reactor is about to be told to move on
@@ -307,16 +313,45 @@ impl Store {
         Ok(Attempt::Done(self.apply_everywhere(rid, number, state, held)))
     }
 
+    /// Room for the batch's number with the owner of the client's records. `None` is success.
+    async fn reserve_number(
+        self: &Rc<Self>,
+        rid: Rid,
+        number: BatchNo,
+        held: &mut Vec<Held>,
+    ) -> Result<Option<Attempt>, CommitError> {
+        let reactor = self.reactor_of(system::bucket_of_rid(rid));
+        let result = if reactor == self.me {
+            self.reserve_last(rid, number)
+        } else {
+            token(self.mesh.call(reactor, Request::ReserveLast { rid, number }).await)?
+        };
+        self.keep_reserved(reactor, result, held)
+    }
+
+    fn keep_reserved(
+        self: &Rc<Self>,
+        reactor: ReactorId,
+        reserved: Result<u64, Refused>,
+        held: &mut Vec<Held>,
+    ) -> Result<Option<Attempt>, CommitError> {
+        match reserved {
+            Ok(token) => held.push(Held { store: self.clone(), reactor, token, applied: false }),
+            Err(Refused::No(e)) => return Err(e),
+            Err(Refused::Busy) => return Ok(Some(Attempt::Busy)),
+            Err(Refused::NotMine) => {
+                self.owners.borrow_mut().clear();
+                return Ok(Some(Attempt::Moved));
+            }
+        }
+        Ok(None)
+    }
+
     /// From here nothing can fail and nothing waits.
     fn apply_everywhere(self: &Rc<Self>, rid: Rid, number: BatchNo, state: &RidState, held: Vec<Held>) -> Epoch {
         let epoch = self.apply_held(held);
         probe::tell(|| Fact::Applied { term: self.term, rid, number, epoch });
-        let last = LastBatch { number, epoch };
-        let remembered = Record::Put { key: system::batch_key(rid), value: last.encode() };
-        if !mutant::active(Mutant::ForgetLastBatch) {
-            self.apply_in(epoch, &[remembered]);
-        }
-        state.last.set(Some(last));
+        state.last.set(Some(LastBatch { number, epoch }));
         self.batches.set(self.batches.get() + 1);
         self.mark_dirty(epoch); // last: it may close the epoch
         epoch
@@ -405,23 +440,22 @@ impl Store {
             let result = if reactor == self.me {
                 self.reserve_space(rid, change)
             } else {
-                match self.mesh.call(reactor, Request::ReserveSpace { rid, change }).await {
-                    Ok(Ok(Answer::Space(result))) => result,
-                    Ok(Err(e)) => return Err(e.into()),
-                    _ => return Err(StoreError::Closed.into()),
-                }
+                token(self.mesh.call(reactor, Request::ReserveSpace { rid, change }).await)?
             };
-            match result {
-                Ok(token) => held.push(Held { store: self.clone(), reactor, token, applied: false }),
-                Err(Refused::No(e)) => return Err(e),
-                Err(Refused::Busy) => return Ok(Some(Attempt::Busy)),
-                Err(Refused::NotMine) => {
-                    self.owners.borrow_mut().clear();
-                    return Ok(Some(Attempt::Moved));
-                }
+            if let Some(attempt) = self.keep_reserved(reactor, result, held)? {
+                return Ok(Some(attempt));
             }
         }
         Ok(None)
+    }
+}
+
+/// What a reactor answered that was asked for a reservation.
+fn token<E>(answer: Result<Result<Answer, StoreError>, E>) -> Result<Result<u64, Refused>, StoreError> {
+    match answer {
+        Ok(Ok(Answer::Token(reserved))) => Ok(reserved),
+        Ok(Err(e)) => Err(e),
+        _ => Err(StoreError::Closed),
     }
 }
 

@@ -10,7 +10,8 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use vellum_base::{BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
+use vellum_base::{BatchNo, BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
+use vellum_format::system::{self, LastBatch};
 use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Orphan, Record, bitmap, log};
 
 use super::check::{Checked, check, key_of};
@@ -39,8 +40,21 @@ struct OldInode {
 /// One operation, ready to be stamped.
 enum Resolved {
     Plain(Record),
-    Inode { ino: Ino, value: Bytes, old: Option<OldInode>, data_changed: bool },
-    Death { ino: Ino, old: Option<OldInode> },
+    Inode {
+        ino: Ino,
+        value: Bytes,
+        old: Option<OldInode>,
+        data_changed: bool,
+    },
+    Death {
+        ino: Ino,
+        old: Option<OldInode>,
+    },
+    /// The client's last batch is this one.
+    Last {
+        rid: Rid,
+        number: BatchNo,
+    },
 }
 
 struct Reservation {
@@ -143,6 +157,12 @@ impl Store {
         rid: Rid,
         ops: &[ItemOp],
     ) -> Result<Result<Reserved, Refused>, StoreError> {
+        if self.moves.paused.get() {
+            return Ok(Err(Refused::Busy)); // its locks may be gone already
+        }
+        if ops.iter().any(|op| self.reactor_of(key_of(op).bucket()) != self.me) {
+            return Ok(Err(Refused::NotMine));
+        }
         let mut checked = Vec::with_capacity(ops.len());
         let mut bytes = PART_OVERHEAD;
         for op in ops {
@@ -161,6 +181,7 @@ impl Store {
         if let Err(refused) = self.charge(rid, bytes) {
             return Ok(Err(refused));
         }
+        let _busy = self.moves.busy();
         let mut inos: Vec<Ino> = checked.iter().map(Checked::ino).collect();
         inos.sort_unstable();
         inos.dedup();
@@ -192,6 +213,9 @@ impl Store {
     /// Promises log room, and looks at the memtables. The last part of both is the evacuation's: when clients wait because
     /// there is no space for a flush, it makes some.
     fn charge(&self, rid: Rid, bytes: usize) -> Result<(), Refused> {
+        if self.moves.paused.get() {
+            return Err(Refused::Busy);
+        }
         let share = if rid == Rid::ENGINE { 0 } else { EVACUATION_SHARE };
         let busy = self.shards.borrow().iter().any(|s| s.pressure() >= 1.0 - share as f32 / 100.0);
         let mut log = self.log.borrow_mut();
@@ -331,10 +355,23 @@ impl Store {
 
     /// Room for a few records of the engine's own.
     pub(crate) fn reserve_records(&self, rid: Rid) -> Result<u64, Refused> {
+        self.reserve_writes(rid, Vec::new())
+    }
+
+    /// Reserves the record of a client's last batch, which is this reactor's.
+    pub(crate) fn reserve_last(&self, rid: Rid, number: BatchNo) -> Result<u64, Refused> {
+        if self.reactor_of(system::bucket_of_rid(rid)) != self.me {
+            return Err(Refused::NotMine);
+        }
+        let forget = mutant::active(Mutant::ForgetLastBatch);
+        self.reserve_writes(rid, if forget { Vec::new() } else { vec![Resolved::Last { rid, number }] })
+    }
+
+    fn reserve_writes(&self, rid: Rid, writes: Vec<Resolved>) -> Result<u64, Refused> {
         self.charge(rid, PART_OVERHEAD)?;
         let reservation = Reservation {
             rid,
-            writes: Vec::new(),
+            writes,
             space: SpaceChange::default(),
             inos: Vec::new(),
             charged: PART_OVERHEAD,
@@ -403,6 +440,10 @@ fn stamp(write: Resolved, epoch: Epoch, out: &mut impl FnMut(Record)) {
                 out(Record::Delete { key: IndexKind::DataSeq.key(old.data_seq, ino) });
             }
             out(Record::Delete { key: Orphan::key(ino) });
+        }
+        Resolved::Last { rid, number } => {
+            let value = LastBatch { number, epoch }.encode();
+            out(Record::Put { key: system::batch_key(rid), value });
         }
     }
 }

@@ -55,6 +55,11 @@ impl LocalEpochs {
         self.open
     }
 
+    /// Of everything that was applied here.
+    pub fn newest(&self) -> Epoch {
+        self.parts.last_key_value().map_or(self.open, |(epoch, _)| self.open.max(*epoch))
+    }
+
     /// No change of this epoch or an older one comes any more.
     pub fn closed(&self) -> Epoch {
         self.closed

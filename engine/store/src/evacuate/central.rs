@@ -107,6 +107,8 @@ impl Store {
 
     /// One pass. True when a chunk has become free.
     async fn evacuate_once(self: &Rc<Self>, central: &Rc<Central>) -> Result<bool, StoreError> {
+        // Shards and their chunks stay where they are meanwhile, and so do the locks that it takes.
+        let _turn = central.balance.turn.lock().await;
         let chosen = self.choose(central).await?;
         let count = chosen.chunks.len();
         if count == 0 {

@@ -9,7 +9,7 @@ use vellum_format::{SegmentMeta, Value};
 
 use super::memtable::Found;
 use super::segment::{Segment, space_of};
-use super::state::{Frozen, State};
+use super::state::{Frozen, Run, State};
 use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ShardEnv};
 
 pub struct Shard {
@@ -34,6 +34,8 @@ pub struct Shard {
     pub(super) room: Cell<u64>,
     /// Epochs of the reads that are in progress here.
     readers: RefCell<BTreeMap<Epoch, usize>>,
+    /// What was asked of it, in gets, since somebody looked.
+    touches: Cell<u64>,
 }
 
 impl Shard {
@@ -81,6 +83,7 @@ impl Shard {
             held: Cell::new(false),
             room: Cell::new(1),
             readers: RefCell::default(),
+            touches: Cell::new(0),
         })
     }
 
@@ -94,6 +97,29 @@ impl Shard {
 
     pub fn flushed_through(&self) -> Epoch {
         self.flushed_through.get()
+    }
+
+    /// It costs as much as so many gets.
+    pub fn touch(&self, gets: u64) {
+        self.touches.set(self.touches.get() + gets);
+    }
+
+    pub fn take_touches(&self) -> u64 {
+        self.touches.take()
+    }
+
+    /// Its segments, level by level.
+    pub fn levels(&self) -> Vec<Vec<SegmentMeta>> {
+        let state = self.state();
+        let metas = |run: &Rc<Run>| run.segments.iter().map(|segment| segment.meta.clone()).collect::<Vec<_>>();
+        let first = state.runs.iter().flat_map(metas).collect();
+        std::iter::once(first).chain(state.levels.iter().map(metas)).collect()
+    }
+
+    /// It is served elsewhere: its segments are given back when the last read here has let go of them.
+    pub fn retire(&self) {
+        let state = self.state();
+        state.sorted_runs().flat_map(|run| &run.segments).for_each(|segment| segment.make_obsolete());
     }
 
     /// What is visible to every reader: the environment's, and those in progress here.
@@ -120,6 +146,7 @@ impl Shard {
             return;
         }
         assert!(epoch > self.frozen_through.get(), "epoch {epoch} was closed for shard {}", self.id);
+        self.touch(1);
         let state = self.state.borrow();
         let mut table = state.active.borrow_mut();
         match op {
@@ -182,6 +209,7 @@ impl Shard {
     /// The newest version of `key` at or before epoch `at` (which must not be older than the environment's oldest reader;
     /// `Epoch(u64::MAX)` is the newest applied).
     pub async fn get(&self, key: &Key, at: Epoch) -> Result<Option<Value>, LsmError> {
+        self.touch(1);
         match self.get_in_memtables(key, at) {
             Some(Found::Value(value)) => Ok(Some(value)),
             Some(Found::Deleted) => Ok(None),

@@ -124,6 +124,10 @@ impl Store {
         self.scrub_manifest(central).await.map_err(said)?;
         phase("log");
         self.scrub_log(central).await.map_err(said)?;
+        // A shard that is on its way arrives; no other moves while this runs.
+        while central.balance.moving.get() {
+            sleep(LOOK_UP).await;
+        }
         for reactor in self.mesh.all() {
             let mut cursor = Some(Cursor::Shard { shard: 0 });
             while let Some(at) = cursor {

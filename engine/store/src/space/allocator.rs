@@ -32,17 +32,17 @@ impl SpaceChange {
 
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
-    bucket: Bucket,
+    pub(super) bucket: Bucket,
     bitmaps: BTreeMap<u32, Bitmap>,
     pub(super) used: u64,
 }
 
 #[derive(Debug, Default)]
-struct Pending {
+pub(super) struct Pending {
     /// Written and complete.
-    ready: RangeSet,
+    pub(super) ready: RangeSet,
     /// The write is running.
-    writing: RangeSet,
+    pub(super) writing: RangeSet,
 }
 
 #[derive(Debug)]
@@ -51,14 +51,14 @@ pub struct Allocator {
     pub(super) chunks: BTreeMap<ChunkIndex, Chunk>,
     pub(super) free: RangeSet,
     pub(super) draining: Draining,
-    pending: HashMap<Rid, Pending>,
-    pending_blocks: u64,
-    claimed_blocks: u64,
+    pub(super) pending: HashMap<Rid, Pending>,
+    pub(super) pending_blocks: u64,
+    pub(super) claimed_blocks: u64,
     /// Freed by an epoch that is not durable.
-    freed: BTreeMap<Epoch, Vec<(u64, u64)>>,
+    pub(super) freed: BTreeMap<Epoch, Vec<(u64, u64)>>,
     /// Freed by a durable epoch; reads that began earlier may run.
-    cooling: Vec<(u64, u64)>,
-    waiting_blocks: u64,
+    pub(super) cooling: Vec<(u64, u64)>,
+    pub(super) waiting_blocks: u64,
 }
 
 impl Allocator {

@@ -118,6 +118,11 @@ impl Allocator {
         })
     }
 
+    /// The chunk, which is not being emptied, is another reactor's.
+    pub(super) fn forget_given_up(&mut self, chunk: ChunkIndex) {
+        self.draining.given_up.remove(&chunk);
+    }
+
     /// What is left of the chunks that were to be emptied stays, and their free blocks are given out again. The chunks. With
     /// `tried`, an evacuation has looked at all of them, and would find the same again.
     pub fn call_off_draining(&mut self, tried: bool) -> Vec<ChunkIndex> {

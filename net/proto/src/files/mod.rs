@@ -6,12 +6,14 @@
 //! - [`OpenTable`]: inodes that clients have open without holding their lease.
 
 mod list;
+mod moving;
 mod opens;
 mod ranges;
 mod table;
 mod waits;
 
 pub use list::FileLockInfo;
+pub use moving::{MovedFiles, MovedOpens};
 pub use opens::{MAX_OPENS_PER_CLIENT, OpenTable};
 pub use ranges::{Held, Owner, Ranges};
 pub use table::{FileLockOutput, FileLockStats, FileLockTable, MAX_FILE_LOCKS_PER_CLIENT, MAX_FILE_WAITS_PER_CLIENT};

@@ -20,8 +20,8 @@ pub struct TooManyOpens {
 
 #[derive(Default)]
 pub struct OpenTable {
-    inodes: BTreeMap<Ino, BTreeSet<Rid>>,
-    clients: HashMap<Rid, BTreeSet<Ino>>,
+    pub(super) inodes: BTreeMap<Ino, BTreeSet<Rid>>,
+    pub(super) clients: HashMap<Rid, BTreeSet<Ino>>,
     recovering: bool,
 }
 

@@ -82,6 +82,17 @@ impl File {
         self.waiters.iter().map(|waiter| (waiter.space, waiter.wanted))
     }
 
+    /// One for each waiter.
+    pub(super) fn waiting_rids(&self) -> impl Iterator<Item = Rid> + '_ {
+        self.waiters.iter().map(|waiter| waiter.wanted.owner.rid)
+    }
+
+    /// Who holds or waits.
+    pub(super) fn rids(&self) -> BTreeSet<Rid> {
+        let held = self.posix.iter().chain(self.flock.iter()).map(|held| held.owner.rid);
+        held.chain(self.waiting_rids()).collect()
+    }
+
     fn count_of(&self, rid: Rid) -> usize {
         self.posix.count_of(rid) + self.flock.count_of(rid)
     }
@@ -103,7 +114,7 @@ enum Request {
 
 #[derive(Default)]
 pub struct FileLockTable {
-    files: BTreeMap<Ino, File>,
+    pub(super) files: BTreeMap<Ino, File>,
     clients: HashMap<Rid, Client>,
     /// Files of clients whose reclaim has begun.
     reclaiming: HashMap<Rid, VecDeque<Ino>>,
@@ -211,8 +222,13 @@ impl FileLockTable {
         outcome
     }
 
+    pub(super) fn count_wait(&mut self, rid: Rid, more: isize) {
+        let client = self.clients.entry(rid).or_default();
+        client.waits = client.waits.saturating_add_signed(more);
+    }
+
     /// What a client has in a file has changed.
-    fn recount(&mut self, rid: Rid, ino: Ino) {
+    pub(super) fn recount(&mut self, rid: Rid, ino: Ino) {
         let Some(client) = self.clients.get_mut(&rid) else { return };
         let file = self.files.get(&ino);
         let held = file.map_or(0, |file| file.count_of(rid));
@@ -310,7 +326,8 @@ impl FileLockTable {
     pub fn reclaim_some(&mut self, rid: Rid, most: usize) -> bool {
         if let Some(client) = self.clients.remove(&rid) {
             self.early.retain(|(other, _)| *other != rid);
-            self.reclaiming.insert(rid, client.files.into_keys().collect());
+            // More may have come from another table since the first part.
+            self.reclaiming.entry(rid).or_default().extend(client.files.into_keys());
         } else if !self.reclaiming.contains_key(&rid) {
             self.early.retain(|(other, _)| *other != rid);
             return true;
@@ -392,6 +409,15 @@ impl FileLockTable {
     pub fn waiting(&self, ino: Ino) -> Vec<WaitId> {
         let waiters = self.files.get(&ino).map(|file| &file.waiters);
         waiters.into_iter().flatten().map(|w| WaitId { rid: w.wanted.owner.rid, ticket: w.ticket }).collect()
+    }
+
+    pub fn is_recovering(&self) -> bool {
+        self.recovering
+    }
+
+    /// Nobody is waited for, and nothing of a client is being reclaimed.
+    pub fn is_settled(&self) -> bool {
+        !self.recovering && self.early.is_empty() && self.reclaiming.is_empty() && self.outputs.is_empty()
     }
 
     pub(super) fn files(&self) -> &BTreeMap<Ino, File> {

@@ -5,6 +5,7 @@ mod bench;
 mod grow;
 mod keys;
 mod mount;
+mod move_shard;
 mod nvme;
 mod operate;
 mod query;
@@ -24,6 +25,7 @@ pub fn run(command: Command) -> Result<()> {
     match command {
         Command::Mkfs(args) => admin::mkfs(&args),
         Command::Grow(args) => grow::grow(&args),
+        Command::MoveShard(args) => move_shard::move_shard(&args),
         Command::Scrub(args) => scrub::scrub(&args),
         Command::Check(args) => admin::check(&args),
         Command::Dump(args) => admin::dump(&args),

@@ -99,7 +99,10 @@ fn shards(reactors: &Value) -> String {
     let ranges = all().flat_map(|reactor| reactor["shard_ranges"].as_array().into_iter().flatten());
     let longest = ranges.map(|shard| number(&shard["segment_bytes"])).max().unwrap_or(0);
     let bound = all().map(|reactor| number(&reactor["shard_bound_bytes"])).max().unwrap_or(0);
-    format!("{} on the reactors; the longest has {} of {}", counts.join(", "), size::show(longest), size::show(bound))
+    let moved: u64 = all().map(|reactor| number(&reactor["shards_moved"])).sum();
+    let moved = if moved > 0 { format!("; {moved} have moved") } else { String::new() };
+    let (longest, bound) = (size::show(longest), size::show(bound));
+    format!("{} on the reactors; the longest has {longest} of {bound}{moved}", counts.join(", "))
 }
 
 /// The status in a screenful: what is wrong first.
