@@ -172,7 +172,7 @@ async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps:
             1 => vellum_rt::sleep(std::time::Duration::from_micros(run.prng.below(7000))).await,
             _ => {}
         }
-        if run.moves && run.prng.one_in(6) {
+        if run.moves && run.prng.one_in(3) {
             let to = vellum_base::ReactorId(run.prng.below(stores.len() as u64) as u16);
             let bucket = Bucket((run.prng.below(8) * 32) as u8);
             run.moved += usize::from(store.move_shard(bucket, to).await.unwrap());

@@ -57,7 +57,7 @@ pub(crate) struct Evacuation {
     /// Woken when somebody found no free chunk, and when the store stops.
     pub wake: Notify,
     /// The task that goes on while chunks are short.
-    awake: Cell<bool>,
+    pub awake: Cell<bool>,
     looked: Cell<Option<Instant>>,
     /// See [`crate::OpenOptions::evacuation_short_of`].
     short_of: usize,

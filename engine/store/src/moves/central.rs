@@ -112,7 +112,7 @@ impl Store {
                     _ => return Err(StoreError::Closed),
                 }
             }
-            let chosen = policy.look(&loads);
+            let chosen = policy.look(&loads).filter(|_| !central.evacuation.awake.get()); // space goes first
             if let Some((bucket, to)) =
                 chosen.filter(|_| last.is_none_or(|at: vellum_rt::Instant| at.elapsed() >= PAUSE))
             {
