@@ -1,5 +1,5 @@
-//! Fills one shard with random keys on a device in memory, and prints rates (per second of CPU time of its one thread)
-//! and write amplification.
+//! Fills one shard with random keys on a device in memory, and prints rates (per second of CPU time of its one thread),
+//! write amplification, and for how long a split of the shard with a full memtable holds its reactor.
 //!
 //! `cargo run --release -p vellum-store --example lsm_fill -- [keys] [memtable MiB] [cache MiB]`
 
@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use vellum_base::prng::Prng;
-use vellum_base::{BLOCK_SIZE, BlockRange, Epoch, Ino, Key, KeyRange, SegmentId, ShardId};
+use vellum_base::{BLOCK_SIZE, BlockRange, Bucket, Epoch, Ino, Key, KeyRange, SegmentId, ShardId};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Queue};
 use vellum_store::lsm::{BlockCache, Edit, ItemWrite, LocalFuture, LsmConfig, LsmError, Shard, ShardEnv};
@@ -18,6 +18,8 @@ const VALUE_BYTES: usize = 100;
 const LOG_BYTES: usize = Key::LEN + VALUE_BYTES + 8;
 const PUTS_PER_EPOCH: u64 = 1000;
 const GETS: u64 = 500_000;
+/// Of a split.
+const OPEN_EPOCHS: u64 = 2;
 
 struct Env {
     queue: Rc<dyn Queue>,
@@ -190,7 +192,28 @@ async fn run(keys: u64, memtable_bytes: usize, cache_bytes: usize) -> Result<(),
     }
     assert_eq!(count, keys);
     println!("scan of all: {:.0} k items/s", rate(count, since));
+    split(&shard, &cfg, Epoch(1 + keys / PUTS_PER_EPOCH));
     Ok(())
+}
+
+/// Fills the memtable once more, with some epochs that are open, and splits the shard.
+fn split(shard: &Shard, cfg: &LsmConfig, after: Epoch) {
+    let value = Bytes::from(vec![7u8; VALUE_BYTES]);
+    let put = |epoch, i| shard.apply(epoch, &ItemWrite::Put { key: key(i), value: value.clone() });
+    let closed = after.next();
+    shard.freeze(after);
+    let mut full = 0;
+    while !shard.wants_freeze() {
+        put(closed, full);
+        full += 1;
+    }
+    let open = OPEN_EPOCHS * PUTS_PER_EPOCH;
+    (0..open).for_each(|i| put(Epoch(closed.0 + 1 + i / PUTS_PER_EPOCH), !i));
+    let since = Instant::now();
+    let halves = shard.split(Bucket(128), ShardId(1), cfg, closed);
+    let took_us = since.seconds() * 1e6;
+    let bytes: Vec<usize> = halves.iter().map(|half| half.active_bytes()).collect();
+    println!("split: {took_us:.0} us with {full} closed items and {open} of open epochs, divided into {bytes:?} bytes");
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

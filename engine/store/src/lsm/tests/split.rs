@@ -273,6 +273,40 @@ async fn run(seed: u64) -> u32 {
     walker.splits
 }
 
+/// What is closed is not copied, so the time of a split does not depend on it.
+#[test]
+fn halves_share_what_is_frozen_and_flush_their_own_keys() {
+    vellum_rt::native::block_on(async {
+        let lab = Lab::new(1, &MemoryDevice::new(DEVICE_BYTES));
+        let range = KeyRange::of_buckets(Bucket(0), Bucket(255));
+        let whole = open(&lab.env, ShardId(0), range, Vec::new(), Epoch::NONE);
+        let all = BUCKETS * INODES * ITEMS;
+        let put = |epoch, n, text| {
+            let op = ItemWrite::Put { key: key(n), value: Bytes::from_static(text) };
+            whole.apply(Epoch(epoch), &op);
+        };
+        (0..all).for_each(|n| put(1, n, b"closed"));
+        whole.apply(Epoch(1), &ItemWrite::DeleteRange { range: KeyRange::of_inode(inode(5)) });
+        (0..BUCKETS).for_each(|n| put(2, n, b"open"));
+        let halves = whole.split(Bucket(4), ShardId(1), &config(1), Epoch(1));
+        for half in halves {
+            assert_eq!(half.frozen_tables(), 1);
+            assert!(half.active_bytes() > 0 && half.active_bytes() < whole.memtable_bytes() / 20);
+            let before = read_all(&half, half.range(), Epoch(u64::MAX), || 50).await;
+            let edit = half.flush(Epoch(1)).await.unwrap().unwrap();
+            for (_, meta) in &edit.added {
+                assert!(half.range().contains(&meta.first) && half.range().contains(&meta.last), "{meta:?}");
+            }
+            half.install(&edit);
+            assert_eq!(half.frozen_tables(), 0);
+            let after = read_all(&half, half.range(), Epoch(u64::MAX), || 50).await;
+            assert_eq!(before, after);
+            let gone = if half.id() == ShardId(1) { ITEMS - 1 } else { 0 };
+            assert_eq!(after.len() as u64, all / 2 - gone, "of the inode that was deleted one item came back");
+        }
+    });
+}
+
 /// `LSM_SEED` runs one seed, `LSM_SEEDS` that many.
 #[test]
 fn shards_that_split_agree_with_a_map_of_versions() {
