@@ -604,11 +604,8 @@ fn items_are_as_described() {
     let want = [("number", int(last.number.0)), ("epoch", int(last.epoch.0))];
     check("last batch", 0, &image("last_batch"), &want);
     let scrub = system::LastScrub { ended_at_s: 0x0102_0304, problems: 0x0506, repaired: 0x0708 };
-    let want = [
-        ("ended_at_s", int(scrub.ended_at_s)),
-        ("problems", int(scrub.problems)),
-        ("repaired", int(scrub.repaired)),
-    ];
+    let want =
+        [("ended_at_s", int(scrub.ended_at_s)), ("problems", int(scrub.problems)), ("repaired", int(scrub.repaired))];
     check("last scrub", 0, &scrub.encode(), &want);
     assert_eq!(system::LastScrub::decode(&scrub.encode()), Ok(scrub));
     let identity = identity();
