@@ -108,6 +108,11 @@ impl Seal {
         let (prev_hash, durable_number) = (r.u64()?, r.counted()?);
         let count = r.count(PART_REF)?;
         let runs = if lists_data { r.count(DATA_RUN)? } else { 0 };
+        for (found, most) in [(count, MAX_PARTS), (runs, MAX_NEW_DATA)] {
+            if found > most {
+                return r.illegal(found as u64);
+            }
+        }
         let part = |r: &mut Reader<'_>| {
             Ok(PartRef {
                 log: LogId(r.counted()?),
@@ -146,5 +151,20 @@ mod tests {
         assert!(Seal::decode(&block, BlockAddr(12), &fsid).is_err());
         let other = Seal { prev_hash: 0, ..seal };
         assert_ne!(other.encode(BlockAddr(11), &fsid).1, hash);
+    }
+
+    /// Found by fuzzing: it was read, and could not have been written.
+    #[test]
+    fn a_seal_of_more_parts_than_a_node_has_reactors_is_none() {
+        let refused = |parts: u32, runs: u32| {
+            let mut body = Writer::new();
+            body.put_bytes(0, SEAL_HEADER - 8);
+            body.put_u32_le(parts);
+            body.put_u32_le(runs);
+            body.put_bytes(0, parts as usize * PART_REF + runs as usize * DATA_RUN);
+            Seal::decode_body(&body, Term(1), true).is_err()
+        };
+        assert!(!refused(MAX_PARTS as u32, MAX_NEW_DATA as u32));
+        assert!(refused(MAX_PARTS as u32 + 1, 0) && refused(0, MAX_NEW_DATA as u32 + 1));
     }
 }

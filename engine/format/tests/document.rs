@@ -32,6 +32,7 @@ fn constants_are_those_of_the_code() {
         ("SECTOR_BYTES", quorum::SECTOR_BYTES as u64),
         ("EVENTS", quorum::EVENTS as u64),
         ("Term::LIMIT", vellum_base::Term::LIMIT.0),
+        ("MAX_COUNTED", vellum_format::codec::MAX_COUNTED),
         ("SEGMENT_BLOCK_VERSION", segment::block::VERSION.into()),
         ("META_VERSION", segment::META_VERSION.into()),
         ("INODE_VERSION", item::INODE_VERSION.into()),
@@ -513,6 +514,7 @@ fn keys_are_as_described() {
         ("batch", system::batch_key(RID)),
         ("group", system::group_key(Bucket(9))),
         ("root", system::root_key(0x0f99)),
+        ("scrub", system::scrub_key()),
     ];
     let word = |cell: &str| match cell {
         "ino" => i128::from(ino.0),
@@ -601,6 +603,11 @@ fn items_are_as_described() {
     let last = last_batch();
     let want = [("number", int(last.number.0)), ("epoch", int(last.epoch.0))];
     check("last batch", 0, &image("last_batch"), &want);
+    let scrub = system::LastScrub { ended_at_s: 0x0102_0304, problems: 0x0506, repaired: 0x0708 };
+    let want =
+        [("ended_at_s", int(scrub.ended_at_s)), ("problems", int(scrub.problems)), ("repaired", int(scrub.repaired))];
+    check("last scrub", 0, &scrub.encode(), &want);
+    assert_eq!(system::LastScrub::decode(&scrub.encode()), Ok(scrub));
     let identity = identity();
     let Origin::Process(process) = identity.origin else { panic!("the sample has a process") };
     let mut subject = b"client/gw-1".to_vec();

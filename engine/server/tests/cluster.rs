@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fake::TestClient;
-use vellum_base::{Ino, ItemOp, Rid, Slot, View};
+use vellum_base::{Ino, ItemOp, Slot, View};
 use vellum_format::Inode;
-use vellum_link::{Address, ConnectOptions, Connection, Identity};
+use vellum_link::Address;
 use vellum_nvme::Image;
 use vellum_nvme::fault::{Fault, FaultConfig, FaultDevice, On, ProcessId, Rule};
 use vellum_proto::Timers;
@@ -371,85 +371,6 @@ fn an_engine_that_fails_costs_the_leadership_and_not_the_member() {
     assert!(cluster.members[leader].alive && !matches!(cluster.steps(leader).last(), Some(MemberProgress::Ended(_))));
     finish(&mut cluster, &load);
     assert_ne!(next, leader, "others go first");
-}
-
-/// What a client hears of one member alone.
-#[derive(Default)]
-struct Heard {
-    /// Answers to reads of what is in the engine's memory.
-    answers: Cell<u64>,
-    greeted: Cell<bool>,
-}
-
-/// Asks to be greeted again and again.
-async fn comes(at: Address, rid: u64, heard: Rc<Heard>) {
-    loop {
-        let options = ConnectOptions { timers: Timers::DEFAULT, ..ConnectOptions::default() };
-        let identity = Identity { rid: Rid(rid), fsid: None };
-        if let Ok(conn) = Connection::open(at.clone(), identity, options).await {
-            heard.greeted.set(true);
-            drop(conn);
-        }
-    }
-}
-
-/// A leader that is cut off stops, and its engine with it: also when the device does not answer what is at it, so that the
-/// engine cannot end. Who comes to it then is not greeted, and who was there hears nothing more. Its listeners lived on
-/// until the last operation was back, once, and greeted clients that another leader had reclaimed.
-#[test]
-fn a_deposed_engine_that_waits_for_its_device_answers_nobody() {
-    let mut cluster = Cluster::new(60, SimConfig::default(), SLOTS);
-    let leader = cluster.wait_leader(Duration::from_secs(5));
-    let (clients, heard) = (cluster.world.add_node(), Rc::<Heard>::default());
-    let only = Address::Net(Endpoint::Tcp(address(leader)));
-    let on = cluster.world.add_reactor(clients);
-    let (at, of_client) = (only.clone(), heard.clone());
-    let client = async move {
-        let client = TestClient::connect(at, 0xc11e, Timers::DEFAULT).await;
-        add(&client, 100).await;
-        loop {
-            size_of(&client, ino(100)).await;
-            of_client.answers.set(of_client.answers.get() + 1);
-            vellum_rt::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    cluster.world.spawn(on, Class::Request, "client", client).detach();
-    cluster.until(Duration::from_secs(1), |_| false);
-    assert!(heard.answers.get() > 5);
-
-    // Nothing that it writes comes back any more, and it hears of nobody.
-    let process = cluster.members[leader].process;
-    let stall = Fault::Stall { time: Duration::from_secs(60) };
-    cluster.device.add_rule(Rule::always(stall, On::Writes, 0..(96 << 20)).by(process));
-    let writer = cluster.world.add_reactor(clients);
-    // Whoever comes is written down before the answer.
-    let write = comes(only.clone(), 0xc12e, Rc::default());
-    cluster.world.spawn(writer, Class::Request, "writer", write).detach();
-    let alone = cluster.members[leader].node;
-    for other in (0..SLOTS).filter(|slot| *slot != leader) {
-        let node = cluster.members[other].node;
-        cluster.world.partition(alone, node);
-    }
-    // Fences are not carried out meanwhile: it lives.
-    cluster.world.run_for(Duration::from_secs(6));
-    let waits = |cluster: &Cluster| matches!(cluster.steps(leader).last(), Some(MemberProgress::Leading(_)));
-    assert!(waits(&cluster), "its engine has ended: {:#?}", cluster.steps(leader));
-    let before = heard.answers.get();
-    let newcomer = cluster.world.add_reactor(clients);
-    // One that it knows: its record is durable, and greeting it takes no write.
-    let greeting = comes(only, 0xc11e, heard.clone());
-    cluster.world.spawn(newcomer, Class::Request, "newcomer", greeting).detach();
-    cluster.world.run_for(Duration::from_secs(20));
-    assert!(waits(&cluster), "its engine has ended: {:#?}", cluster.steps(leader));
-    assert!(!heard.greeted.get(), "a deposed engine greets");
-    assert_eq!(heard.answers.get(), before, "a deposed engine answers");
-
-    // The device answers: the engine ends, and the member goes on.
-    cluster.device.clear_rules();
-    cluster.world.run_for(Duration::from_secs(60));
-    assert!(!waits(&cluster), "nothing is in flight any more");
-    cluster.world.heal_all();
-    cluster.wait_leader(Duration::from_secs(20));
 }
 
 #[test]

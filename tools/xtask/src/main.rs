@@ -31,6 +31,11 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// Runs the tests of what threads share under Miri, for so many orders of events. Needs a nightly toolchain with Miri.
+    Miri {
+        #[arg(long, default_value_t = 64)]
+        seeds: u32,
+    },
     /// Runs jobs of tools/vmlab in a virtual machine with NVMe controllers: all tests of it, or the named jobs. `perf`
     /// measures (in a release build) and is not among all.
     Vm {
@@ -75,6 +80,7 @@ fn run(task: Task) -> Result<()> {
             all.extend(targets.iter().map(String::as_str));
             cargo(&all)
         }
+        Task::Miri { seeds } => miri(seeds),
         Task::Vm { jobs, kernel } => vm(&jobs, kernel.as_deref()),
         Task::Bench { args } => {
             let mut all = vec!["run", "--release", "--quiet", "-p", "vellum", "--", "bench"];
@@ -95,6 +101,11 @@ fn ci() -> Result<()> {
         println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
+    if have_miri() {
+        miri(16)?;
+    } else {
+        println!("SKIPPED miri: not installed (`rustup toolchain install nightly --component miri,rust-src`)");
+    }
     // Features with optional dependencies and tests of their own; no SPDK and no RocksDB is needed.
     feature("vellum-nvme", "spdk", &["--test", "spdk"])?;
     feature("vellum-bench", "rocksdb", &["-E", "test(rocksdb)"])?;
@@ -107,6 +118,19 @@ fn feature(package: &str, name: &str, tests: &[&str]) -> Result<()> {
     let of = ["-p", package, "--features", name, "--locked"];
     cargo(&[&["clippy"][..], &of, &["--all-targets", "--", "-D", "warnings"]].concat())?;
     cargo(&[&["nextest", "run"][..], &of, tests].concat())
+}
+
+fn have_miri() -> bool {
+    let asked = Command::new("cargo").args(["+nightly", "miri", "--version"]).output();
+    asked.is_ok_and(|answer| answer.status.success())
+}
+
+fn miri(seeds: u32) -> Result<()> {
+    let mut run = Command::new("cargo");
+    run.args(["+nightly", "miri", "test", "--locked", "-p", "vellum-rt", "--test", "interleavings"]);
+    // Isolation would hide the clock, which nothing here asks for.
+    run.env("MIRIFLAGS", format!("-Zmiri-many-seeds=0..{seeds}"));
+    checked(run)
 }
 
 fn vm(jobs: &[String], kernel: Option<&str>) -> Result<()> {

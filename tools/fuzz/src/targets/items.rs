@@ -5,7 +5,7 @@ use std::fmt::Debug;
 use bytes::Bytes;
 use vellum_base::{BlockAddr, Ino, Rid};
 use vellum_format::item::xattr;
-use vellum_format::system::{LastBatch, decode_counter, encode_counter};
+use vellum_format::system::{LastBatch, LastScrub, decode_counter, encode_counter};
 use vellum_format::{Bitmap, Dirent, Extent, ExtentHeader, FileKind, Inode, ItemError, Orphan};
 
 /// What is accepted says the same when it is written again.
@@ -84,12 +84,13 @@ pub fn first_part(bytes: &[u8]) -> bool {
     true
 }
 
-/// Records of the engine's own: a client's last batch, a counter.
+/// Records of the engine's own: a client's last batch, the last scrub, a counter.
 pub fn system_values() -> Vec<Vec<u8>> {
-    vec![LastBatch::default().encode().to_vec(), encode_counter(5).to_vec()]
+    vec![LastBatch::default().encode().to_vec(), LastScrub::default().encode().to_vec(), encode_counter(5).to_vec()]
 }
 
 pub fn system_value(bytes: &[u8]) -> bool {
     there_and_back(bytes, |value| LastBatch::decode(value), LastBatch::encode)
+        | there_and_back(bytes, |value| LastScrub::decode(value), LastScrub::encode)
         | there_and_back(bytes, |value| decode_counter(value), |value| encode_counter(*value))
 }
