@@ -108,7 +108,7 @@ pub fn run_remote<T: Transport>(
         let own = Rc::new(device.queue(depth as u32)?);
         let queue: Rc<dyn Queue> = own.clone();
         let lap = best(shape, |ops| counted(&own, || through_trait(&queue, depth, ops)))?;
-        let case = format!("null read, depth {depth}");
+        let case = format!("4 KiB read, depth {depth}");
         let mut row = row(&case, system, shape, &lap);
         row.note += &per_read::<T>(&lap, shape.ops);
         row.ops_per_s = shape.ops as f64 / lap.wall.as_secs_f64();

@@ -282,7 +282,8 @@ fn health_and_error_log_are_read() {
     let smart = controller.smart().unwrap();
     assert_eq!(smart.temperature_kelvin.get(), 300);
     assert_eq!(vellum_nvme::spec::SmartLog::counter(smart.host_writes), 1);
-    assert!(controller.namespace(99).is_err());
+    let absent = controller.namespace(99).unwrap_err().to_string();
+    assert!(absent.contains("namespace 99 is not there"), "{absent}");
     let log = controller.error_log().unwrap();
     assert!(log.iter().any(|entry| entry.nsid.get() == 99), "{log:?}");
 }

@@ -23,7 +23,7 @@ use crate::health::Health;
 use crate::reservation::HostId;
 use crate::spec::{
     ALL_NAMESPACES, Capabilities, Cns, Completion, Configuration, ControllerStatus, ErrorEntry, IDENTIFY_BYTES,
-    IdentifyController, LogPage, NamespaceList, PAGE_BYTES, Register, SmartLog, Submission, Version, text,
+    IdentifyController, LogPage, NamespaceList, PAGE_BYTES, Register, SmartLog, Status, Submission, Version, text,
 };
 
 /// Resets in a row, without one command succeeding between them, until the controller is given up.
@@ -351,7 +351,12 @@ impl<T: Transport> Controller<T> {
         if nsid == 0 || nsid == ALL_NAMESPACES {
             return Err(ControllerError::Namespace { nsid, what: "is no single namespace" });
         }
-        let identity = self.identify("identify namespace", Cns::Namespace, nsid)?;
+        let identity = self.identify("identify namespace", Cns::Namespace, nsid).map_err(|err| match err {
+            ControllerError::Command { status, .. } if status.code() == Status::INVALID_NAMESPACE.code() => {
+                ControllerError::Namespace { nsid, what: "is not there (`vellum nvme identify` lists those that are)" }
+            }
+            other => other,
+        })?;
         let descriptors = self.identify("identify (descriptors)", Cns::NamespaceDescriptors, nsid).ok();
         NamespaceInfo::parse(nsid, &identity, descriptors.as_ref().map(|bytes| &bytes[..]))
     }

@@ -10,7 +10,8 @@ use crate::spec::Status;
 pub enum TransportError {
     #[error("cannot {what} {device}: {}", io::Error::from_raw_os_error(*errno))]
     Io { what: &'static str, device: String, errno: i32 },
-    #[error("{device}: {detail}")]
+    /// Shown by whoever names the device.
+    #[error("{detail}")]
     Refused { device: String, detail: String },
 }
 

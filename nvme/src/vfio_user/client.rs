@@ -51,10 +51,7 @@ impl VfioUserTransport {
         let name = format!("vfio-user:{}", path.display());
         let failed = |what| {
             let name = name.clone();
-            move |err: io::Error| match err.raw_os_error() {
-                Some(_) => TransportError::io(what, &name, &err),
-                None => TransportError::refused(&name, format!("{what}: {err}")),
-            }
+            move |err: io::Error| TransportError::io(what, &name, &err)
         };
         let arena = arena::activate().map_err(failed("reserve memory for"))?;
         let socket = UnixStream::connect(path).map_err(failed("connect to"))?;
