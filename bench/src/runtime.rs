@@ -50,8 +50,8 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     for (name, config) in &executors::all() {
         let row = case("echo 64 B", name, |r| echo(config, &dir.join("echo.sock"), shape.rounds, r))?;
         let spinning = report.rows.iter().find(|other| other.case == row.case && other.system == SPINNING);
-        let times = spinning.map_or(0.0, |spinning| spinning.ops_per_s / row.ops_per_s);
-        executors::push(&mut report, row.note(format!("{times:.2}x of spinning's time (goal: at most 1.5x)")));
+        let times = spinning.map_or(0.0, |spinning| row.p50_us / spinning.p50_us);
+        executors::push(&mut report, row.note(format!("{times:.2}x of spinning's median (goal: at most 1.5x)")));
     }
     for (name, config) in &executors::all() {
         executors::push(&mut report, case("core to core", name, |r| messages(config, shape.rounds, r))?);

@@ -22,8 +22,6 @@ use crate::wake::Doorbell;
 const SPINNERS: usize = 4;
 /// How long a task spins on its descriptor before it waits in the ring: what an answer from another core takes.
 const SPIN: Duration = Duration::from_micros(20);
-/// Attempts in one turn while the reactor has nothing else to do: a turn costs as much as two of them.
-const ATTEMPTS: usize = 4;
 
 pub(crate) struct Driver {
     pub ring: Rc<Ring>,
@@ -55,17 +53,11 @@ impl Driver {
     pub async fn spin<T>(&self, mut attempt: impl FnMut() -> Result<T, Errno>) -> Option<Result<T, Errno>> {
         let mut until = None;
         loop {
-            let attempts = if crate::reactor::with(|reactor| reactor.tasks.ready_len()) == 0 { ATTEMPTS } else { 1 };
-            let mut done = None;
-            for _ in 0..attempts {
-                match attempt() {
-                    Err(Errno::INTR | Errno::AGAIN) => std::hint::spin_loop(),
-                    result => {
-                        done = Some(result);
-                        break;
-                    }
-                }
-            }
+            let done = match attempt() {
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => None,
+                done => Some(done),
+            };
             let goes_on = done.is_none() && {
                 let now = clock();
                 now <= *until.get_or_insert(now + SPIN) && self.next_turn().await

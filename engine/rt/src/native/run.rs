@@ -8,7 +8,6 @@
 //! Invariant: after any task has run to some effect, a whole turn (with all pollers) follows before a sleep. Tasks that
 //! spun on their descriptors in vain are the one exception, else they would keep the reactor awake for ever.
 
-use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,28 +21,17 @@ use crate::time::Instant;
 
 /// A yield of the core that took longer than this says that somebody else wants it: sleep instead of spinning.
 const CONTENDED: Duration = Duration::from_micros(5);
-/// How long the reactor spins before it offers the core, and offers it again: a system call, which an answer that is about to come
-/// would wait for.
-const OFFER_EVERY: Duration = Duration::from_micros(3);
 
 pub(super) struct Loop {
     reactor: Rc<Reactor>,
     driver: Rc<Driver>,
     poll: PollMode,
     patience: Patience,
-    /// When it last offered the core.
-    offered: Cell<Instant>,
 }
 
 impl Loop {
     pub fn new(reactor: Rc<Reactor>, driver: Rc<Driver>, config: &Config) -> Loop {
-        Loop {
-            reactor,
-            driver,
-            poll: config.poll,
-            patience: Patience::new(config.spin),
-            offered: Cell::new(Instant(0)),
-        }
+        Loop { reactor, driver, poll: config.poll, patience: Patience::new(config.spin) }
     }
 
     /// Turns until `main`, called after the tasks of each turn, has a result. The reactor must be installed.
@@ -95,13 +83,8 @@ impl Loop {
         if may_sleep && now - last_work >= self.patience.now() {
             return true;
         }
-        if now - last_work.max(self.offered.get()) < OFFER_EVERY {
-            return false;
-        }
         std::thread::yield_now();
-        let after = clock();
-        self.offered.set(after);
-        may_sleep && after - now >= CONTENDED
+        may_sleep && clock() - now >= CONTENDED
     }
 
     fn sleep(&self) -> io::Result<()> {
