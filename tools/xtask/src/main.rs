@@ -31,7 +31,8 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
-    /// Runs the tests of what threads share under Miri, for so many orders of events. Needs a nightly toolchain with Miri.
+    /// Runs the tests of what threads share under Miri, for so many orders of events. By hand: it needs a
+    /// nightly toolchain (`rustup toolchain install nightly --component miri,rust-src`).
     Miri {
         #[arg(long, default_value_t = 64)]
         seeds: u32,
@@ -101,11 +102,6 @@ fn ci() -> Result<()> {
         println!("SKIPPED cargo-deny: not installed (`cargo install --locked cargo-deny`)");
     }
     cargo(&["nextest", "run", "--workspace", "--locked"])?;
-    if have_miri() {
-        miri(16)?;
-    } else {
-        println!("SKIPPED miri: not installed (`rustup toolchain install nightly --component miri,rust-src`)");
-    }
     // Features with optional dependencies and tests of their own; no SPDK and no RocksDB is needed.
     feature("vellum-nvme", "spdk", &["--test", "spdk"])?;
     feature("vellum-bench", "rocksdb", &["-E", "test(rocksdb)"])?;
@@ -118,11 +114,6 @@ fn feature(package: &str, name: &str, tests: &[&str]) -> Result<()> {
     let of = ["-p", package, "--features", name, "--locked"];
     cargo(&[&["clippy"][..], &of, &["--all-targets", "--", "-D", "warnings"]].concat())?;
     cargo(&[&["nextest", "run"][..], &of, tests].concat())
-}
-
-fn have_miri() -> bool {
-    let asked = Command::new("cargo").args(["+nightly", "miri", "--version"]).output();
-    asked.is_ok_and(|answer| answer.status.success())
 }
 
 fn miri(seeds: u32) -> Result<()> {
