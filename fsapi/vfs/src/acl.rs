@@ -284,7 +284,8 @@ mod tests {
             let mut bytes = legal.clone();
             for _ in 0..=prng.below(2) {
                 let at = prng.below(bytes.len() as u64) as usize;
-                bytes[at] = prng.below(if prng.one_in(2) { 9 } else { 256 }) as u8;
+                let most = if prng.one_in(2) { 9 } else { 256 };
+                bytes[at] = prng.below(most) as u8;
             }
             bytes.truncate(legal.len() - prng.below(3) as usize * prng.below(9) as usize);
             if let Ok(acl) = Acl::decode(&bytes) {
