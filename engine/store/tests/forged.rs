@@ -95,7 +95,7 @@ fn what_counts_up_from_zero_has_room_above() {
         ManifestEdit::Base { number: u64::MAX, hash: 1, epoch: Epoch(1) },
         ManifestEdit::Base { number: 1, hash: 1, epoch: Epoch(u64::MAX - 7) },
     ] {
-        let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(forged(&[edit.clone()])));
+        let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(forged(std::slice::from_ref(&edit))));
         block_on(async {
             // It is whole, so a crash has not left it: not the end of the manifest, but damage.
             let error = start(&device, options(2)).await.map(|_| ()).unwrap_err().to_string();

@@ -44,7 +44,7 @@ fn catch_panics() {
                 return print(info);
             }
             let place = info.location().map_or_else(String::new, ToString::to_string);
-            let text = info.payload_as_str().unwrap_or_default().to_string();
+            let text = message(info.payload());
             PANIC.with(|panic| *panic.borrow_mut() = (place, text));
         }));
     });
@@ -100,4 +100,9 @@ pub fn nth(target: &Target, samples: &[Vec<u8>], seed: u64, n: u64) -> Vec<u8> {
 
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default()
 }
