@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::files::{random, rw};
 use common::{Lab, can_mount, wait_until};
-use rustix::fs::{CWD, FileType, Mode, lstat, mknodat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, lstat, mknodat};
 
 /// How much more a gateway may have after ten times as many names: its cache's bound and half as much, since it counts what it
 /// keeps and not what the allocator keeps.
@@ -153,5 +153,40 @@ fn orphans_of_a_dead_gateway_are_cleaned_up() {
     lab.unmount(&next);
     lab.unmount(&lives);
     lab.stop_server();
+    lab.check();
+}
+
+/// A gateway with the engine inside is killed while files without a name are open: who mounts next frees their space, and
+/// nothing of them is left on the device.
+#[test]
+fn orphans_of_a_dead_engine_are_cleaned_up() {
+    if !can_mount("orphans of an engine") {
+        return;
+    }
+    let mut lab = Lab::new("256M");
+    let endpoint = format!("file:{}", lab.image_str());
+    let m = lab.mount("m", Some(&endpoint));
+    let synced = |m: &Path| File::open(m).unwrap().sync_all().unwrap();
+    let free = |m: &Path| {
+        synced(m);
+        rustix::fs::statvfs(m).unwrap().f_bfree
+    };
+    let before = free(&m);
+    let nameless = OFlags::TMPFILE | OFlags::RDWR;
+    let unlinked = rw(&m.join("unlinked"));
+    let open = [unlinked, File::from(rustix::fs::open(&m, nameless, Mode::from_raw_mode(0o600)).unwrap())];
+    for (i, f) in open.iter().enumerate() {
+        std::os::unix::fs::FileExt::write_all_at(f, &random(i as u64, 16 << 20), 0).unwrap();
+        f.sync_all().unwrap();
+    }
+    fs::remove_file(m.join("unlinked")).unwrap();
+    assert!(free(&m) + 8000 < before, "the files take space as long as they are open");
+    lab.kill_mount(&m);
+    drop(open);
+    let next = lab.mount("next", Some(&endpoint));
+    // A new term has chunks for its own log and seals.
+    wait_until("the space comes back", Duration::from_secs(120), || free(&next) + 2000 > before);
+    assert_eq!(fs::read_dir(&next).unwrap().count(), 0);
+    lab.unmount(&next);
     lab.check();
 }

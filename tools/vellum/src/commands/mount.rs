@@ -1,6 +1,7 @@
 //! mount: a gateway in this process, and for `file:` the engine too, until unmounted or told to stop.
 
 use std::path::Path;
+use std::pin::pin;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ use crate::session::connect_options;
 
 /// How long `--daemon` waits for the mount to appear.
 const DAEMON_WAIT: Duration = Duration::from_secs(60);
+/// An end that takes longer is explained.
+const SLOW_END: Duration = Duration::from_secs(5);
 
 pub fn mount(args: &Mount) -> Result<()> {
     if args.daemon {
@@ -94,7 +97,14 @@ async fn serve(args: &Mount, address: Address, endpoint: String, mut signals: Si
     let end = handle.until_unmounted().await;
     signal_handle.close();
     let _ = stopper.join();
-    let synced = vfs.shutdown().await;
+    let mut shutdown = pin!(vfs.shutdown());
+    let synced = match vellum_rt::timeout(SLOW_END, shutdown.as_mut()).await {
+        Ok(synced) => synced,
+        Err(_) => {
+            tracing::warn!("what was written last is not durable yet: waiting for the engine (SIGKILL gives it up)");
+            shutdown.await
+        }
+    };
     let left = client.farewell().await;
     synced.context("what was written last could not be made durable")?;
     left.context("leaving")?;
