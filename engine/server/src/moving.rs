@@ -7,7 +7,7 @@
 //! ```
 //! So nothing overtakes: A's tables have seen everything that was sent before, B sees them before anything that was sent
 //! after, and of one lock no home hears from B before it has heard all from A (N3). What is kept back belongs to requests that
-//! are unanswered: the clients' credits bound it. It lasts some messages' time, less than a millisecond.
+//! are unanswered: the clients' credits bound it. It lasts as long as those messages take.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
