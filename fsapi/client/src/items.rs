@@ -110,7 +110,7 @@ impl Client {
         let request = Request::Get { keys: keys.to_vec(), view: View::Applied };
         match self.port.call(request, None).await?.body {
             Response::Items { values } if values.len() == keys.len() => {
-                self.check_alive()?;
+                self.lease().await?; // the answer may have lain there while this process slept
                 let mut cache = self.cache.borrow_mut();
                 let current = keys.iter().zip(values).map(|(key, value)| cache.fetched(*key, value)).collect();
                 drop(cache);
@@ -163,7 +163,7 @@ impl Client {
         let max_items = max.max(SCAN_ITEMS) as u32;
         let request = Request::Scan { range, max_items, max_bytes: SCAN_BYTES, view: View::Applied };
         let ScanPage { items, next } = self.scan_request(request, range).await?;
-        self.check_alive()?;
+        self.lease().await?; // as in fetch
         let last = next.and_then(|next| predecessor(&next)).unwrap_or(range.last);
         self.cache.borrow_mut().fetched_range(group, KeyRange { first: range.first, last }, items);
         Ok(())
