@@ -319,17 +319,18 @@ impl Fault {
         }
     }
 
-    /// Whom it may keep from being heard.
-    pub fn disturbs(&self) -> Option<Disturbed> {
+    /// Whom it may keep from being heard, of so many clients (their numbers go round, as where the fault happens).
+    pub fn disturbs(&self, clients: usize) -> Option<Disturbed> {
+        let client = |n: usize| Disturbed::Client(n % clients.max(1));
         let machine = |machine: &Machine| match machine {
             Machine::Node(_) => Disturbed::Everyone,
-            Machine::Client(n) => Disturbed::Client(*n),
+            Machine::Client(n) => client(*n),
         };
         match self {
             Fault::Pause { machine: on, .. } | Fault::Suspended { machine: on, .. } => Some(machine(on)),
             // Of two, the client is the one that is not heard.
             Fault::Cut { from, to, .. } => Some(machine(from).max(machine(to))),
-            Fault::ClientDies { client } => Some(Disturbed::Client(*client)),
+            Fault::ClientDies { client: dies } => Some(client(*dies)),
             Fault::Storm { .. }
             | Fault::Stop { .. }
             | Fault::Twin { .. }

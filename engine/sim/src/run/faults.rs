@@ -29,7 +29,7 @@ impl Run {
                     node => node,
                 });
                 self.resolved.insert(i, fault.clone());
-                if let Some(whom) = fault.disturbs() {
+                if let Some(whom) = fault.disturbs(self.clients.len()) {
                     self.shared.checks.borrow_mut().disturbed(i, whom);
                 }
                 let words = fault.to_string();
