@@ -29,13 +29,19 @@ pub struct WalkPage {
 }
 
 impl Store {
+    /// What is applied and not durable is lost when the store has failed: nobody may see it then, though its writer has let go
+    /// of its locks.
+    fn unless_lost(&self, view: View) -> Result<(), StoreError> {
+        if view == View::Applied { self.check_failed() } else { Ok(()) }
+    }
+
     pub async fn get(self: &Rc<Self>, keys: &[Key], view: View) -> Result<Vec<Option<Value>>, StoreError> {
         let pin = (view == View::Durable).then(|| self.pins.pin(self.durable.get()));
         let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
         loop {
             match self.get_at(keys, at).await {
                 Err(StoreError::Moved) => self.until_moved().await,
-                done => return done,
+                done => return self.unless_lost(view).and(done),
             }
         }
     }
@@ -93,7 +99,7 @@ impl Store {
         loop {
             match self.scan_at(range, max_items, max_bytes, at).await {
                 Err(StoreError::Moved) => self.until_moved().await,
-                done => return done,
+                done => return self.unless_lost(view).and(done),
             }
         }
     }
