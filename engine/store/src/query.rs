@@ -9,6 +9,7 @@ use vellum_format::{IndexKind, Value};
 use crate::error::StoreError;
 use crate::lsm::ScanPage;
 use crate::mesh::{Answer, Request};
+use crate::reads::Pin;
 use crate::store::Store;
 
 const NEWEST: Epoch = Epoch(u64::MAX);
@@ -29,19 +30,27 @@ pub struct WalkPage {
 }
 
 impl Store {
-    /// What is applied and not durable is lost when the store has failed: nobody may see it then, though its writer has let go
-    /// of its locks.
-    fn unless_lost(&self, view: View) -> Result<(), StoreError> {
-        if view == View::Applied { self.check_failed() } else { Ok(()) }
+    /// The epoch to read at, held as long as the pin lives, or nothing for the newest.
+    ///
+    /// What is applied and not durable is lost when the store has failed: from then on everybody sees what is durable, though
+    /// the writer of the rest has let go of its locks.
+    fn pin_for(&self, view: View) -> Option<Pin> {
+        (view == View::Durable || self.failed.borrow().is_some()).then(|| self.pins.pin(self.durable.get()))
+    }
+
+    /// Whether something read without a pin may since have been lost.
+    fn lost_since(&self, pin: &Option<Pin>) -> bool {
+        pin.is_none() && self.failed.borrow().is_some()
     }
 
     pub async fn get(self: &Rc<Self>, keys: &[Key], view: View) -> Result<Vec<Option<Value>>, StoreError> {
-        let pin = (view == View::Durable).then(|| self.pins.pin(self.durable.get()));
-        let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
         loop {
+            let pin = self.pin_for(view);
+            let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
             match self.get_at(keys, at).await {
                 Err(StoreError::Moved) => self.until_moved().await,
-                done => return self.unless_lost(view).and(done),
+                _ if self.lost_since(&pin) => {}
+                done => return done,
             }
         }
     }
@@ -94,12 +103,13 @@ impl Store {
         max_bytes: usize,
         view: View,
     ) -> Result<ScanPage, StoreError> {
-        let pin = (view == View::Durable).then(|| self.pins.pin(self.durable.get()));
-        let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
         loop {
+            let pin = self.pin_for(view);
+            let at = pin.as_ref().map_or(NEWEST, |p| p.epoch);
             match self.scan_at(range, max_items, max_bytes, at).await {
                 Err(StoreError::Moved) => self.until_moved().await,
-                done => return self.unless_lost(view).and(done),
+                _ if self.lost_since(&pin) => {}
+                done => return done,
             }
         }
     }

@@ -202,7 +202,10 @@ fn a_failed_flush_is_nobodys_success_and_the_store_stays_failed() {
         }
         let refused = client.commit(&stores[0], vec![put_inode(ino(200, 4), &inode(1, 1))]).await;
         assert!(matches!(refused, Err(vellum_store::CommitError::Store(StoreError::Failed(_)))));
-        assert!(get(&stores[0], vellum_format::Inode::key(ino(200, 2))).await.is_some(), "reading goes on");
+        for store in &stores {
+            assert!(get(store, vellum_format::Inode::key(ino(200, 2))).await.is_some(), "reading goes on");
+            assert!(get(store, vellum_format::Inode::key(ino(200, 3))).await.is_none(), "what is lost is nobody's");
+        }
     });
 }
 
