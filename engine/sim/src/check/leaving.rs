@@ -12,8 +12,6 @@ use super::Out;
 
 /// A member that is gone may count for so long as one that is here: its leader has not missed it yet.
 const MISSED_AFTER: Duration = Duration::from_millis(300);
-/// A member that runs for less may take no part yet, and then leaves as it likes.
-const TAKES_PART_AFTER: Duration = Duration::from_secs(1);
 /// Who was told for so long may end whoever needs it.
 const STAYS: Duration = Duration::from_secs(2);
 
@@ -21,6 +19,8 @@ const STAYS: Duration = Duration::from_secs(2);
 struct Told {
     at: Duration,
     again: bool,
+    /// It took no part in the quorum then, and leaves as it likes.
+    stranger: bool,
     /// Clients that were mounted then.
     mounted: BTreeSet<Rid>,
 }
@@ -39,7 +39,6 @@ pub struct NodeSeen {
     pub here: bool,
     /// It was told to stop, and ended well.
     pub ended_well: bool,
-    pub up_since: Duration,
 }
 
 impl Leaving {
@@ -50,8 +49,8 @@ impl Leaving {
         }
     }
 
-    pub fn told(&mut self, process: ProcessId, now: Duration, mounted: BTreeSet<Rid>) {
-        let told = self.told.entry(process).or_insert(Told { at: now, again: false, mounted });
+    pub fn told(&mut self, process: ProcessId, now: Duration, stranger: bool, mounted: BTreeSet<Rid>) {
+        let told = self.told.entry(process).or_insert(Told { at: now, again: false, stranger, mounted });
         told.again |= told.at != now;
     }
 
@@ -67,9 +66,8 @@ impl Leaving {
         for (node, left) in nodes.iter().enumerate().filter(|(_, seen)| seen.ended_well) {
             let Some(told) = self.told.remove(&left.process) else { continue };
             let waited = told.again || now > told.at + STAYS;
-            let stranger = told.at < left.up_since + TAKES_PART_AFTER;
             let Some(client) = told.mounted.iter().find(|rid| is_mounted(**rid)) else { continue };
-            if waited || stranger {
+            if waited || told.stranger {
                 continue;
             }
             let remains = |other: &usize| self.gone.get(other).is_none_or(|since| told.at <= *since + MISSED_AFTER);

@@ -207,7 +207,7 @@ impl Checks {
     /// An operator tells a member to stop, while these clients live.
     pub fn told_to_stop(&mut self, process: ProcessId, now: Duration, lives: impl Iterator<Item = Rid>) {
         let mounted = lives.filter(|rid| self.sessions.is_known(*rid)).collect();
-        self.leaving.told(process, now, mounted);
+        self.leaving.told(process, now, !self.quorum.takes_part(process), mounted);
     }
 
     /// The members at a moment of the run, and the clients that live.

@@ -1,7 +1,8 @@
 //! Q: who leads, and who writes to the shared device, as the device sees it.
 //!
 //! Every write that a process submits is looked at. Of the members' own blocks: only the process of that slot writes it
-//! [Q3], its terms never go back [Q2], it votes once in a term [Q9], FENCE says the truth [Q8]. Of everything else: only a
+//! [Q3], its terms never go back [Q2], it votes once in a term [Q9], FENCE says the truth [Q8]. (What a run had submitted when
+//! it died, and had no answer to, it has told nobody: a later run may know nothing of it.) Of everything else: only a
 //! process that was elected, has seen the leaders before it off, and has not stopped writes it [Q4, Q5], so that there is
 //! one at a time [Q6]; and none serves before [Q1].
 
@@ -26,6 +27,14 @@ struct Leadership {
     stopped: bool,
 }
 
+/// A member's block on its way to the device.
+struct Submitted {
+    slot: Slot,
+    term: Term,
+    /// In which term it votes, and for whom.
+    vote: Option<(Term, Slot)>,
+}
+
 /// A leader that does not sleep knows by then that it is deposed: its majority follows another one, its device is another's,
 /// or it hears of the newer term. (That is 2 s and a stalled write; a tenth of it here.)
 const NOTICES: u64 = 1_000_000_000;
@@ -40,9 +49,14 @@ pub struct QuorumChecks {
     nodes: BTreeMap<ProcessId, usize>,
     /// Runs of members, and the process of each.
     runs: BTreeMap<Rid, ProcessId>,
-    /// Of each slot: the newest term, and its votes.
+    /// Of each slot: the newest term that has landed, and its votes.
     terms: BTreeMap<Slot, Term>,
     votes: BTreeMap<(Slot, Term), Slot>,
+    /// Blocks on their way, and the newest term that each process has submitted.
+    submitted: BTreeMap<(ProcessId, u64), Submitted>,
+    newest: BTreeMap<ProcessId, Term>,
+    /// Whose BEGIN has landed.
+    begun: BTreeSet<ProcessId>,
     leaderships: BTreeMap<Term, Leadership>,
     /// Nothing of them lands any more.
     off: BTreeSet<ProcessId>,
@@ -96,6 +110,11 @@ impl QuorumChecks {
         self.nodes.iter().filter(|(_, at)| **at == node).map(|(process, _)| *process).collect()
     }
 
+    /// Its BEGIN is durable; before, it neither votes nor follows.
+    pub fn takes_part(&self, process: ProcessId) -> bool {
+        self.begun.contains(&process)
+    }
+
     /// It was fenced, or lost its device.
     pub fn is_off(&self, process: ProcessId) -> bool {
         self.off.contains(&process)
@@ -109,6 +128,12 @@ impl QuorumChecks {
             }
             DeviceFact::Written { process, id, landed } => {
                 self.members.written(*process, *id, *landed, out.story.now());
+                if let Some(block) = self.submitted.remove(&(*process, *id))
+                    && *landed
+                {
+                    self.begun.insert(*process);
+                    self.slot_landed(&block, out);
+                }
                 if let Some(writes) = self.in_flight.get_mut(process) {
                     writes.remove(id);
                 }
@@ -123,7 +148,7 @@ impl QuorumChecks {
                     if let Some(block) = state.block() {
                         self.members.writes(*process, *id, block, out.story.now());
                     }
-                    self.slot_written(*process, slot, &state, out);
+                    self.slot_written(*process, *id, slot, &state, out);
                 } else {
                     self.in_flight.entry(*process).or_default().insert(*id);
                     self.written(*process, *at_bytes, out);
@@ -132,7 +157,7 @@ impl QuorumChecks {
         }
     }
 
-    fn slot_written(&mut self, process: ProcessId, slot: Slot, state: &SlotState, out: &mut Out) {
+    fn slot_written(&mut self, process: ProcessId, id: u64, slot: Slot, state: &SlotState, out: &mut Out) {
         let node = self.nodes.get(&process).copied();
         if node != Some(usize::from(slot.0)) {
             return out
@@ -145,15 +170,18 @@ impl QuorumChecks {
             self.runs.insert(begin.rid, process);
         }
         let contested = self.is_contested(process, slot, out);
-        let newest = self.terms.entry(slot).or_default();
-        if block.newest_term() < *newest && !contested {
-            let (term, newest) = (block.newest_term(), *newest);
+        let term = block.newest_term();
+        let own = self.newest.entry(process).or_default();
+        let newest = self.terms.get(&slot).copied().unwrap_or_default().max(*own);
+        *own = newest.max(term);
+        if term < newest && !contested {
             out.violate("Q2", format!("slot {slot} goes back from term {newest} to {term}"));
         }
-        *newest = block.newest_term().max(*newest);
-        if !contested {
-            self.vote(slot, block, out);
+        let vote = block.get(EventKind::Term).and_then(|event| Some((event.term, event.vote?))).filter(|_| !contested);
+        if let Some(vote) = vote {
+            self.votes_once(slot, vote, out);
         }
+        self.submitted.insert((process, id), Submitted { slot, term, vote });
         self.election(process, slot, block, out);
     }
 
@@ -174,16 +202,25 @@ impl QuorumChecks {
         *turns > 0
     }
 
-    fn vote(&mut self, slot: Slot, block: &SlotBlock, out: &mut Out) {
-        let Some(event) = block.get(EventKind::Term) else { return };
-        let Some(vote) = event.vote else { return };
-        match self.votes.insert((slot, event.term), vote) {
-            Some(before) if before != vote => {
-                out.violate("Q9", format!("slot {slot} votes for {before} and for {vote} in term {}", event.term));
-            }
-            Some(_) => {}
-            None => out.story.say(format!("slot {slot} votes for slot {vote} in term {}", event.term)),
+    /// From now on others may hear of it.
+    fn slot_landed(&mut self, block: &Submitted, out: &mut Out) {
+        let Submitted { slot, term, vote } = *block;
+        let newest = self.terms.entry(slot).or_default();
+        *newest = term.max(*newest);
+        if let Some((term, vote)) = vote
+            && self.votes_once(slot, (term, vote), out)
+            && self.votes.insert((slot, term), vote).is_none()
+        {
+            out.story.say(format!("slot {slot} votes for slot {vote} in term {term}"));
         }
+    }
+
+    fn votes_once(&self, slot: Slot, (term, vote): (Term, Slot), out: &mut Out) -> bool {
+        let before = self.votes.get(&(slot, term)).filter(|before| **before != vote);
+        if let Some(before) = before {
+            out.violate("Q9", format!("slot {slot} votes for {before} and for {vote} in term {term}"));
+        }
+        before.is_none()
     }
 
     fn election(&mut self, process: ProcessId, slot: Slot, block: &SlotBlock, out: &mut Out) {

@@ -329,7 +329,6 @@ impl Run {
             process: self.cluster.process(node),
             here: self.cluster.runs(node) && !self.cluster.watch_stopped(node)(),
             ended_well: self.cluster.ended_well(node),
-            up_since: self.up_since.get(&node).copied().unwrap_or_default(),
         };
         let nodes: Vec<NodeSeen> = (0..self.cluster.len()).map(seen).collect();
         self.shared.checks.borrow_mut().look_at_members(&nodes, self.now(), &self.lives());
