@@ -93,8 +93,7 @@ impl Authority {
             return Err(KeysError::Exists { path: to });
         }
         let ca_path = self.dir.join(CA_KEY);
-        let ca_key =
-            KeyPair::from_pem(&files::read_secret(&ca_path)?).map_err(|e| KeysError::malformed(&ca_path, e))?;
+        let ca_key = KeyPair::from_pem(&files::read_secret(&ca_path)?).map_err(|_| KeysError::no_key(&ca_path))?;
         let now = OffsetDateTime::now_utc();
         let issuer = Issuer::new(ca_params(now), ca_key);
         let key = KeyPair::generate().map_err(issue)?;

@@ -63,7 +63,7 @@ impl Current {
         let validity = validity(&certificate).ok_or_else(|| KeysError::malformed(&at(OWN_CERT), "no dates"))?;
         let key = || {
             let text = files::read_secret(&at(OWN_KEY))?;
-            PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|e| KeysError::malformed(&at(OWN_KEY), e))
+            PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| KeysError::no_key(&at(OWN_KEY)))
         };
         let mut roots = RootCertStore::empty();
         roots.add(read_certificate(&at(CA_CERT))?).map_err(|e| KeysError::malformed(&at(CA_CERT), e))?;

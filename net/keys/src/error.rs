@@ -34,12 +34,23 @@ pub enum KeysError {
     #[error("making a certificate: {0}")]
     Issue(String),
     #[error("TLS: {0}")]
-    Tls(#[from] rustls::Error),
+    Tls(rustls::Error),
+}
+
+impl From<rustls::Error> for KeysError {
+    fn from(error: rustls::Error) -> KeysError {
+        KeysError::Tls(error)
+    }
 }
 
 impl KeysError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> KeysError + '_ {
         move |error| KeysError::Io { path: path.to_owned(), error }
+    }
+
+    /// Without the words of who reads PEM: they quote the file, and it is a secret.
+    pub(crate) fn no_key(path: &Path) -> KeysError {
+        KeysError::malformed(path, "no private key in PEM")
     }
 
     pub(crate) fn malformed(path: &Path, what: impl ToString) -> KeysError {

@@ -1,7 +1,7 @@
 //! Key files: written whole or not at all, secrets for their owner alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -31,13 +31,11 @@ pub(crate) fn create_secret(path: &Path, text: &str) -> Result<(), KeysError> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, KeysError> {
-    let io = KeysError::io(path);
-    match fs::metadata(path) {
-        Ok(meta) if meta.len() > MAX_FILE => return Err(KeysError::malformed(path, "too long for a key file")),
-        Ok(_) => {}
-        Err(e) => return Err(io(e)),
-    }
-    fs::read_to_string(path).map_err(io)
+    // By what is read and not by what its length is said to be: a pipe or a device has none.
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+    read.map_err(KeysError::io(path))?;
+    if text.len() as u64 > MAX_FILE { Err(KeysError::malformed(path, "too long for a key file")) } else { Ok(text) }
 }
 
 pub(crate) fn read_secret(path: &Path) -> Result<String, KeysError> {

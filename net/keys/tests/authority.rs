@@ -118,6 +118,38 @@ fn broken_bundles_say_which_file_is_wrong() {
     assert!(matches!(Keys::load(&dir.path().join("none")), Err(KeysError::Io { .. })));
 }
 
+/// What reads PEM quotes what it does not understand, which of a torn key is the key; errors go to logs and screens.
+#[test]
+fn an_error_does_not_quote_a_secret() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().join("a");
+    let authority = Authority::init(&at).unwrap();
+    let node = authority.issue(&wish("vellum:node/a")).unwrap();
+    for file in [node.join("own.key"), at.join("ca.key")] {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let secret = text.lines().nth(1).unwrap();
+        std::fs::write(&file, text.replace("-----END PRIVATE KEY", &format!("-----END {secret}"))).unwrap();
+        let error = match file.ends_with("own.key") {
+            true => Keys::load(&node).unwrap_err(),
+            false => authority.issue(&wish("vellum:node/b")).unwrap_err(),
+        };
+        let text = error.to_string();
+        assert!(text.contains("no private key") && !text.contains(secret), "{text}");
+    }
+}
+
+/// A device says that it has no length, and does not end.
+#[test]
+fn a_key_file_without_end_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::init(&dir.path().join("a")).unwrap();
+    let node = authority.issue(&wish("vellum:node/a")).unwrap();
+    std::fs::remove_file(node.join("own.crt")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", node.join("own.crt")).unwrap();
+    let error = Keys::load(&node).unwrap_err();
+    assert!(error.to_string().contains("too long"), "{error}");
+}
+
 #[test]
 fn addresses_are_checked() {
     let dir = tempfile::tempdir().unwrap();

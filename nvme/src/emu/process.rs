@@ -9,17 +9,15 @@ use vellum_base::dma::{Arena, arena};
 use super::{Bus, BusFault, Controller};
 use crate::driver::{Transport, TransportError};
 
-/// Device address of the arena's first byte: far from what could be a pointer or an offset.
-const DEVICE_BASE: u64 = 1 << 40;
-/// Where the doorbells begin in BAR0.
-const DOORBELLS: u32 = 0x1000;
-
 pub struct ProcessBus {
     arena: &'static Arena,
     doorbells: Vec<AtomicU32>,
 }
 
 impl ProcessBus {
+    /// Device address of the arena's first byte: far from what could be a pointer or an offset.
+    pub const DEVICE_BASE: u64 = 1 << 40;
+
     /// Doorbells for the admin queue and `io_queues` more.
     pub fn new(io_queues: u16) -> Result<ProcessBus, TransportError> {
         let arena = arena::activate().map_err(|err| TransportError::io("reserve memory for", "emu", &err))?;
@@ -28,7 +26,7 @@ impl ProcessBus {
     }
 
     fn offset(at: u64) -> Result<u64, BusFault> {
-        at.checked_sub(DEVICE_BASE).ok_or(BusFault)
+        at.checked_sub(Self::DEVICE_BASE).ok_or(BusFault)
     }
 
     fn word(&self, at: u64) -> Result<&AtomicU32, BusFault> {
@@ -83,6 +81,9 @@ pub struct EmuTransport {
 }
 
 impl EmuTransport {
+    /// Where the doorbells begin in BAR0.
+    pub const DOORBELLS: u32 = 0x1000;
+
     pub fn new(controller: Arc<Controller<ProcessBus>>) -> EmuTransport {
         EmuTransport { controller, doorbell_writes: AtomicUsize::new(0) }
     }
@@ -107,7 +108,7 @@ impl Transport for EmuTransport {
 
     #[inline]
     fn write32(&self, at: u32, value: u32) {
-        match at.checked_sub(DOORBELLS) {
+        match at.checked_sub(Self::DOORBELLS) {
             Some(bell) => {
                 // One thread rings a queue's bells, so that plain loads and stores would do; the counter is shared by
                 // all queues, and need not be exact.
@@ -121,7 +122,7 @@ impl Transport for EmuTransport {
 
     #[inline]
     fn address_of(&self, arena_offset: usize, _len: usize) -> Option<u64> {
-        Some(DEVICE_BASE + arena_offset as u64)
+        Some(ProcessBus::DEVICE_BASE + arena_offset as u64)
     }
 
     #[inline]

@@ -49,12 +49,17 @@ impl VfioUserTransport {
     /// The server must run as this user or as root.
     pub fn connect(path: &Path) -> Result<VfioUserTransport, TransportError> {
         let name = format!("vfio-user:{}", path.display());
+        let socket = UnixStream::connect(path).map_err(|err| TransportError::io("connect to", &name, &err))?;
+        VfioUserTransport::over(socket, name)
+    }
+
+    /// Over a socket that is connected already; the same is asked of who is at its other end.
+    pub fn over(socket: UnixStream, name: String) -> Result<VfioUserTransport, TransportError> {
         let failed = |what| {
             let name = name.clone();
             move |err: io::Error| TransportError::io(what, &name, &err)
         };
         let arena = arena::activate().map_err(failed("reserve memory for"))?;
-        let socket = UnixStream::connect(path).map_err(failed("connect to"))?;
         check_peer(&socket).map_err(failed("trust"))?;
         socket.set_read_timeout(Some(REPLY_TIMEOUT)).map_err(failed("set up"))?;
         socket.set_write_timeout(Some(REPLY_TIMEOUT)).map_err(failed("set up"))?;

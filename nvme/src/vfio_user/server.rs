@@ -134,7 +134,8 @@ impl Server {
         Ok(())
     }
 
-    fn serve(&self, socket: UnixStream) -> io::Result<()> {
+    /// Serves one client over a socket that is connected already, to the end of its session, which is an error.
+    pub fn serve(&self, socket: UnixStream) -> io::Result<()> {
         socket.set_nonblocking(false)?;
         socket.set_read_timeout(Some(WAKE))?;
         socket.set_write_timeout(Some(Duration::from_secs(10)))?;

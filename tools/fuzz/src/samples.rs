@@ -154,16 +154,19 @@ pub fn subjects() -> Vec<Vec<u8>> {
 
 /// Certificates of an authority that was made for this.
 pub fn certificates() -> Vec<Vec<u8>> {
-    include_str!("certificates.hex")
-        .lines()
-        .map(|line| {
-            line.as_bytes()
-                .chunks_exact(2)
-                .map(|pair| {
-                    let pair = std::str::from_utf8(pair).unwrap_or_default();
-                    u8::from_str_radix(pair, 16).expect("the samples are hex")
-                })
-                .collect()
-        })
-        .collect()
+    unhex(include_str!("certificates.hex"))
+}
+
+/// The key files of a node, of a client, and of the authority that made them for this and nothing else. Zeros are between
+/// them.
+pub fn key_files() -> Vec<Vec<u8>> {
+    unhex(include_str!("keys.hex"))
+}
+
+fn unhex(lines: &str) -> Vec<Vec<u8>> {
+    let byte = |pair: &[u8]| {
+        let pair = std::str::from_utf8(pair).unwrap_or_default();
+        u8::from_str_radix(pair, 16).expect("the samples are hex")
+    };
+    lines.lines().map(|line| line.as_bytes().chunks_exact(2).map(byte).collect()).collect()
 }

@@ -9,11 +9,14 @@ use vellum_wire::quorum::{DATAGRAM_LEN, DatagramAuth, NoAuth, QuorumDatagram};
 use vellum_wire::{Frame, FrameHeader, Greeted, Greeting, HEADER_LEN, Refusal, Request, Response};
 
 mod disk;
+mod driver;
 mod items;
 mod jobs;
+mod keys;
 mod nvme;
 mod requests;
 mod text;
+mod vfio_user;
 
 use crate::mutate::mutate;
 use crate::{image, samples};
@@ -86,7 +89,17 @@ pub const TARGETS: &[Target] = &[
     decoder("nvme-namespace", nvme::namespaces, nvme::namespace),
     decoder("nvme-reservation", nvme::reservations, nvme::reservation),
     decoder("nvme-log", nvme::logs, nvme::log),
+    decoder("nvme-completion", nvme::completions, nvme::completion),
+    Target {
+        memory_bytes: 8 << 20,
+        gate_inputs: 500,
+        ..decoder("nvme-driver", driver::controllers, driver::controller)
+    },
     decoder("device", nvme::specs, nvme::spec),
+    Target { gate_inputs: 1_000, ..decoder("vfio-user-client", vfio_user::clients, vfio_user::client) },
+    Target { gate_inputs: 1_000, ..decoder("vfio-user-server", vfio_user::servers, vfio_user::server) },
+    Target { gate_inputs: 300, ..decoder("keys", keys::bundles, keys::bundle) },
+    Target { gate_inputs: 100, ..decoder("authority", keys::authorities, keys::authority) },
     Target { memory_bytes: 8 << 20, gate_inputs: 500, ..decoder("fuse", requests::samples, requests::request) },
     Target {
         draw: image::draw,

@@ -1,9 +1,9 @@
 //! What an NVMe controller says of itself, and the words for devices.
 
 use vellum_nvme::driver::{ControllerInfo, NamespaceInfo};
-use vellum_nvme::spec::{ErrorEntry, IDENTIFY_BYTES, SmartLog, descriptors};
+use vellum_nvme::spec::{AsyncEvent, Completion, ErrorEntry, IDENTIFY_BYTES, SmartLog, Status, descriptors};
 use vellum_nvme::{DeviceSpec, ReservationReport};
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Bytes of an identify structure that say something; the rest is zeros and vendors' own.
 const TOLD_BYTES: usize = 1024;
@@ -72,6 +72,24 @@ pub fn log(bytes: &[u8]) -> bool {
     let smart = SmartLog::read_from_prefix(bytes).map(|(smart, _)| smart.warnings().len() <= 6);
     let error = ErrorEntry::read_from_prefix(bytes);
     smart.is_ok() && error.is_ok()
+}
+
+pub fn completions() -> Vec<Vec<u8>> {
+    [Status::SUCCESS, Status::UNRECOVERED_READ.with_do_not_retry()]
+        .map(|status| Completion::new(7, 1, 3, status, 9).as_bytes().to_vec())
+        .to_vec()
+}
+
+/// Accepted: a success.
+pub fn completion(bytes: &[u8]) -> bool {
+    let Ok(done) = Completion::read_from_bytes(bytes) else { return false };
+    assert_eq!(Completion::from_words(done.to_words()).as_bytes(), bytes);
+    for phase in [false, true] {
+        let other = done.with_phase(phase);
+        assert_eq!((other.phase(), other.status(), other.cid), (phase, done.status(), done.cid));
+    }
+    assert!(!done.status().name().is_empty() && !AsyncEvent(done.result.get()).describe().is_empty());
+    done.status().is_success() || done.status().name() == Status::UNRECOVERED_READ.name()
 }
 
 pub fn specs() -> Vec<Vec<u8>> {
