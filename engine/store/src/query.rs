@@ -16,7 +16,7 @@ const NEWEST: Epoch = Epoch(u64::MAX);
 /// Entries that one bucket's cursor reads at once.
 const WALK_PAGE: usize = 64;
 /// Items of a scan that cost about as much as a get.
-const ITEMS_PER_TOUCH: u64 = 8;
+const ITEMS_PER_TOUCH: u32 = 8;
 
 /// A page of an index walk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl Store {
         let mut part = range;
         part.last = range.last.min(shard.range().last);
         let mut page = shard.scan(part, at, max_items, max_bytes).await?;
-        shard.touch(page.items.len() as u64 / ITEMS_PER_TOUCH);
+        shard.touch(part.first.bucket(), page.items.len() as u32 / ITEMS_PER_TOUCH);
         if page.next.is_none() && part.last < range.last {
             page.next = part.last.successor();
         }

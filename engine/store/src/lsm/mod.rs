@@ -50,6 +50,7 @@ mod state;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod touches;
 
 pub use cache::{BlockCache, CacheStats};
 pub use config::LsmConfig;
@@ -63,3 +64,4 @@ pub use plan::{Pick, Plan, Withheld};
 pub use scrub::{BadBlock, SegmentScrub};
 pub use shard::Shard;
 pub use split::Extent;
+pub use touches::Load;

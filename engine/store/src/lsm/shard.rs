@@ -4,12 +4,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use vellum_base::{Epoch, Key, KeyRange, ShardId};
+use vellum_base::{Bucket, Epoch, Key, KeyRange, ShardId};
 use vellum_format::{SegmentMeta, Value};
 
 use super::memtable::Found;
 use super::segment::{Segment, space_of};
 use super::state::{Frozen, Run, State};
+use super::touches::{Load, Touches};
 use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ShardEnv};
 
 pub struct Shard {
@@ -34,8 +35,7 @@ pub struct Shard {
     pub(super) room: Cell<u64>,
     /// Epochs of the reads that are in progress here.
     readers: RefCell<BTreeMap<Epoch, usize>>,
-    /// What was asked of it, in gets, since somebody looked.
-    touches: Cell<u64>,
+    touches: Touches,
 }
 
 impl Shard {
@@ -83,7 +83,7 @@ impl Shard {
             held: Cell::new(false),
             room: Cell::new(1),
             readers: RefCell::default(),
-            touches: Cell::new(0),
+            touches: Touches::new(&range),
         })
     }
 
@@ -99,12 +99,13 @@ impl Shard {
         self.flushed_through.get()
     }
 
-    /// It costs as much as so many gets.
-    pub fn touch(&self, gets: u64) {
-        self.touches.set(self.touches.get() + gets);
+    /// Something in `bucket` costs as much as so many gets.
+    pub fn touch(&self, bucket: Bucket, gets: u32) {
+        self.touches.add(bucket, gets);
     }
 
-    pub fn take_touches(&self) -> u64 {
+    /// What was asked of it since somebody looked.
+    pub fn take_load(&self) -> Load {
         self.touches.take()
     }
 
@@ -146,7 +147,7 @@ impl Shard {
             return;
         }
         assert!(epoch > self.frozen_through.get(), "epoch {epoch} was closed for shard {}", self.id);
-        self.touch(1);
+        self.touch(op.first_key().bucket(), 1);
         let state = self.state.borrow();
         let mut table = state.active.borrow_mut();
         match op {
@@ -209,7 +210,7 @@ impl Shard {
     /// The newest version of `key` at or before epoch `at` (which must not be older than the environment's oldest reader;
     /// `Epoch(u64::MAX)` is the newest applied).
     pub async fn get(&self, key: &Key, at: Epoch) -> Result<Option<Value>, LsmError> {
-        self.touch(1);
+        self.touch(key.bucket(), 1);
         match self.get_in_memtables(key, at) {
             Some(Found::Value(value)) => Ok(Some(value)),
             Some(Found::Deleted) => Ok(None),

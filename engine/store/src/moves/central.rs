@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use vellum_base::{Bucket, ReactorId, ShardId};
 use vellum_rt::local::{Mutex, Notify};
-use vellum_rt::{Class, now, random_u64, spawn, timeout};
+use vellum_rt::{Class, Instant, now, random_u64, spawn, timeout};
 
-use super::policy::{Load, Policy};
+use super::policy::{MAX_SHARDS, Policy, Step};
 use crate::central::Central;
 use crate::env::COORDINATOR;
 use crate::error::StoreError;
+use crate::lsm::Load;
 use crate::mesh::{Answer, Request};
 use crate::options::Rebalance;
 use crate::store::Store;
@@ -20,6 +21,10 @@ use crate::store::Store;
 const WINDOW: Duration = Duration::from_secs(10);
 /// After a move nothing moves by itself for so long.
 const PAUSE: Duration = Duration::from_secs(30);
+/// After a split by load none is made for so long: a half moves, and shows what that was worth.
+const SPLIT_PAUSE: Duration = Duration::from_secs(60);
+/// Of moves at random, one in so many is of a half that is split off first.
+const HALVES: u64 = 4;
 
 pub(crate) struct Balance {
     /// Held by a move, and by what must find every shard where it is: an evacuation's pass.
@@ -102,24 +107,28 @@ impl Store {
     }
 
     async fn move_by_load(self: &Rc<Self>, central: &Rc<Central>) -> Result<(), StoreError> {
-        let (mut policy, mut last) = (Policy::default(), None);
+        let (mut policy, mut moved, mut split) = (Policy::default(), None, None);
+        let rested = |last: Option<Instant>, pause| last.is_none_or(|at| at.elapsed() >= pause);
         loop {
             self.rest(central, WINDOW).await?;
             let mut loads = Vec::new();
             for reactor in self.mesh.all() {
-                match self.ask(reactor, Request::Loads).await? {
-                    Answer::Loads(shards) => loads.push(shards),
-                    _ => return Err(StoreError::Closed),
-                }
+                loads.push(self.loads_of(reactor).await?);
             }
-            let chosen = policy.look(&loads).filter(|_| !central.evacuation.awake.get()); // space goes first
-            if let Some((bucket, to)) =
-                chosen.filter(|_| last.is_none_or(|at: vellum_rt::Instant| at.elapsed() >= PAUSE))
-            {
-                tracing::info!(?loads, bucket = bucket.0, to = to.0, "reactors are unevenly loaded: a shard moves");
-                self.move_central(central, bucket, to).await?;
-                policy.moved();
-                last = Some(now());
+            match policy.look(&loads).filter(|_| !central.evacuation.awake.get()) {
+                // space goes first
+                Some(Step::Move(bucket, to)) if rested(moved, PAUSE) => {
+                    tracing::info!(?loads, bucket = bucket.0, to = to.0, "reactors are unevenly loaded: a shard moves");
+                    self.move_central(central, bucket, to).await?;
+                    policy.moved();
+                    moved = Some(now());
+                }
+                Some(Step::Split(at)) if rested(split, SPLIT_PAUSE) => {
+                    tracing::info!(?loads, at = at.0, "one shard has most of a reactor's load: it is split");
+                    self.split_shard(at).await?;
+                    split = Some(now());
+                }
+                _ => {}
             }
         }
     }
@@ -129,16 +138,22 @@ impl Store {
             let spread = random_u64() % (every.as_micros() as u64).max(1);
             self.rest(central, every / 2 + Duration::from_micros(spread)).await?;
             let (bucket, to) = (Bucket(random_u64() as u8), random_u64() % self.options.reactors as u64);
+            if random_u64().is_multiple_of(HALVES) && self.loads_of(self.reactor_of(bucket)).await?.len() < MAX_SHARDS {
+                self.split_shard(bucket).await?;
+            }
             self.move_central(central, bucket, ReactorId(to as u16)).await?;
         }
     }
 
     /// What this reactor's shards had to do since it was asked last.
     pub(crate) fn loads(&self) -> Vec<Load> {
-        let load = |shard: &Rc<crate::lsm::Shard>| Load {
-            first_bucket: shard.range().first.bucket(),
-            touches: shard.take_touches(),
-        };
-        self.shards().iter().map(load).collect()
+        self.shards().iter().map(|shard| shard.take_load()).collect()
+    }
+
+    async fn loads_of(self: &Rc<Self>, reactor: ReactorId) -> Result<Vec<Load>, StoreError> {
+        match self.ask(reactor, Request::Loads).await? {
+            Answer::Loads(shards) => Ok(shards),
+            _ => Err(StoreError::Closed),
+        }
     }
 }

@@ -29,7 +29,6 @@ use vellum_base::{Bucket, Mutant, ReactorId, mutant};
 use vellum_rt::{Instant, now, sleep, timeout};
 
 pub(crate) use central::Balance;
-pub(crate) use policy::Load;
 
 use crate::env::COORDINATOR;
 use crate::error::StoreError;
