@@ -70,6 +70,13 @@ impl Reactor {
                 return stranger.refuse(refusal).await;
             }
         };
+        // A greeting that is answered begins a lease, as a keepalive does: a leader that was stopped and deposed must not
+        // welcome into a term that is over whoever waited in its sockets. It has not written its block; a leader that only
+        // has a slow device is found again.
+        if !self.may_begin_leases() {
+            tracing::info!(%rid, "not welcomed: the device has not taken our block for a while");
+            return stranger.refuse(Refusal::NotServing).await;
+        }
         let greeted = self.greeted(&client, access);
         if client.phase.get() != Phase::Leaving {
             let fresh = stranger.greeting.term == Term(0);

@@ -3,6 +3,7 @@
 //! What depends on order is queued here, before the first await: batches, locks. The rest runs concurrently.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use vellum_base::{BLOCK_SIZE, Batch, BatchNo, BlockRange, DmaSlice, Ino};
 use vellum_link::Responder;
@@ -155,11 +156,9 @@ impl Reactor {
     /// wakes what lay in its sockets, though the next leader gives its locks to others: so it has written its own block first,
     /// which it cannot when it was fenced. A leader that is awake does so all the time. (Found by the simulation.)
     fn keepalive(&self, responder: Responder) {
-        let timers = &self.options.timers;
-        // A new leader waits so much longer for a client than its lease lasts.
-        let slack = timers.recovery_window.saturating_sub(timers.lease);
+        let slack = self.slack();
         match &self.options.quorum {
-            Some(quorum) if !quorum.had_device(slack) => {
+            Some(quorum) if !self.may_begin_leases() => {
                 let quorum = quorum.clone();
                 spawn(Class::Request, "keepalive", async move {
                     quorum.until_had_device(slack).await;
@@ -169,6 +168,17 @@ impl Reactor {
             }
             _ => responder.send(Response::Alive, None),
         }
+    }
+
+    /// A new leader waits so much longer for a client than its lease lasts.
+    fn slack(&self) -> Duration {
+        let timers = &self.options.timers;
+        timers.recovery_window.saturating_sub(timers.lease)
+    }
+
+    /// A lease that begins now ends before another leader gives the client's locks to others.
+    pub(crate) fn may_begin_leases(&self) -> bool {
+        self.options.quorum.as_ref().is_none_or(|quorum| quorum.had_device(self.slack()))
     }
 
     /// Answers when the store has.
