@@ -33,7 +33,7 @@ use crate::store_backend::StoreBackend;
 pub enum NodeError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{0}")]
+    #[error(transparent)]
     Server(#[from] WireError),
     #[error("cannot listen on {endpoint}: {reason}")]
     Listen { endpoint: String, reason: String },

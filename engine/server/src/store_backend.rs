@@ -263,7 +263,7 @@ impl Backend for StoreBackend {
                 AdminRequest::StopScrub => store_json::scrub(&store.stop_scrub().await?),
                 AdminRequest::MoveShard { bucket, reactor } => {
                     let moved = store.move_shard(Bucket(bucket), ReactorId(reactor)).await?;
-                    serde_json::json!({ "moved": moved })
+                    serde_json::json!({ "moved": moved, "reactor": store.reactor_of(Bucket(bucket)).0 })
                 }
                 _ => store_json::scrub(&store.scrub_status().await?),
             })

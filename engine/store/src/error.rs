@@ -14,7 +14,7 @@ pub enum StoreError {
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error("corrupt: {0}")]
-    Block(#[from] BlockError),
+    Block(BlockError),
     #[error(transparent)]
     Lsm(LsmError),
     #[error("corrupt: {place}: {detail}")]
@@ -60,6 +60,12 @@ pub enum StoreError {
     Closed,
     #[error("the store is open for reading only")]
     ReadOnly,
+}
+
+impl From<BlockError> for StoreError {
+    fn from(error: BlockError) -> StoreError {
+        StoreError::Block(error)
+    }
 }
 
 impl From<LsmError> for StoreError {

@@ -7,7 +7,7 @@ use vellum_wire::{ErrorCode, WireError};
 pub enum ClientError {
     /// The engine refused this request; nothing was changed by it.
     #[error("the engine answered: {0}")]
-    Engine(#[from] WireError),
+    Engine(WireError),
     /// The engine has fenced this rid: locks, cache and unsynced changes are gone. Only a new client helps.
     #[error("fenced by the engine: {unsynced} unsynced batches were lost")]
     Fenced { unsynced: usize },
@@ -32,6 +32,12 @@ pub enum ClientError {
     RootMoved,
     #[error("the client was shut down")]
     Stopped,
+}
+
+impl From<WireError> for ClientError {
+    fn from(error: WireError) -> ClientError {
+        ClientError::Engine(error)
+    }
 }
 
 impl ClientError {

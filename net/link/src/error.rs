@@ -8,7 +8,7 @@ use vellum_wire::{Refusal, WireError, WireFault};
 #[derive(Error, Debug, Clone, PartialEq, Eq)]
 pub enum LinkError {
     /// The engine handled the request and says no.
-    #[error("{0}")]
+    #[error(transparent)]
     Remote(#[from] WireError),
     /// No engine will ever accept this client again.
     #[error("the engine refuses this client: {0:?}")]
@@ -46,11 +46,11 @@ pub enum SocketError {
     #[error("the peer closed the socket")]
     Closed,
     #[error("socket: {0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
     #[error("malformed frame: {0}")]
-    Fault(#[from] WireFault),
+    Fault(WireFault),
     #[error("the peer breaks the protocol: {0}")]
-    Violation(#[from] Violation),
+    Violation(Violation),
     #[error("no greeting in time")]
     Silent,
     #[error("the peer read nothing for {0:?}")]
@@ -67,6 +67,24 @@ pub enum SocketError {
     NoKeys { endpoint: String },
     #[error("the engine speaks TLS there: keys are needed (--keys)")]
     SpeaksTls,
+}
+
+impl From<std::io::Error> for SocketError {
+    fn from(error: std::io::Error) -> SocketError {
+        SocketError::Io(error)
+    }
+}
+
+impl From<WireFault> for SocketError {
+    fn from(error: WireFault) -> SocketError {
+        SocketError::Fault(error)
+    }
+}
+
+impl From<Violation> for SocketError {
+    fn from(error: Violation) -> SocketError {
+        SocketError::Violation(error)
+    }
 }
 
 impl SocketError {

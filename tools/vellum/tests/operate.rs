@@ -66,6 +66,34 @@ fn an_engine_is_looked_at_and_a_client_given_up() {
     vellum_fails(&["clients", "evict", "no-rid", &at], 2, &["is no rid"]);
 }
 
+/// Asking twice is no mistake; asking for what cannot be is, and says once why.
+#[test]
+fn a_shard_that_is_there_already_is_a_success() {
+    let mut lab = Lab::new("256M");
+    lab.serve();
+    let at = lab.endpoint();
+    let status = json(&["status", &at, "--json"]);
+    let reactors = status["store"]["reactors"].as_array().unwrap();
+    let has_17 = |reactor: &Value| {
+        let of = |range: &Value, name: &str| range[name].as_u64().unwrap();
+        let mut ranges = reactor["shard_ranges"].as_array().unwrap().iter();
+        ranges.any(|range| (of(range, "first_bucket")..=of(range, "last_bucket")).contains(&17))
+    };
+    let home = reactors.iter().position(has_17).unwrap().to_string();
+    let said = vellum_ok(&["move-shard", &at, "17", &home]);
+    assert_eq!(said, format!("the shard of bucket 17 is already on reactor {home}\n"));
+    if let Some(other) = (0..reactors.len()).map(|n| n.to_string()).find(|n| *n != home) {
+        let said = vellum_ok(&["move-shard", &at, "17", &other]);
+        assert_eq!(said, format!("the shard of bucket 17 is on reactor {other} now\n"));
+        let again = json(&["move-shard", &at, "17", &other, "--json"]);
+        assert_eq!((&again["moved"], again["reactor"].to_string()), (&Value::Bool(false), other));
+    }
+    let said = vellum_fails(&["move-shard", &at, "17", "1000"], 4, &["the engine answered"]);
+    for part in ["moving a shard: ", "the engine answered: ", "there is no reactor 1000"] {
+        assert_eq!(said.matches(part).count(), 1, "{part:?} in {said}");
+    }
+}
+
 #[test]
 fn metrics_are_given_and_strangers_cost_nothing() {
     let mut lab = Lab::new("256M");

@@ -7,7 +7,7 @@ use vellum_nvme::DeviceError;
 
 #[derive(Error, Debug, Clone, PartialEq, Eq)]
 pub enum LsmError {
-    #[error("{0}")]
+    #[error(transparent)]
     Device(#[from] DeviceError),
     /// `reason` says what was expected and found.
     #[error(

@@ -29,7 +29,7 @@ pub enum JobError {
     Bound { what: &'static str, found: u64, bound: u64 },
     #[error("{what}: {found} is no legal value")]
     Value { what: &'static str, found: u64 },
-    #[error("{0}")]
+    #[error(transparent)]
     Segment(#[from] vellum_format::segment::SegmentError),
 }
 

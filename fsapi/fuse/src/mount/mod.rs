@@ -29,17 +29,17 @@ pub enum MountError {
     NotWritable(PathBuf),
     #[error("a Vellum filesystem is already mounted at {}: unmount it first", .0.display())]
     AlreadyMounted(PathBuf),
-    #[error("mount point {}: {source}", .path.display())]
-    Unusable { path: PathBuf, source: io::Error },
+    #[error("mount point {}: {error}", .path.display())]
+    Unusable { path: PathBuf, error: io::Error },
     #[error("cannot open /dev/fuse: {0} (is the kernel module `fuse` loaded, and may this user open the device?)")]
     NoDevice(io::Error),
     #[error("fusermount3 is not installed; install fuse3, or mount as root")]
     NoHelper,
     #[error("fusermount3 refused to mount: {0}")]
     Helper(String),
-    #[error("mount on {} failed: {source}", .path.display())]
-    Mount { path: PathBuf, source: io::Error },
-    #[error("{0}")]
+    #[error("mount on {} failed: {error}", .path.display())]
+    Mount { path: PathBuf, error: io::Error },
+    #[error(transparent)]
     Io(#[from] io::Error),
 }
 
@@ -76,7 +76,7 @@ pub fn mount(path: &Path, options: &MountOptions) -> Result<(OwnedFd, Mounted), 
 fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
     let device = device::open().map_err(MountError::NoDevice)?;
     let data = options.kernel_data(device.as_raw_fd());
-    let failed = |source: io::Error| MountError::Mount { path: path.to_path_buf(), source };
+    let failed = |error: io::Error| MountError::Mount { path: path.to_path_buf(), error };
     let data = CString::new(data).map_err(|e| failed(e.into()))?;
     let fstype = format!("fuse.{}", options.subtype);
     rustix::mount::mount(&options.fsname, path, &fstype, options.flags(), Some(data.as_c_str()))

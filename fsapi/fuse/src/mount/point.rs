@@ -28,9 +28,9 @@ const PROBE: Duration = Duration::from_secs(1);
 
 /// The absolute path of a usable mount point. What a dead Vellum gateway left there is detached.
 pub fn check(path: &Path) -> Result<PathBuf, MountError> {
-    let unusable = |source: io::Error| match source.kind() {
+    let unusable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => MountError::Absent(path.to_path_buf()),
-        _ => MountError::Unusable { path: path.to_path_buf(), source },
+        _ => MountError::Unusable { path: path.to_path_buf(), error },
     };
     let absolute = absolute(path).map_err(unusable)?;
     while top_is_ours(&absolute)? {

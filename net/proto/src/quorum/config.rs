@@ -69,7 +69,13 @@ pub enum QuorumError {
     UnknownSlot(Slot),
     /// Our own vote is in there: without it we might vote twice (Q9).
     #[error("the block of our own slot cannot be believed, and our vote is in it: {0}")]
-    OwnBlock(#[from] SlotError),
+    OwnBlock(SlotError),
     #[error("rid 0 is no identity")]
     NoIdentity,
+}
+
+impl From<SlotError> for QuorumError {
+    fn from(error: SlotError) -> QuorumError {
+        QuorumError::OwnBlock(error)
+    }
 }
