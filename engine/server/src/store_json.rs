@@ -40,6 +40,11 @@ pub(crate) fn status(status: &StoreStatus) -> Value {
             "used_data_blocks": status.space.used_data_blocks,
             "metadata_blocks": status.space.metadata_blocks,
         },
+        "memory": {
+            "buffer_bytes": status.memory.buffer_bytes,
+            "buffer_used_bytes": status.memory.buffer_used_bytes,
+            "bound_bytes": status.memory.bound_bytes,
+        },
         "reactors": status.reactors.iter().map(reactor).collect::<Vec<_>>(),
     })
 }

@@ -20,7 +20,7 @@ use crate::status::CompactionStatus;
 use crate::store::Store;
 
 /// Compactions that run on one reactor at a time.
-const HERE: usize = 2;
+pub(crate) const HERE: usize = 2;
 /// Inputs shorter than this are not worth handing over.
 const WORTH_BYTES: u64 = 4 << 20;
 /// A reactor has little else to do when requests and commits took less than this share of a moment.

@@ -303,6 +303,7 @@ impl Store {
             open_epoch: self.epochs.borrow().open(),
             durable_epoch: self.durable.get(),
             failed: self.failed.borrow().as_ref().map(|r| r.to_string()),
+            memory: self.memory_status(),
             ..StoreStatus::default()
         };
         for reactor in self.mesh.all() {

@@ -6,6 +6,7 @@ use vellum_base::{Bucket, Epoch, ReactorId, ShardId, Term};
 
 use crate::evacuate::EvacuationStatus;
 use crate::lsm::CacheStats;
+use crate::memory::MemoryStatus;
 use crate::moves::MoveStatus;
 use crate::scrub::ScrubStatus;
 
@@ -105,6 +106,7 @@ pub struct StoreStatus {
     pub free_chunks: usize,
     pub reserve_chunks: usize,
     pub space: StatFs,
+    pub memory: MemoryStatus,
     pub reactors: Vec<ReactorStatus>,
 }
 

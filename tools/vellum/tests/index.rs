@@ -255,7 +255,9 @@ fn inodes_paths_space_and_status_are_told() {
     assert!(number(&status, "durable_epoch") >= number(&written, "meta_seq"));
     assert!(status["fsid"].is_string() && status["store"].is_object() && status["store"]["error"].is_null());
     let store = status["store"].to_string();
-    for bound in ["memtable_bound_bytes", "log_bound_bytes", "cache_bound_bytes", "shard_bound_bytes", "seals_bound"] {
+    let bounds = ["memtable_bound_bytes", "log_bound_bytes", "cache_bound_bytes", "shard_bound_bytes", "seals_bound"];
+    assert!(number(&status["store"]["memory"], "bound_bytes") > number(&status["store"]["memory"], "buffer_bytes"));
+    for bound in bounds {
         assert!(store.contains(bound), "{bound} is not in {store}");
     }
     let text = vellum_ok(&["status", &on]);

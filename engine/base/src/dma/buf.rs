@@ -2,7 +2,7 @@
 //!
 //! A [`DmaBuf`] is owned and writable; [`DmaBuf::freeze`] turns it into a [`DmaSlice`], which is shared, read-only and
 //! cheap to clone, so that one copy of file data serves the socket, the device and the client's retained batch.
-//! Buffers of a size class come from the arena once that is active, else from the heap; larger ones always from the heap.
+//! Buffers of a size class come from the arena once that is active, else from slabs; larger ones always from the heap.
 //! Invariant: the pointer is valid for `capacity` bytes, aligned to [`BLOCK_SIZE`], and initialised (zeroed once).
 #![allow(unsafe_code)] // the home of aligned allocation; every block below states its argument
 
@@ -13,20 +13,41 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use super::arena;
+use super::{arena, slabs};
 use crate::units::BLOCK_SIZE;
 
-/// Freed buffers kept per thread and size class, in bytes of capacity.
-const CACHE_BYTES_PER_CLASS: usize = 8 << 20;
+/// Freed buffers kept per thread, in bytes of capacity.
+pub const KEPT_BYTES: usize = 8 << 20;
 /// Size classes: 4 KiB << i, up to 2 MiB. Larger buffers go back to the allocator at once.
 pub(super) const CLASSES: usize = 10;
 
 /// A thread's freed buffers, by class.
-struct Cache([Vec<NonNull<u8>>; CLASSES]);
+struct Cache {
+    lists: [Vec<NonNull<u8>>; CLASSES],
+    bytes: usize,
+}
+
+impl Cache {
+    fn take(&mut self, class: usize) -> Option<NonNull<u8>> {
+        let ptr = self.lists[class].pop()?;
+        self.bytes -= BLOCK_SIZE << class;
+        Some(ptr)
+    }
+
+    /// False when there is no room for it.
+    fn keep(&mut self, ptr: NonNull<u8>, class: usize) -> bool {
+        let room = self.bytes + (BLOCK_SIZE << class) <= KEPT_BYTES;
+        if room {
+            self.lists[class].push(ptr);
+            self.bytes += BLOCK_SIZE << class;
+        }
+        room
+    }
+}
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        for (class, list) in self.0.iter_mut().enumerate() {
+        for (class, list) in self.lists.iter_mut().enumerate() {
             for ptr in list.drain(..) {
                 release(ptr, BLOCK_SIZE << class);
             }
@@ -35,7 +56,7 @@ impl Drop for Cache {
 }
 
 thread_local! {
-    static FREE: RefCell<Cache> = const { RefCell::new(Cache([const { Vec::new() }; CLASSES])) };
+    static FREE: RefCell<Cache> = const { RefCell::new(Cache { lists: [const { Vec::new() }; CLASSES], bytes: 0 }) };
 }
 
 pub(super) fn class_of(capacity: usize) -> Option<usize> {
@@ -51,7 +72,7 @@ fn layout(capacity: usize) -> Layout {
 fn take_cached(capacity: usize) -> Option<NonNull<u8>> {
     let class = class_of(capacity)?;
     loop {
-        let ptr = FREE.try_with(|free| free.borrow_mut().0[class].pop()).ok().flatten()?;
+        let ptr = FREE.try_with(|free| free.borrow_mut().take(class)).ok().flatten()?;
         match arena::active() {
             Some(arena) if !arena.contains(ptr) => release(ptr, capacity),
             _ => return Some(ptr),
@@ -61,10 +82,11 @@ fn take_cached(capacity: usize) -> Option<NonNull<u8>> {
 
 /// Gives memory back to where it came from.
 fn release(ptr: NonNull<u8>, capacity: usize) {
-    match arena::active() {
-        Some(arena) if arena.contains(ptr) => arena.free(ptr, capacity),
-        // SAFETY: not of the arena, so it came from alloc_zeroed with this very layout, and has no other owner.
-        _ => unsafe { dealloc(ptr.as_ptr(), layout(capacity)) },
+    match (arena::active(), class_of(capacity)) {
+        (Some(arena), _) if arena.contains(ptr) => arena.free(ptr, capacity),
+        (_, Some(_)) => slabs::free(ptr),
+        // SAFETY: of no class, so it came from alloc_zeroed with this very layout, and has no other owner.
+        (_, None) => unsafe { dealloc(ptr.as_ptr(), layout(capacity)) },
     }
 }
 
@@ -85,11 +107,13 @@ impl DmaBuf {
     pub fn new(len: usize) -> DmaBuf {
         let blocks = len.div_ceil(BLOCK_SIZE).max(1);
         let capacity = if blocks <= 1 << (CLASSES - 1) { blocks.next_power_of_two() } else { blocks } * BLOCK_SIZE;
-        let ptr = take_cached(capacity).or_else(|| arena::active()?.alloc(capacity)).unwrap_or_else(|| {
-            let layout = layout(capacity);
+        let fresh = || match (arena::active().and_then(|arena| arena.alloc(capacity)), class_of(capacity)) {
+            (Some(ptr), _) => Some(ptr),
+            (None, Some(class)) => slabs::alloc(class),
             // SAFETY: the layout's size is at least one block.
-            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout))
-        });
+            (None, None) => NonNull::new(unsafe { alloc_zeroed(layout(capacity)) }),
+        };
+        let ptr = take_cached(capacity).or_else(fresh).unwrap_or_else(|| handle_alloc_error(layout(capacity)));
         DmaBuf { ptr, capacity, len }
     }
 
@@ -163,17 +187,8 @@ impl Drop for DmaBuf {
 
 impl DmaBuf {
     fn give_back(&mut self) {
-        let kept = class_of(self.capacity).is_some_and(|class| {
-            FREE.try_with(|free| {
-                let list = &mut free.borrow_mut().0[class];
-                let room = list.len() * self.capacity < CACHE_BYTES_PER_CLASS;
-                if room {
-                    list.push(self.ptr);
-                }
-                room
-            })
-            .unwrap_or(false)
-        });
+        let kept = class_of(self.capacity)
+            .is_some_and(|class| FREE.try_with(|free| free.borrow_mut().keep(self.ptr, class)).unwrap_or(false));
         if !kept {
             release(self.ptr, self.capacity);
         }

@@ -25,9 +25,8 @@ impl ValueRef {
         self.len == TOMBSTONE
     }
 
-    /// Bytes that the slot takes.
-    pub fn slot_bytes(self) -> usize {
-        if self.is_tombstone() { 0 } else { slot_units(self.len as usize) * UNIT }
+    fn slot_units(self) -> usize {
+        if self.is_tombstone() { 0 } else { slot_units(self.len as usize) }
     }
 }
 
@@ -38,11 +37,17 @@ fn slot_units(len: usize) -> usize {
 #[derive(Default)]
 pub struct Arena {
     chunks: Vec<Vec<u8>>,
+    /// Of slots, also of those that are free: one is only used again for as long a value.
+    taken_bytes: usize,
     /// Freed slots by their number of units.
     free: Vec<Vec<u32>>,
 }
 
 impl Arena {
+    pub fn bytes_taken(&self) -> usize {
+        self.taken_bytes
+    }
+
     pub fn store(&mut self, value: Option<&[u8]>) -> ValueRef {
         let Some(value) = value else { return ValueRef::TOMBSTONE };
         assert!(value.len() <= MAX_SLOT_BYTES, "a value of {} bytes is no item", value.len());
@@ -62,11 +67,12 @@ impl Arena {
         let at = chunk.len();
         chunk.extend_from_slice(value);
         chunk.resize(at + units * UNIT, 0);
+        self.taken_bytes += units * UNIT;
         ValueRef { at_units: ((index * CHUNK_BYTES + at) / UNIT) as u32, len }
     }
 
     pub fn release(&mut self, value: ValueRef) {
-        let units = value.slot_bytes() / UNIT;
+        let units = value.slot_units();
         if units == 0 {
             return;
         }
@@ -120,14 +126,14 @@ mod tests {
         for (i, value) in &refs {
             assert_eq!(arena.bytes(*value).unwrap(), vec![*i as u8; i % 900]);
         }
-        let chunks = arena.chunks.len();
+        let (chunks, taken) = (arena.chunks.len(), arena.bytes_taken());
         for (_, value) in &refs {
             arena.release(*value);
         }
         for (i, _) in &refs {
             arena.store(Some(&vec![1; i % 900]));
         }
-        assert_eq!(arena.chunks.len(), chunks);
+        assert_eq!((arena.chunks.len(), arena.bytes_taken()), (chunks, taken));
         let (none, empty) = (arena.store(None), arena.store(Some(&[])));
         assert_eq!(arena.bytes(none), None);
         assert_eq!(arena.bytes(empty), Some(&[][..]));

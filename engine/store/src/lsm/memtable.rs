@@ -44,8 +44,8 @@ impl Versions {
 /// What a key with one version counts for in the memtable's size, beside its value's slot.
 const ENTRY_CHARGE: usize = key_map::KEY_CHARGE + size_of::<Versions>();
 const OLDER_CHARGE: usize = 40;
-/// Journal entries between two prunings.
-const PRUNE_STEP: usize = 8192;
+/// Journal entries between two prunings. Few: they are not counted.
+const PRUNE_STEP: usize = 1024;
 
 /// Keys in order, with their versions.
 pub type Points<'a> = key_map::Iter<'a, Versions>;
@@ -63,6 +63,7 @@ pub struct Memtable {
     arena: Arena,
     pub tombstones: RangeTombstones,
     sequence: u32,
+    /// Without the values.
     point_bytes: usize,
     min_epoch: Option<Epoch>,
     max_epoch: Epoch,
@@ -78,7 +79,7 @@ impl Memtable {
     }
 
     pub fn bytes(&self) -> usize {
-        self.point_bytes + self.tombstones.bytes()
+        self.point_bytes + self.arena.bytes_taken() + self.tombstones.bytes()
     }
 
     /// A lower bound of the epochs in it.
@@ -117,15 +118,11 @@ impl Memtable {
         oldest_reader: impl FnOnce() -> Epoch,
     ) {
         let version = Version { epoch, sequence, value: self.arena.store(value) };
-        self.point_bytes += version.value.slot_bytes();
         let Some(versions) = self.points.insert(key, Versions { newest: version, older: None }) else {
             self.point_bytes += ENTRY_CHARGE;
             return;
         };
-        let mut dropped = |version: Version| {
-            self.point_bytes -= version.value.slot_bytes();
-            self.arena.release(version.value);
-        };
+        let mut dropped = |version: Version| self.arena.release(version.value);
         if versions.newest.epoch == epoch && versions.older.is_none() {
             dropped(std::mem::replace(&mut versions.newest, version));
             return;
@@ -163,6 +160,11 @@ impl Memtable {
         self.recent.retain(|(epoch, _)| *epoch > closed);
         self.recent_ranges.retain(|((epoch, _), _)| *epoch > closed);
         self.prune_at = (self.recent.len() + self.recent_ranges.len()) * 2;
+    }
+
+    /// It is frozen: nothing is carried over from it any more.
+    pub fn forget_journal(&mut self) {
+        (self.recent, self.recent_ranges) = (Vec::new(), Vec::new());
     }
 
     /// A new memtable with what is newer than `closed_through`. This one keeps it too; whoever reads both must not look
@@ -273,11 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn what_no_reader_sees_is_dropped_and_its_bytes_too() {
+    fn what_no_reader_sees_is_dropped_and_its_bytes_are_used_again() {
         let mut table = Memtable::default();
         put(&mut table, 1, 1, "a", 0);
+        put(&mut table, 2, 1, "b", 2);
         let one = table.bytes();
-        for epoch in 2..100 {
+        for epoch in 3..100 {
             put(&mut table, epoch, 1, "b", epoch);
         }
         assert_eq!(table.bytes(), one);

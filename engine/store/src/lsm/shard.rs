@@ -194,6 +194,7 @@ impl Shard {
             return false;
         }
         let next = state.active.borrow().split_after(closed_through);
+        state.active.borrow_mut().forget_journal();
         self.frozen_through.set(closed_through);
         self.change(|state| {
             let table = std::mem::replace(&mut state.active, Rc::new(RefCell::new(next)));

@@ -170,6 +170,16 @@ fn summary(status: &Value) -> String {
     line("shards", shards(store_reactors));
     line("memtables", of("/memtable_bytes", "/memtable_bound_bytes"));
     line("block cache", of("/cache_bytes", "/cache_bound_bytes"));
+    let memory = |name: &str| size::show(number(&store["memory"][name]));
+    line(
+        "buffers",
+        format!(
+            "{}, {} in use; with memtables and the rest at most {}",
+            memory("buffer_bytes"),
+            memory("buffer_used_bytes"),
+            memory("bound_bytes")
+        ),
+    );
     line("client memory", client_memory(reactors, &status["limits"]));
     let scrub = &store["scrub"];
     if let Some(what) = scrubs(scrub, seconds_since_1970()) {
