@@ -66,9 +66,14 @@ impl Owners {
         self.0.iter().map(|run| run.extra).max().unwrap_or(0)
     }
 
-    /// One owner more for each of the blocks.
-    pub fn add(&mut self, first: u32, len: u32) {
-        self.change(first, len, |_, extra| extra.saturating_add(1));
+    /// So many owners more for each of the blocks.
+    pub fn add(&mut self, first: u32, len: u32, owners: u32) {
+        self.change(first, len, |_, extra| extra.saturating_add(owners));
+    }
+
+    /// So many owners less for each of the blocks, which have more.
+    pub fn drop_some(&mut self, first: u32, len: u32, owners: u32) {
+        self.change(first, len, |_, extra| extra.saturating_sub(owners));
     }
 
     /// One owner less for each of the blocks. Answers those that had but one, as ranges.
@@ -154,9 +159,13 @@ mod tests {
                 let first = prng.below(256) as u32;
                 let len = 1 + prng.below(u64::from(256 - first)) as u32;
                 let range = first as usize..(first + len) as usize;
+                let times = 1 + prng.below(3) as u32;
                 if prng.one_in(2) {
-                    owners.add(first, len);
-                    plain[range].iter_mut().for_each(|n| *n += 1);
+                    owners.add(first, len, times);
+                    plain[range].iter_mut().for_each(|n| *n += times);
+                } else if prng.one_in(2) {
+                    owners.drop_some(first, len, times);
+                    plain[range].iter_mut().for_each(|n| *n = n.saturating_sub(times));
                 } else {
                     let last: u32 = owners.take(first, len).iter().map(|(_, len)| len).sum();
                     assert_eq!(last as usize, plain[range.clone()].iter().filter(|n| **n == 0).count());
@@ -172,7 +181,7 @@ mod tests {
     #[test]
     fn every_block_may_have_another_number_and_keys_are_told_from_those_of_bitmaps() {
         let mut owners = Owners::default();
-        (0..256).for_each(|from| owners.add(from, 256 - from));
+        (0..256).for_each(|from| owners.add(from, 256 - from, 1));
         assert_eq!((owners.runs().len(), owners.encode().len()), (256, OWNERS_BYTES));
         assert_eq!(Owners::decode(&owners.encode()), Ok(owners));
         let (bitmap, owners) = (Bitmap::key(Bucket(3), ChunkIndex(7), 9), Owners::key(Bucket(3), ChunkIndex(7), 9));

@@ -145,7 +145,7 @@ impl Store {
             if !bitmap.get(at % BITMAP_BLOCKS) {
                 bitmap.set(at % BITMAP_BLOCKS, true);
             } else if let Some(owners) = known.owners.get_mut(&(at / OWNERS_BLOCKS)) {
-                owners.add(at % OWNERS_BLOCKS, 1);
+                owners.add(at % OWNERS_BLOCKS, 1, 1);
             }
         }
     }

@@ -262,8 +262,8 @@ pub fn bitmap() -> Bitmap {
 
 pub fn owners() -> Owners {
     let mut owners = Owners::default();
-    owners.add(3, 200);
-    owners.add(10, 1);
+    owners.add(3, 200, 1);
+    owners.add(10, 1, 1);
     owners
 }
 

@@ -80,14 +80,19 @@ impl Store {
         {
             match (now, then) {
                 (1, 0) => change.allocs.push((start, len)),
-                _ if now < then => change.frees.extend(std::iter::repeat_n((start, len), then - now)),
+                _ if now < then => {
+                    change.frees.push((start, len));
+                    if then - now > 1 {
+                        change.drops.push((start, len, (then - now - 1) as u32));
+                    }
+                }
                 _ if now == then => {}
                 _ => {
                     let shares = then > 0 && self.superblock.format_version >= SHARED_BLOCKS;
                     if !shares || !same_checksums(&named, &before, start, len) {
                         return Err(CommitError::Blocks { rid, start, len });
                     }
-                    change.shares.extend(std::iter::repeat_n((start, len), now - then));
+                    change.shares.push((start, len, (now - then) as u32));
                 }
             }
         }

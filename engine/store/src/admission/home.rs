@@ -391,9 +391,9 @@ impl Store {
                 None => return Err(CommitError::Blocks { rid, start, len }),
             }
         }
-        for (start, len) in changes.shares {
+        for (start, len, owners) in changes.shares {
             match self.owner_of_block(start).await? {
-                Some(owner) => by_owner.entry(owner).or_default().shares.push((start, len)),
+                Some(owner) => by_owner.entry(owner).or_default().shares.push((start, len, owners)),
                 None => return Err(CommitError::Blocks { rid, start, len }),
             }
         }
@@ -404,6 +404,12 @@ impl Store {
                     let detail = "an extent holds it, and its chunk is not for data";
                     return Err(StoreError::corrupt(format!("block {start}"), detail).into());
                 }
+            }
+        }
+        for (start, len, owners) in changes.drops {
+            // They are among the freed ones.
+            if let Some(owner) = self.owner_of_block(start).await? {
+                by_owner.entry(owner).or_default().drops.push((start, len, owners));
             }
         }
         for (reactor, change) in by_owner {

@@ -337,7 +337,8 @@ impl Store {
 
     /// Reserves changes of blocks whose chunks are this reactor's.
     pub(crate) fn reserve_space(&self, rid: Rid, mut change: SpaceChange) -> Result<u64, Refused> {
-        let mut all = change.allocs.iter().chain(&change.shares).chain(&change.frees);
+        let shares: Vec<(u64, u64)> = change.shares.iter().map(|(start, len, _)| (*start, *len)).collect();
+        let mut all = change.allocs.iter().chain(&shares).chain(&change.frees);
         if all.any(|(start, _)| !self.space.borrow().owns(*start)) {
             return Err(Refused::NotMine);
         }
@@ -353,7 +354,7 @@ impl Store {
         let mut bytes = PART_OVERHEAD
             + items([&change.allocs, &change.frees], BITMAP_BLOCKS) * 2 * log::put_len(bitmap::BITMAP_BYTES);
         if change.counted {
-            bytes += items([&change.shares, &change.frees], OWNERS_BLOCKS) * log::put_len(owners::OWNERS_BYTES);
+            bytes += items([&shares, &change.frees], OWNERS_BLOCKS) * log::put_len(owners::OWNERS_BYTES);
         }
         self.charge(rid, bytes)?;
         if let Err((start, len)) = self.space.borrow_mut().claim(rid, &change) {

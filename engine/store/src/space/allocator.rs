@@ -22,16 +22,18 @@ use vellum_format::{BITMAP_BLOCKS, Bitmap, OWNERS_BLOCKS, Owners};
 use super::draining::Draining;
 use super::range_set::RangeSet;
 
-/// More ranges than one batch can share: each is one of its operations.
-const MAX_OF_BATCH: u32 = 2 * MAX_BATCH_OPS as u32;
+/// Owners that one batch can give a block: each is one of its operations.
+const MAX_OF_BATCH: u32 = MAX_BATCH_OPS as u32;
 
 /// What one batch does to the blocks of one reactor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpaceChange {
     pub allocs: Vec<(u64, u64)>,
-    /// Used blocks that get one owner more, each time that they are named.
-    pub shares: Vec<(u64, u64)>,
-    /// Blocks that lose one owner, each time that they are named.
+    /// Used blocks that get so many owners more.
+    pub shares: Vec<(u64, u64, u32)>,
+    /// Blocks that lose so many owners, and one in `frees`.
+    pub drops: Vec<(u64, u64, u32)>,
+    /// Blocks that lose an owner, perhaps the last one.
     pub frees: Vec<(u64, u64)>,
     /// Log room is reserved for the counts of owners that `frees` may change ([`Allocator::begin_sharing`]).
     pub counted: bool,
@@ -40,6 +42,11 @@ pub struct SpaceChange {
 impl SpaceChange {
     pub fn is_empty(&self) -> bool {
         self.allocs.is_empty() && self.shares.is_empty() && self.frees.is_empty()
+    }
+
+    /// The most owners that one of its blocks gets.
+    fn most_shares(&self) -> u32 {
+        self.shares.iter().map(|(.., owners)| *owners).max().unwrap_or(0)
     }
 
     fn is_uncounted(&self) -> bool {
@@ -82,7 +89,7 @@ pub struct Allocator {
     pub(super) pending: HashMap<Rid, Pending>,
     pub(super) pending_blocks: u64,
     pub(super) claimed_blocks: u64,
-    /// Ranges that are claimed to be shared, and are not counted yet.
+    /// Owners that a block may get by what is claimed and not counted yet, at most.
     claimed_shares: u32,
     /// Blocks here may have several owners: since somebody asked for it, or because some have.
     sharing: bool,
@@ -262,8 +269,9 @@ impl Allocator {
         if let Some(bad) = change.frees.iter().find(|(s, l)| !self.all_used(*s, *l)) {
             return Err(*bad);
         }
-        if let Some(bad) = change.shares.iter().find(|(s, l)| !self.all_used(*s, *l) || !self.may_count(*s, *l)) {
-            return Err(*bad);
+        let refused = |s: u64, l: u64| !self.all_used(s, l) || !self.may_count(s, l);
+        if let Some((start, len, _)) = change.shares.iter().find(|(s, l, _)| refused(*s, *l)) {
+            return Err((*start, *len));
         }
         let mut done = Vec::new();
         for (start, len) in &change.allocs {
@@ -278,12 +286,12 @@ impl Allocator {
             self.claimed_blocks += len;
             done.push((*start, *len));
         }
-        self.claimed_shares += change.shares.len() as u32;
+        self.claimed_shares += change.most_shares();
         self.uncounted += usize::from(change.is_uncounted());
         Ok(())
     }
 
-    /// As if all that is claimed were of one block.
+    /// No count overflows: as if all that is claimed, and this, were of one block.
     fn may_count(&self, start: u64, len: u64) -> bool {
         let Some(chunk) = self.chunks.get(&self.chunk_of(start)) else { return false };
         let most = MAX_EXTRA - self.claimed_shares - MAX_OF_BATCH;
@@ -315,7 +323,7 @@ impl Allocator {
     }
 
     fn no_claim(&mut self, change: &SpaceChange) {
-        self.claimed_shares -= change.shares.len() as u32;
+        self.claimed_shares -= change.most_shares();
         self.uncounted -= usize::from(change.is_uncounted());
     }
 
@@ -341,10 +349,13 @@ impl Allocator {
             }
             self.no_claim(change);
         }
-        for (start, len) in changes.iter().flat_map(|change| &change.shares) {
-            if !mutant::active(Mutant::ForgetOwner) {
-                self.add_owner(*start, *len, &mut counted);
+        if !mutant::active(Mutant::ForgetOwner) {
+            for (start, len, owners) in changes.iter().flat_map(|change| &change.shares) {
+                self.count(*start, *len, &mut counted, |all, first, len| all.add(first, len, *owners));
             }
+        }
+        for (start, len, owners) in changes.iter().flat_map(|change| &change.drops) {
+            self.count(*start, *len, &mut counted, |all, first, len| all.drop_some(first, len, *owners));
         }
         for (start, len) in changes.iter().flat_map(|change| &change.frees) {
             for (start, len) in self.take_owner(*start, *len, &mut counted) {
@@ -378,11 +389,17 @@ impl Allocator {
         closed
     }
 
-    fn add_owner(&mut self, start: u64, len: u64, counted: &mut BTreeSet<(ChunkIndex, u32)>) {
+    fn count(
+        &mut self,
+        start: u64,
+        len: u64,
+        counted: &mut BTreeSet<(ChunkIndex, u32)>,
+        change: impl Fn(&mut Owners, u32, u32),
+    ) {
         let (index, parts) = (self.chunk_of(start), self.owners_parts(start, len));
         let Some(chunk) = self.chunks.get_mut(&index) else { return };
         for (at, first, len) in parts {
-            chunk.owners.entry(at).or_default().add(first, len);
+            change(chunk.owners.entry(at).or_default(), first, len);
             counted.insert((index, at));
         }
     }

@@ -77,7 +77,7 @@ pub fn bitmap(bytes: &[u8]) -> bool {
 
 pub fn counts_of_owners() -> Vec<Vec<u8>> {
     let mut owners = Owners::default();
-    [(0, 256), (9, 3), (11, 245)].into_iter().for_each(|(first, len)| owners.add(first, len));
+    [(0, 256), (9, 3), (11, 245)].into_iter().for_each(|(first, len)| owners.add(first, len, 1));
     vec![owners.encode().to_vec()]
 }
 
