@@ -164,16 +164,14 @@ impl Vfs {
         let mut seen = inode.clone();
         file.buffer.borrow().overlay(&mut seen);
         // From here on nothing waits.
-        let (dropped, dirty) = {
-            let mut buffer = file.buffer.borrow_mut();
-            let before = buffer.dirty.len_blocks();
-            buffer.dirty.remove_range(range.to, range.to + range.len);
-            (before - buffer.dirty.len_blocks(), !buffer.dirty.is_empty())
+        let end = range.to + range.len;
+        let beside = {
+            let dirty = &file.buffer.borrow().dirty;
+            dirty.next_run(0).is_some_and(|(first, _)| first < range.to) || dirty.next_run(end).is_some()
         };
-        self.count_dropped(dropped);
         remap.count(&mut inode);
         // The size of what is still in memory comes with it.
-        inode.size = if dirty { inode.size.max(size.min((range.to + range.len) * BLOCK)) } else { size };
+        inode.size = if beside { inode.size.max(size.min(end * BLOCK)) } else { size };
         inode.mtime = now;
         inode.ctime = now;
         inode.data_version = seen.data_version + 1;
@@ -185,6 +183,9 @@ impl Vfs {
         stated.into_iter().for_each(|(key, value)| txn.put(key, value));
         txn.put(Inode::key(ino), inode.encode());
         txn.commit()?;
+        let before = file.buffer.borrow().dirty.len_blocks();
+        file.buffer.borrow_mut().dirty.remove_range(range.to, end);
+        self.count_dropped(before - file.buffer.borrow().dirty.len_blocks());
         self.after_hole(file, &inode, size, now);
         Ok(())
     }
