@@ -59,6 +59,8 @@ mutants! {
     RecordBeforeDurable,
     /// File data are moved while clients have their old place in a cache.
     MoveUnheld,
+    /// A block that gets another owner is not counted: the first one's end frees it.
+    ForgetOwner,
     /// A shard goes to another reactor without what is only in memory of it.
     MoveUnflushed,
     // ---- locks and sessions of the engine

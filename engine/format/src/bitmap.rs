@@ -10,6 +10,7 @@ use crate::item::{ItemError, MAX_VALUE};
 pub const BITMAP_BLOCKS: u32 = 2048;
 pub const BITMAP_BYTES: usize = BITMAP_BLOCKS as usize / 8;
 const _: () = assert!(BITMAP_BYTES <= MAX_VALUE);
+const KIND: u8 = 0;
 
 /// One item's bits; bit set = block in use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,10 +24,10 @@ impl Default for Bitmap {
 
 impl Bitmap {
     pub fn key(bucket: Bucket, chunk: ChunkIndex, index: u32) -> Key {
-        Key::new(bucket, Zone::Space, u64::from(chunk.0), 0, u64::from(index), 0, 0)
+        Key::new(bucket, Zone::Space, u64::from(chunk.0), KIND, u64::from(index), 0, 0)
     }
 
-    /// All bitmaps of one bucket.
+    /// All items of one bucket that say which blocks are in use: bitmaps, and [`crate::Owners`].
     pub fn range(bucket: Bucket) -> KeyRange {
         KeyRange {
             first: Key::new(bucket, Zone::Space, 0, 0, 0, 0, 0),
@@ -34,8 +35,11 @@ impl Bitmap {
         }
     }
 
-    /// (chunk, index) of a bitmap's key.
+    /// (chunk, index) of a bitmap's key; `None` for every other key.
     pub fn place(key: &Key) -> Option<(ChunkIndex, u32)> {
+        if key.zone() != Some(Zone::Space) || key.kind() != KIND {
+            return None;
+        }
         Some((ChunkIndex(u32::try_from(key.first()).ok()?), u32::try_from(key.second()).ok()?))
     }
 

@@ -12,6 +12,7 @@ pub mod identity;
 pub mod item;
 pub mod log;
 pub mod manifest;
+pub mod owners;
 pub mod quorum;
 pub mod seal;
 pub mod segment;
@@ -27,6 +28,7 @@ pub use item::{
 };
 pub use log::{PartBuilder, PartPlace, Record};
 pub use manifest::{ChunkUse, LogMeta, ManifestEdit, ManifestRecord, RecordBody, Run};
+pub use owners::{OWNERS_BLOCKS, Owners};
 pub use quorum::{ProcessIdentity, SlotBlock, SlotEvent, SlotState};
 pub use seal::{MAX_NEW_DATA, PartRef, Seal};
 pub use segment::{Place, SegmentError, SegmentMeta};

@@ -11,7 +11,9 @@ use crate::codec::{CodecError, MAX_COUNTED, Reader, Writer};
 
 pub const SUPERBLOCK_VERSION: u16 = 1;
 /// Version of the whole format. A node writes a newer one only after an operator has finalised it.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
+/// From this version on a block may belong to several extents ([`crate::Owners`]).
+pub const SHARED_BLOCKS: u32 = 2;
 /// Quorum members that a filesystem can have.
 pub const MAX_SLOTS: usize = vellum_base::Slot::COUNT;
 /// Bytes of one slot's address in the superblock.

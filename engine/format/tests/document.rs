@@ -13,8 +13,8 @@ use vellum_format::block::{self, BLOCK_HEADER, fsid_tag};
 use vellum_format::item::{self, IndexKind, ItemKind, xattr};
 use vellum_format::segment::{self, entry, filter};
 use vellum_format::{
-    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Orphan, Record, log, manifest, name_hash,
-    quorum, seal, superblock as sb, system,
+    Bitmap, ChunkUse, Dirent, Extent, FileKind, Inode, ManifestEdit, Origin, Orphan, Owners, Record, log, manifest,
+    name_hash, quorum, seal, superblock as sb, system,
 };
 
 #[test]
@@ -67,6 +67,10 @@ fn constants_are_those_of_the_code() {
         ("FLAG_OFFLINE", item::FLAG_OFFLINE.into()),
         ("BITMAP_BLOCKS", vellum_format::bitmap::BITMAP_BLOCKS.into()),
         ("BITMAP_BYTES", vellum_format::bitmap::BITMAP_BYTES as u64),
+        ("OWNERS_BLOCKS", vellum_format::owners::OWNERS_BLOCKS.into()),
+        ("OWNERS_RUN", vellum_format::owners::OWNERS_RUN as u64),
+        ("OWNERS_BYTES", vellum_format::owners::OWNERS_BYTES as u64),
+        ("SHARED_BLOCKS", sb::SHARED_BLOCKS.into()),
         ("SLOT_BITS", Ino::SLOT_BITS.into()),
         ("PREFIX_LEN", filter::PREFIX_LEN as u64),
         ("OWNER_LEN", filter::OWNER_LEN as u64),
@@ -510,6 +514,7 @@ fn keys_are_as_described() {
         ("meta_seq", IndexKind::MetaSeq.key(0x0c66, ino)),
         ("data_seq", IndexKind::DataSeq.key(0x0c66, ino)),
         ("bitmap", Bitmap::key(Bucket(9), ChunkIndex(0x0d77), 0x0e88)),
+        ("owners", Owners::key(Bucket(9), ChunkIndex(0x0d77), 0x0e88)),
         ("client", system::client_key(RID)),
         ("batch", system::batch_key(RID)),
         ("group", system::group_key(Bucket(9))),
@@ -600,6 +605,11 @@ fn items_are_as_described() {
     let mut bits = vec![0u8; vellum_format::bitmap::BITMAP_BYTES];
     [0, 9, 64, 2047].into_iter().for_each(|bit| bits[bit / 8] |= 1 << (bit % 8));
     check("bitmap", 0, &image("bitmap"), &[("bits", raw(&bits))]);
+    let counted = owners();
+    let run = counted.runs()[0];
+    let want = [("first", int(run.first)), ("len", int(run.len)), ("extra", int(run.extra))];
+    check("owners", 0, &image("owners")[..8], &want);
+    assert_eq!((counted.runs().len(), image("owners").len()), (3, 24));
     let last = last_batch();
     let want = [("number", int(last.number.0)), ("epoch", int(last.epoch.0))];
     check("last batch", 0, &image("last_batch"), &want);

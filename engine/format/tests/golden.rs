@@ -18,7 +18,7 @@ use vellum_format::segment::entry::{Entries, get_index_value, get_range_value};
 use vellum_format::segment::{BlockKind, block, filter};
 use vellum_format::system::{LastBatch, decode_counter};
 use vellum_format::{
-    Bitmap, ClientIdentity, Dirent, Extent, Inode, ManifestRecord, Seal, SegmentMeta, SlotBlock, Superblock,
+    Bitmap, ClientIdentity, Dirent, Extent, Inode, ManifestRecord, Owners, Seal, SegmentMeta, SlotBlock, Superblock,
 };
 
 const LINE: usize = 32;
@@ -148,6 +148,7 @@ fn todays_code_reads_the_items_of_version_1() {
     assert_eq!(Extent::decode(&golden("extent")), Ok(extent()));
     assert_eq!(Extent::decode(&golden("extent_offline")), Ok(offline_extent()));
     assert_eq!(Bitmap::decode(&golden("bitmap")), Ok(bitmap()));
+    assert_eq!(Owners::decode(&golden("owners")), Ok(owners()));
     assert_eq!(LastBatch::decode(&golden("last_batch")), Ok(last_batch()));
     assert_eq!(ClientIdentity::decode(&golden("client_identity")), Ok(identity()));
     assert_eq!(decode_counter(&golden("counter")), Ok(0x0e0f_1011));

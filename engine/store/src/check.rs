@@ -1,19 +1,21 @@
 //! The read-only checker: opens a filesystem without writing, and holds every structure against every other.
 //!
 //! Superblock, manifest, seals and parts are verified by opening; segments by reading all items. Then: every block is
-//! used once, bitmaps say what extents say, index entries and inodes belong to each other, names, positions, backrefs
+//! used once, or by as many extents as it has owners, bitmaps say what extents say, index entries and inodes belong to each other, names, positions, backrefs
 //! and link counts agree, and, when asked for, every block of data has its checksum.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vellum_base::{BlockRange, Bucket, Ino, Key, KeyRange, View, Zone, crc32c};
-use vellum_format::{BITMAP_BLOCKS, Bitmap, ChunkUse, Dirent, Extent, FileKind, IndexKind, Inode, ItemKind, Value};
+use vellum_base::{BlockRange, Ino, Key, KeyRange, View, Zone, crc32c};
+use vellum_format::{Bitmap, ChunkUse, Dirent, Extent, FileKind, IndexKind, Inode, ItemKind, Owners, Value};
 use vellum_nvme::{Device, Queue};
 use vellum_rt::{add_poller, watch_fd};
 
+mod data_blocks;
+
+use self::data_blocks::DataBlocks;
 use crate::beyond::{Beyond, Next, left_out};
 use crate::error::StoreError;
 use crate::open::{Opened, RecoveryReport, open};
@@ -95,7 +97,7 @@ async fn verify(mut opened: Opened, options: CheckOptions) -> Result<CheckReport
     let Some(seed) = opened.seeds.pop() else { return Err(StoreError::Closed) };
     let store = Store::start(seed, Rc::new(Everyone)).await?;
     let mut checker =
-        Checker { store: store.clone(), options, report, blocks: RangeSet::default(), bitmaps: BTreeMap::new() };
+        Checker { store: store.clone(), options, report, blocks: RangeSet::default(), data: DataBlocks::default() };
     checker.fixed_blocks()?;
     checker.all_items().await?;
     checker.bitmaps();
@@ -109,7 +111,7 @@ struct Checker {
     report: CheckReport,
     /// Everything that is in use.
     blocks: RangeSet,
-    bitmaps: BTreeMap<(u32, u32), (Bucket, Bitmap)>,
+    data: DataBlocks,
 }
 
 /// What is gathered of the inode that the scan is at.
@@ -233,16 +235,18 @@ impl Checker {
                 Some(inode) => self.report.add(place(), format!("the orphan has {} names", inode.nlink)),
                 None => self.report.add(place(), "the orphan has no inode"),
             },
-            Some(Zone::Space) => match (Bitmap::place(key), Bitmap::decode(value)) {
-                (Some((chunk, index)), Ok(bitmap)) => {
-                    let first = u64::from(chunk.0) * u64::from(self.store.superblock().chunk_blocks);
-                    if self.chunk_use(first) == ChunkUse::Data(key.bucket().0) {
-                        self.bitmaps.insert((chunk.0, index), (key.bucket(), bitmap));
-                    } // else it is of an earlier grant of the chunk
+            Some(Zone::Space) => {
+                let Some((chunk, _)) = Bitmap::place(key).or_else(|| Owners::place(key)) else {
+                    self.report.add(place(), "no bitmap's key, nor one of owners");
+                    return Ok(());
+                };
+                let first = u64::from(chunk.0) * u64::from(self.store.superblock().chunk_blocks);
+                let is_current = self.chunk_use(first) == ChunkUse::Data(key.bucket().0);
+                // Else it is of an earlier grant of the chunk.
+                if is_current && let Err(e) = self.data.item(key, value) {
+                    self.report.add(place(), e);
                 }
-                (_, Err(e)) => self.report.add(place(), e),
-                (None, _) => self.report.add(place(), "no bitmap's key"),
-            },
+            }
             Some(Zone::System) => {}
             None => self.report.add(place(), "no such zone"),
         }
@@ -287,7 +291,9 @@ impl Checker {
         let (start, len) = (blocks.start.0, u64::from(blocks.len_blocks));
         at.blocks += len;
         self.report.data_blocks += len;
-        self.hold(|| place.clone(), start, len);
+        if !self.data.hold(&mut self.blocks, start, len) {
+            self.report.add(place.clone(), format!("blocks {start}+{len} are used by something else, too"));
+        }
         self.expect_data_chunk(start, &place);
         self.expect_data_chunk(start + len - 1, &place);
         if self.options.data {
@@ -396,30 +402,21 @@ impl Checker {
         Ok(())
     }
 
-    /// Bits and extents say the same.
+    /// Bits, counts of owners and extents say the same.
     fn bitmaps(&mut self) {
-        let chunk_blocks = u64::from(self.store.superblock().chunk_blocks);
-        let data_chunks: Vec<u64> = match &self.store.central {
+        let chunk_blocks = self.store.superblock().chunk_blocks;
+        let data_chunks: Vec<u32> = match &self.store.central {
             Some(c) => {
                 let state = c.manifest.state();
                 let data = state.chunks.iter().enumerate().filter(|(_, u)| matches!(u, ChunkUse::Data(_)));
-                data.map(|(i, _)| i as u64).collect()
+                data.map(|(i, _)| i as u32).collect()
             }
             None => Vec::new(),
         };
         for chunk in data_chunks {
             for at in 0..chunk_blocks {
-                let (index, bit) = (at / u64::from(BITMAP_BLOCKS), at % u64::from(BITMAP_BLOCKS));
-                let bitmap = self.bitmaps.get(&(chunk as u32, index as u32));
-                let set = bitmap.is_some_and(|(_, b)| b.get(bit as u32));
-                let block = chunk * chunk_blocks + at;
-                let used = self.blocks.contains(block, 1);
-                if set != used {
-                    let detail = if set {
-                        "its bit is set, and nothing refers to it"
-                    } else {
-                        "it is used, and its bit is clear"
-                    };
+                let block = u64::from(chunk) * u64::from(chunk_blocks) + u64::from(at);
+                for detail in self.data.problems(chunk, at, self.blocks.contains(block, 1), block) {
                     self.report.add(format!("block {block}"), detail);
                 }
             }

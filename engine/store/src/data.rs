@@ -139,7 +139,7 @@ impl Store {
         let Answer::Chunks(chunks) = self.ask(COORDINATOR, request).await? else { return Err(StoreError::Closed) };
         let mut space = self.space.borrow_mut();
         for chunk in chunks {
-            space.add_chunk(chunk, Bucket(bucket), BTreeMap::new());
+            space.add_chunk(chunk, Bucket(bucket), BTreeMap::new(), BTreeMap::new());
         }
         Ok(())
     }

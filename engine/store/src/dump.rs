@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use vellum_base::{Key, KeyRange, View, Zone};
 use vellum_format::{
-    Bitmap, ChunkUse, Dirent, Extent, IndexKind, Inode, ItemKind, Record, Superblock, Value, log, system,
+    Bitmap, ChunkUse, Dirent, Extent, IndexKind, Inode, ItemKind, Owners, Record, Superblock, Value, log, system,
 };
 use vellum_nvme::{Device, Queue};
 
@@ -204,6 +204,9 @@ fn describe(key: &Key, value: &Value) -> String {
             Dirent::decode(value).map(|e| format!("{e:?}"))
         }
         (Some(Zone::Fs), Some(ItemKind::Extent)) => Extent::decode_header(value).map(|h| format!("{h:?}")),
+        (Some(Zone::Space), _) if Owners::place(key).is_some() => {
+            Owners::decode(value).map(|o| format!("{:?}", o.runs()))
+        }
         (Some(Zone::Space), _) => Bitmap::decode(value).map(|b| format!("{} used", b.used())),
         (Some(Zone::Index), _) => {
             Ok(format!("{:?} {:?}", IndexKind::from_u8(key.first() as u8), IndexKind::entry(key)))

@@ -310,10 +310,17 @@ pub(crate) enum Answer {
 /// A part of a batch is reserved on a shard's owner.
 pub(crate) struct Reserved {
     pub token: u64,
-    /// Blocks of the extents that it overwrites or deletes.
-    pub released: Vec<BlockRange>,
+    /// The extents with blocks that it overwrites or deletes.
+    pub released: Vec<Released>,
     /// The batch must not take an older epoch.
     pub least_epoch: Epoch,
+}
+
+/// An extent as it was before a batch, with its blocks.
+pub(crate) struct Released {
+    pub blocks: BlockRange,
+    /// The item.
+    pub value: Value,
 }
 
 /// Why a reservation was not made.

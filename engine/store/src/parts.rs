@@ -103,11 +103,11 @@ impl Store {
     }
 
     fn close_part(self: &Rc<Self>, epoch: Epoch, mut part: Part) -> Result<Option<PartRef>, StoreError> {
-        for (start, len) in part.space.iter().flat_map(|change| &change.frees) {
+        let closed = self.space.borrow_mut().close(epoch, &part.space);
+        for (start, len) in &closed.freed {
             probe::tell(|| Fact::Freed { term: self.term, epoch, start: *start, len: *len });
         }
-        let bitmaps = self.space.borrow_mut().close(epoch, &part.space);
-        for (key, value) in bitmaps {
+        for (key, value) in closed.writes {
             let record = match value {
                 Some(value) => Record::Put { key, value },
                 None => Record::Delete { key },

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ struct Run {
     /// And move to other reactors, which so many did.
     moves: bool,
     moved: usize,
+    /// Extents that got blocks of another file.
+    shared: usize,
 }
 
 fn plain(key: &Key, value: &Bytes) -> Bytes {
@@ -62,7 +64,7 @@ impl Run {
             if ops.keys().any(|k: &Key| k.first() == ino.0) {
                 continue;
             }
-            match self.prng.below(5) {
+            match self.prng.below(6) {
                 0 if model.contains_key(&Inode::key(ino)) => {
                     for key in extents {
                         ops.insert(key, ItemOp::Delete { key });
@@ -89,6 +91,37 @@ impl Run {
                     }
                     let version = self.prng.next_u64();
                     let i = put_inode(ino, &Inode { online_blocks: n as u64, ..inode(n as u64 * 4096, version) });
+                    let ItemOp::Put { key, value } = &i else { unreachable!() };
+                    model.insert(*key, value.clone());
+                    ops.insert(*key, i);
+                }
+                3 => {
+                    // The blocks of another file in place of its own.
+                    let at = self.prng.below(8 * 6);
+                    let source = common::ino((at / 6 * 32) as u8, 2 + at % 6);
+                    let theirs: Vec<(Key, Bytes)> = model
+                        .iter()
+                        .filter(|(k, _)| k.first() == source.0 && k.kind() == vellum_format::ItemKind::Extent as u8)
+                        .map(|(k, v)| (*k, v.clone()))
+                        .collect();
+                    if source == ino || theirs.is_empty() || ops.keys().any(|k: &Key| k.first() == source.0) {
+                        continue;
+                    }
+                    for key in extents {
+                        ops.insert(key, ItemOp::Delete { key });
+                        model.remove(&key);
+                    }
+                    let mut n = 0;
+                    for (key, value) in theirs {
+                        let len = Extent::decode_header(&value).unwrap().len_blocks;
+                        let copy = Extent::key(ino, Extent::first_block(&key, len).unwrap(), len);
+                        n += u64::from(len);
+                        ops.insert(key, put(key, value.clone()));
+                        ops.insert(copy, put(copy, value.clone()));
+                        model.insert(copy, value);
+                        self.shared += 1;
+                    }
+                    let i = put_inode(ino, &Inode { online_blocks: n, ..inode(n * 4096, self.prng.next_u64()) });
                     let ItemOp::Put { key, value } = &i else { unreachable!() };
                     model.insert(*key, value.clone());
                     ops.insert(*key, i);
@@ -148,13 +181,14 @@ async fn check(stores: &[Rc<Store>], run: &Run, acknowledged: u64, what: &str) -
     }
     let page = stores[0].walk(IndexKind::MetaSeq, (0, Ino::NONE), u64::MAX, 10_000).await.unwrap();
     assert_eq!(page.entries.len(), inodes, "{what}: index entries");
-    let used: u64 = found
+    let used: BTreeSet<u64> = found
         .iter()
         .filter(|(k, _)| k.kind() == vellum_format::ItemKind::Extent as u8)
-        .map(|(_, v)| u64::from(Extent::decode_header(v).unwrap().len_blocks))
-        .sum();
+        .filter_map(|(_, v)| Extent::decode_header(v).unwrap().blocks())
+        .flat_map(|blocks| blocks.start.0..blocks.start.0 + u64::from(blocks.len_blocks))
+        .collect();
     let status = stores[0].status().await.unwrap();
-    assert_eq!(status.reactors.iter().map(|r| r.used_blocks).sum::<u64>(), used, "{what}: blocks in use");
+    assert_eq!(status.reactors.iter().map(|r| r.used_blocks).sum::<u64>(), used.len() as u64, "{what}: blocks in use");
     survived as usize
 }
 
@@ -196,7 +230,7 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits,
         vellum_store::mkfs(&device, &queue, MkfsOptions { shards, ..MkfsOptions::default() }).await.unwrap();
         memory.snapshot()
     });
-    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed), splits, moves, moved: 0 };
+    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed), splits, moves, moved: 0, shared: 0 };
     let cuts = cut_run(first, reactors, steps, every, &mut run);
     assert!(cuts.len() > 10);
     let mut second = 0;
@@ -241,8 +275,12 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits,
             });
         }
     }
-    let (batches, moved) = (run.states.len() - 1, run.moved);
-    println!("seed {seed}: {} cuts, {second} second cuts, {batches} batches, {moved} moves", cuts.len());
+    let (batches, moved, shared) = (run.states.len() - 1, run.moved, run.shared);
+    println!(
+        "seed {seed}: {} cuts, {second} second cuts, {batches} batches, {moved} moves, {shared} shared",
+        cuts.len()
+    );
+    assert!(shared > 5, "{shared} extents share blocks");
     assert!(!moves || moved > 2, "{moved} moves");
 }
 

@@ -119,6 +119,11 @@ impl Client {
         self.port.greeted().read_only
     }
 
+    /// Version of the filesystem's format.
+    pub fn format(&self) -> u32 {
+        self.port.greeted().format
+    }
+
     /// Where this client's paths begin: the filesystem's root, or the directory that its certificate names.
     pub fn root(&self) -> Ino {
         self.root

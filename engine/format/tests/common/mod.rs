@@ -17,12 +17,12 @@ use vellum_format::quorum::EventKind;
 use vellum_format::segment::block::{self as segment_block, HEADER_LEN};
 use vellum_format::segment::entry::{self, EntryWriter};
 use vellum_format::segment::{BlockKind, filter};
-use vellum_format::superblock::{FORMAT_VERSION, Features, MAX_SLOTS};
+use vellum_format::superblock::{Features, MAX_SLOTS};
 use vellum_format::system::LastBatch;
 use vellum_format::{
     Bitmap, ChunkUse, ClientIdentity, Dirent, Extent, ExtentHeader, FileKind, Inode, LogMeta, ManifestEdit, Origin,
-    PartBuilder, PartPlace, PartRef, Place, Principal, ProcessId, ProcessIdentity, Record, RecordBody, Run, Seal,
-    SegmentMeta, SlotBlock, SlotEvent, Superblock, Timestamp,
+    Owners, PartBuilder, PartPlace, PartRef, Place, Principal, ProcessId, ProcessIdentity, Record, RecordBody, Run,
+    Seal, SegmentMeta, SlotBlock, SlotEvent, Superblock, Timestamp,
 };
 
 pub const FSID: Fsid = Fsid([0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5, 0xa6, 0xa7, 8, 9, 10, 11, 12, 13, 14, 15]);
@@ -38,7 +38,7 @@ pub fn superblock() -> Superblock {
     Superblock {
         fsid: FSID,
         generation: 0x1112_1314,
-        format_version: FORMAT_VERSION,
+        format_version: 1, // of the golden image
         features: Features { incompatible: 0x21, read_only: 0x2200, compatible: 0x0023_0000 },
         blocks: 0x0010_0000,
         chunk_blocks: 0x0100,
@@ -260,6 +260,13 @@ pub fn bitmap() -> Bitmap {
     bitmap
 }
 
+pub fn owners() -> Owners {
+    let mut owners = Owners::default();
+    owners.add(3, 200, 1);
+    owners.add(10, 1, 1);
+    owners
+}
+
 pub fn inode() -> Inode {
     let time = |n: i64| Timestamp { secs: -n, nanos: n as u32 + 1 };
     Inode {
@@ -353,6 +360,7 @@ pub fn images() -> Vec<(&'static str, Vec<u8>)> {
         ("xattr_first", parts.next().unwrap_or_default()),
         ("xattr_second", parts.next().unwrap_or_default()),
         ("bitmap", bitmap().encode().to_vec()),
+        ("owners", owners().encode().to_vec()),
         ("last_batch", last_batch().encode().to_vec()),
         ("client_identity", identity().encode().to_vec()),
         ("counter", vellum_format::system::encode_counter(0x0e0f_1011).to_vec()),

@@ -8,9 +8,8 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use vellum_base::batch::{MAX_BATCH_BYTES, MAX_BATCH_OPS};
-use vellum_base::{Batch, BatchNo, BlockRange, Epoch, ItemOp, Key, Mutant, ReactorId, Rid, View, mutant, probe};
+use vellum_base::{Batch, BatchNo, Epoch, ItemOp, Key, Mutant, ReactorId, Rid, View, mutant, probe};
 use vellum_format::system::{self, LastBatch};
-use vellum_format::{Extent, ItemKind};
 use vellum_rt::local::{OneshotReceiver, OneshotSender, oneshot};
 use vellum_rt::{Class, sleep, spawn};
 
@@ -18,7 +17,7 @@ use super::check::key_of;
 use crate::error::{CommitError, StoreError};
 use crate::fact::Fact;
 use crate::mesh::{Answer, Message, Refused, Request};
-use crate::space::{RangeSet, SpaceChange};
+use crate::space::SpaceChange;
 use crate::store::Store;
 
 /// Batches of one client that may wait for their turn.
@@ -378,41 +377,6 @@ impl Store {
         sleep(jitter / 10).await;
     }
 
-    /// Which blocks the batch takes into use and which it frees. What it moves from one extent to another is neither.
-    pub(super) fn block_changes(
-        &self,
-        rid: Rid,
-        by_owner: &BTreeMap<ReactorId, Vec<ItemOp>>,
-        released: &[BlockRange],
-    ) -> Result<SpaceChange, CommitError> {
-        let mut wanted = RangeSet::default();
-        for op in by_owner.values().flatten() {
-            let ItemOp::Put { key, value } = op else { continue };
-            if key.kind() != ItemKind::Extent as u8 {
-                continue;
-            }
-            let header = Extent::decode_header(value).map_err(|error| StoreError::Item { key: *key, error })?;
-            let Some(blocks) = header.blocks() else { continue };
-            let (start, len) = (blocks.start.0, u64::from(blocks.len_blocks));
-            let inside = start.checked_add(len).is_some_and(|end| end <= self.blocks.get());
-            if !inside || !wanted.insert(start, len) {
-                return Err(CommitError::Blocks { rid, start, len });
-            }
-        }
-        let mut freed = RangeSet::default();
-        for r in released {
-            if !freed.insert(r.start.0, r.len_blocks.into()) {
-                return Err(StoreError::corrupt(r.start.to_string(), "two extents hold it").into());
-            }
-        }
-        let moved: Vec<(u64, u64)> = wanted.iter().flat_map(|(s, l)| freed.take_overlap(s, l)).collect();
-        for (start, len) in moved {
-            wanted.remove(start, len);
-        }
-        let chunk = u64::from(self.superblock.chunk_blocks);
-        Ok(SpaceChange { allocs: split(&wanted, chunk), frees: split(&freed, chunk) })
-    }
-
     /// Reserves blocks with the owners of their chunks. `None` is success.
     pub(super) async fn reserve_blocks(
         self: &Rc<Self>,
@@ -427,6 +391,12 @@ impl Store {
                 None => return Err(CommitError::Blocks { rid, start, len }),
             }
         }
+        for (start, len, owners) in changes.shares {
+            match self.owner_of_block(start).await? {
+                Some(owner) => by_owner.entry(owner).or_default().shares.push((start, len, owners)),
+                None => return Err(CommitError::Blocks { rid, start, len }),
+            }
+        }
         for (start, len) in changes.frees {
             match self.owner_of_block(start).await? {
                 Some(owner) => by_owner.entry(owner).or_default().frees.push((start, len)),
@@ -434,6 +404,12 @@ impl Store {
                     let detail = "an extent holds it, and its chunk is not for data";
                     return Err(StoreError::corrupt(format!("block {start}"), detail).into());
                 }
+            }
+        }
+        for (start, len, owners) in changes.drops {
+            // They are among the freed ones.
+            if let Some(owner) = self.owner_of_block(start).await? {
+                by_owner.entry(owner).or_default().drops.push((start, len, owners));
             }
         }
         for (reactor, change) in by_owner {
@@ -457,19 +433,6 @@ fn token<E>(answer: Result<Result<Answer, StoreError>, E>) -> Result<Result<u64,
         Ok(Err(e)) => Err(e),
         _ => Err(StoreError::Closed),
     }
-}
-
-/// The ranges of a set, none across a chunk's end.
-fn split(set: &RangeSet, chunk_blocks: u64) -> Vec<(u64, u64)> {
-    let mut out = Vec::new();
-    for (mut start, mut len) in set.iter() {
-        while len > 0 {
-            let piece = len.min(chunk_blocks - start % chunk_blocks);
-            out.push((start, piece));
-            (start, len) = (start + piece, len - piece);
-        }
-    }
-    out
 }
 
 /// The bytes that a batch counts for, if it is not too large.

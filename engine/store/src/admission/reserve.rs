@@ -10,15 +10,17 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 
 use bytes::{Bytes, BytesMut};
-use vellum_base::{BatchNo, BlockRange, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
+use vellum_base::{BatchNo, Epoch, Ino, ItemOp, Key, KeyRange, Mutant, Rid, Zone, mutant, probe};
 use vellum_format::system::{self, LastBatch};
-use vellum_format::{BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, Orphan, Record, bitmap, log};
+use vellum_format::{
+    BITMAP_BLOCKS, Extent, IndexKind, Inode, ItemKind, OWNERS_BLOCKS, Orphan, Record, bitmap, log, owners,
+};
 
 use super::check::{Checked, check, key_of};
 use crate::error::{CommitError, StoreError};
 use crate::fact::Fact;
 use crate::fold_hash::{FoldState, SecretFoldState};
-use crate::mesh::{Refused, Reserved};
+use crate::mesh::{Refused, Released, Reserved};
 use crate::space::SpaceChange;
 use crate::store::Store;
 
@@ -70,7 +72,7 @@ struct Reservation {
 /// What a client's operations come to.
 struct Resolution {
     writes: Vec<Resolved>,
-    released: Vec<BlockRange>,
+    released: Vec<Released>,
     renames: bool,
 }
 
@@ -303,11 +305,11 @@ impl Store {
         }
     }
 
-    async fn old_extent(&self, key: &Key) -> Result<Option<BlockRange>, StoreError> {
+    async fn old_extent(&self, key: &Key) -> Result<Option<Released>, StoreError> {
         match self.shard(key)?.get(key, NEWEST).await? {
             Some(value) => {
                 let header = Extent::decode_header(&value).map_err(|error| StoreError::Item { key: *key, error })?;
-                Ok(header.blocks())
+                Ok(header.blocks().map(|blocks| Released { blocks, value }))
             }
             None => Ok(None),
         }
@@ -334,15 +336,26 @@ impl Store {
     }
 
     /// Reserves changes of blocks whose chunks are this reactor's.
-    pub(crate) fn reserve_space(&self, rid: Rid, change: SpaceChange) -> Result<u64, Refused> {
-        let all = || change.allocs.iter().chain(&change.frees);
-        if all().any(|(start, _)| !self.space.borrow().owns(*start)) {
+    pub(crate) fn reserve_space(&self, rid: Rid, mut change: SpaceChange) -> Result<u64, Refused> {
+        let shares: Vec<(u64, u64)> = change.shares.iter().map(|(start, len, _)| (*start, *len)).collect();
+        let mut all = change.allocs.iter().chain(&shares).chain(&change.frees);
+        if all.any(|(start, _)| !self.space.borrow().owns(*start)) {
             return Err(Refused::NotMine);
         }
-        // Bitmaps are written once an epoch, however many ranges touch them.
-        let touched: BTreeSet<u64> =
-            all().flat_map(|(s, l)| s / u64::from(BITMAP_BLOCKS)..=(s + l) / u64::from(BITMAP_BLOCKS)).collect();
-        let bytes = PART_OVERHEAD + touched.len() * 2 * log::put_len(bitmap::BITMAP_BYTES);
+        if !change.shares.is_empty() && !self.space.borrow_mut().begin_sharing() {
+            return Err(Refused::Busy);
+        }
+        change.counted = self.space.borrow().is_sharing();
+        // Items are written once an epoch, however many ranges touch them.
+        let items = |ranges: [&[(u64, u64)]; 2], of: u32| {
+            let touched = |(s, l): &(u64, u64)| s / u64::from(of)..=(s + l) / u64::from(of);
+            ranges.into_iter().flatten().flat_map(touched).collect::<BTreeSet<u64>>().len()
+        };
+        let mut bytes = PART_OVERHEAD
+            + items([&change.allocs, &change.frees], BITMAP_BLOCKS) * 2 * log::put_len(bitmap::BITMAP_BYTES);
+        if change.counted {
+            bytes += items([&shares, &change.frees], OWNERS_BLOCKS) * log::put_len(owners::OWNERS_BYTES);
+        }
         self.charge(rid, bytes)?;
         if let Err((start, len)) = self.space.borrow_mut().claim(rid, &change) {
             self.uncharge(bytes);

@@ -57,10 +57,6 @@ fn bitmap_place(chunk_blocks: u32, addr: BlockAddr) -> (Place, u32) {
     ((ChunkIndex((addr.0 / u64::from(chunk_blocks)) as u32), block / BITMAP_BLOCKS), block % BITMAP_BLOCKS)
 }
 
-fn place_of(key: &Key) -> Option<Place> {
-    (key.zone() == Some(Zone::Space)).then(|| Bitmap::place(key)).flatten()
-}
-
 /// What the records of an epoch say of blocks.
 #[derive(Default)]
 struct Found {
@@ -74,7 +70,7 @@ impl Found {
         for record in whole.parts.iter().flat_map(|part| log::records(&part.records)) {
             match record.map_err(|e| e.to_string())? {
                 Record::Put { key, value } => found.put(&key, &value)?,
-                Record::Delete { key } => found.bitmaps.extend(place_of(&key).map(|place| (place, None))),
+                Record::Delete { key } => found.bitmaps.extend(Bitmap::place(&key).map(|place| (place, None))),
                 Record::DeleteRange { .. } => {} // of an inode: no bitmap is among it
             }
         }
@@ -82,7 +78,7 @@ impl Found {
     }
 
     fn put(&mut self, key: &Key, value: &[u8]) -> Result<(), String> {
-        if let Some(place) = place_of(key) {
+        if let Some(place) = Bitmap::place(key) {
             self.bitmaps.push((place, Some(Bitmap::decode(value).map_err(|e| e.to_string())?)));
         } else if key.zone() == Some(Zone::Fs) && key.kind() == ItemKind::Extent as u8 {
             let extent = Extent::decode(value).map_err(|e| e.to_string())?;

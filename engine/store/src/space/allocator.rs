@@ -5,35 +5,70 @@
 //!  free -> pending (written for a rid) -> claimed (a batch is admitted) -> used (bit set in the epoch's bitmap)
 //!  used -> freed in epoch E -> cooling (E durable, older reads may run) -> free
 //! ```
+//! A used block may have several owners, which are extents that name it: [`Owners`] counts those beyond the first. Another
+//! one is claimed like a new block and counts when the epoch's part closes; only the last one's end frees the block.
 //! Free blocks of a chunk that is being emptied are parked: free, and given to nobody (`draining`).
 //! Bitmaps change only when an epoch's part closes, in the order of epochs, so the content written in epoch E never
 //! knows of E+1. Free, pending, claimed and cooling blocks are volatile: after a crash the bitmap alone counts.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use bytes::Bytes;
+use vellum_base::batch::MAX_BATCH_OPS;
 use vellum_base::{BlockRange, Bucket, ChunkIndex, Epoch, Key, Mutant, Rid, mutant};
-use vellum_format::{BITMAP_BLOCKS, Bitmap};
+use vellum_format::owners::MAX_EXTRA;
+use vellum_format::{BITMAP_BLOCKS, Bitmap, OWNERS_BLOCKS, Owners};
 
 use super::draining::Draining;
 use super::range_set::RangeSet;
+
+/// Owners that one batch can give a block: each is one of its operations.
+const MAX_OF_BATCH: u32 = MAX_BATCH_OPS as u32;
 
 /// What one batch does to the blocks of one reactor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpaceChange {
     pub allocs: Vec<(u64, u64)>,
+    /// Used blocks that get so many owners more.
+    pub shares: Vec<(u64, u64, u32)>,
+    /// Blocks that lose so many owners, and one in `frees`.
+    pub drops: Vec<(u64, u64, u32)>,
+    /// Blocks that lose an owner, perhaps the last one.
     pub frees: Vec<(u64, u64)>,
+    /// Log room is reserved for the counts of owners that `frees` may change ([`Allocator::begin_sharing`]).
+    pub counted: bool,
 }
 
 impl SpaceChange {
     pub fn is_empty(&self) -> bool {
-        self.allocs.is_empty() && self.frees.is_empty()
+        self.allocs.is_empty() && self.shares.is_empty() && self.frees.is_empty()
     }
+
+    /// The most owners that one of its blocks gets.
+    fn most_shares(&self) -> u32 {
+        self.shares.iter().map(|(.., owners)| *owners).max().unwrap_or(0)
+    }
+
+    fn is_uncounted(&self) -> bool {
+        !self.frees.is_empty() && !self.counted
+    }
+}
+
+/// What the end of an epoch's part comes to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Closed {
+    /// Items to write; those without a value are to be deleted.
+    pub writes: Vec<(Key, Option<Bytes>)>,
+    /// Blocks that have lost their last owner.
+    pub freed: Vec<(u64, u64)>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Chunk {
     pub(super) bucket: Bucket,
     bitmaps: BTreeMap<u32, Bitmap>,
+    /// Only where a block has several owners.
+    pub(super) owners: BTreeMap<u32, Owners>,
     pub(super) used: u64,
 }
 
@@ -54,6 +89,12 @@ pub struct Allocator {
     pub(super) pending: HashMap<Rid, Pending>,
     pub(super) pending_blocks: u64,
     pub(super) claimed_blocks: u64,
+    /// Owners that a block may get by what is claimed and not counted yet, at most.
+    claimed_shares: u32,
+    /// Blocks here may have several owners: since somebody asked for it, or because some have.
+    sharing: bool,
+    /// Claimed changes from before that.
+    uncounted: usize,
     /// Freed by an epoch that is not durable.
     pub(super) freed: BTreeMap<Epoch, Vec<(u64, u64)>>,
     /// Freed by a durable epoch; reads that began earlier may run.
@@ -71,14 +112,23 @@ impl Allocator {
             pending: HashMap::new(),
             pending_blocks: 0,
             claimed_blocks: 0,
+            claimed_shares: 0,
+            sharing: false,
+            uncounted: 0,
             freed: BTreeMap::new(),
             cooling: Vec::new(),
             waiting_blocks: 0,
         }
     }
 
-    /// A chunk of a bucket, with the bitmaps it has; what no bitmap says is free.
-    pub fn add_chunk(&mut self, chunk: ChunkIndex, bucket: Bucket, bitmaps: BTreeMap<u32, Bitmap>) {
+    /// A chunk of a bucket, with the bitmaps and counts of owners it has; what no bitmap says is free.
+    pub fn add_chunk(
+        &mut self,
+        chunk: ChunkIndex,
+        bucket: Bucket,
+        bitmaps: BTreeMap<u32, Bitmap>,
+        owners: BTreeMap<u32, Owners>,
+    ) {
         let base = u64::from(chunk.0) * self.chunk_blocks;
         let mut used = 0;
         let mut run = 0;
@@ -93,7 +143,12 @@ impl Allocator {
             }
         }
         self.free.insert(base + self.chunk_blocks - run, run);
-        self.chunks.insert(chunk, Chunk { bucket, bitmaps, used });
+        self.insert_chunk(chunk, Chunk { bucket, bitmaps, owners, used });
+    }
+
+    pub(super) fn insert_chunk(&mut self, index: ChunkIndex, chunk: Chunk) {
+        self.sharing |= !chunk.owners.is_empty();
+        self.chunks.insert(index, chunk);
     }
 
     pub fn owns(&self, block: u64) -> bool {
@@ -196,11 +251,27 @@ impl Allocator {
         }
     }
 
+    /// Blocks here may have several owners: whoever frees some reserves log room for counts besides.
+    pub fn is_sharing(&self) -> bool {
+        self.sharing
+    }
+
+    /// To be asked before blocks are claimed to be shared. False while there are claims that have reserved no room for
+    /// counts: their epochs must close first, and the counts that they may change must be none.
+    pub fn begin_sharing(&mut self) -> bool {
+        self.sharing = true;
+        self.uncounted == 0
+    }
+
     /// Claims `change` for a batch of `rid`. `Err` gives the first range that is not what the batch says; then nothing
     /// has changed.
     pub fn claim(&mut self, rid: Rid, change: &SpaceChange) -> Result<(), (u64, u64)> {
         if let Some(bad) = change.frees.iter().find(|(s, l)| !self.all_used(*s, *l)) {
             return Err(*bad);
+        }
+        let refused = |s: u64, l: u64| !self.all_used(s, l) || !self.may_count(s, l);
+        if let Some((start, len, _)) = change.shares.iter().find(|(s, l, _)| refused(*s, *l)) {
+            return Err((*start, *len));
         }
         let mut done = Vec::new();
         for (start, len) in &change.allocs {
@@ -215,7 +286,26 @@ impl Allocator {
             self.claimed_blocks += len;
             done.push((*start, *len));
         }
+        self.claimed_shares += change.most_shares();
+        self.uncounted += usize::from(change.is_uncounted());
         Ok(())
+    }
+
+    /// No count overflows: as if all that is claimed, and this, were of one block.
+    fn may_count(&self, start: u64, len: u64) -> bool {
+        let Some(chunk) = self.chunks.get(&self.chunk_of(start)) else { return false };
+        let most = MAX_EXTRA - self.claimed_shares - MAX_OF_BATCH;
+        self.owners_parts(start, len).all(|(index, ..)| chunk.owners.get(&index).is_none_or(|o| o.most() < most))
+    }
+
+    /// A range of one chunk by the items that count its owners: index, first block in it, and how many.
+    fn owners_parts(&self, start: u64, len: u64) -> impl Iterator<Item = (u32, u32, u32)> + use<> {
+        let (mut at, end, per) = (start % self.chunk_blocks, start % self.chunk_blocks + len, u64::from(OWNERS_BLOCKS));
+        std::iter::from_fn(move || {
+            let part = (at / per, at % per, (per - at % per).min(end.checked_sub(at).filter(|left| *left > 0)?));
+            at += part.2;
+            Some((part.0 as u32, part.1 as u32, part.2 as u32))
+        })
     }
 
     fn unclaim_one(&mut self, rid: Rid, start: u64, len: u64) {
@@ -229,6 +319,12 @@ impl Allocator {
         for (start, len) in &change.allocs {
             self.unclaim_one(rid, *start, *len);
         }
+        self.no_claim(change);
+    }
+
+    fn no_claim(&mut self, change: &SpaceChange) {
+        self.claimed_shares -= change.most_shares();
+        self.uncounted -= usize::from(change.is_uncounted());
     }
 
     /// Every block's bit is set as of the last closed epoch. Blocks used by an open epoch are not counted: their owner's
@@ -241,27 +337,38 @@ impl Allocator {
             && !self.is_parked(start, len)
     }
 
-    /// A part of `epoch` closes with these changes: sets the bits, and gives the bitmaps to write. Epochs come in order.
-    pub fn close(&mut self, epoch: Epoch, changes: &[SpaceChange]) -> Vec<(Key, Option<bytes::Bytes>)> {
-        let mut touched = BTreeSet::new();
+    /// A part of `epoch` closes with these changes: sets bits, counts owners, and gives the items to write. Epochs come in
+    /// order. Within one, blocks get their new owners before any lose old ones: an owner that was there when the other
+    /// one was claimed may go in the same epoch.
+    pub fn close(&mut self, epoch: Epoch, changes: &[SpaceChange]) -> Closed {
+        let (mut touched, mut counted, mut closed) = (BTreeSet::new(), BTreeSet::new(), Closed::default());
         for change in changes {
             for (start, len) in &change.allocs {
                 self.claimed_blocks -= len;
                 self.mark(*start, *len, true, &mut touched);
             }
+            self.no_claim(change);
         }
-        for change in changes {
-            for (start, len) in &change.frees {
-                self.mark(*start, *len, false, &mut touched);
+        if !mutant::active(Mutant::ForgetOwner) {
+            for (start, len, owners) in changes.iter().flat_map(|change| &change.shares) {
+                self.count(*start, *len, &mut counted, |all, first, len| all.add(first, len, *owners));
+            }
+        }
+        for (start, len, owners) in changes.iter().flat_map(|change| &change.drops) {
+            self.count(*start, *len, &mut counted, |all, first, len| all.drop_some(first, len, *owners));
+        }
+        for (start, len) in changes.iter().flat_map(|change| &change.frees) {
+            for (start, len) in self.take_owner(*start, *len, &mut counted) {
+                self.mark(start, len, false, &mut touched);
+                closed.freed.push((start, len));
                 if mutant::active(Mutant::FreeBeforeDurable) {
-                    self.set_free(*start, *len);
+                    self.set_free(start, len);
                     continue;
                 }
                 self.waiting_blocks += len;
-                self.freed.entry(epoch).or_default().push((*start, *len));
+                self.freed.entry(epoch).or_default().push((start, len));
             }
         }
-        let mut out = Vec::new();
         for (chunk, index) in touched {
             let Some(c) = self.chunks.get_mut(&chunk) else { continue };
             let key = Bitmap::key(c.bucket, chunk, index);
@@ -269,9 +376,54 @@ impl Allocator {
             if empty {
                 c.bitmaps.remove(&index);
             }
-            out.push((key, c.bitmaps.get(&index).map(Bitmap::encode)));
+            closed.writes.push((key, c.bitmaps.get(&index).map(Bitmap::encode)));
         }
-        out
+        for (chunk, index) in counted {
+            let Some(c) = self.chunks.get_mut(&chunk) else { continue };
+            if c.owners.get(&index).is_none_or(Owners::is_empty) {
+                c.owners.remove(&index);
+            }
+            let value = c.owners.get(&index).map(Owners::encode);
+            closed.writes.push((Owners::key(c.bucket, chunk, index), value));
+        }
+        closed
+    }
+
+    fn count(
+        &mut self,
+        start: u64,
+        len: u64,
+        counted: &mut BTreeSet<(ChunkIndex, u32)>,
+        change: impl Fn(&mut Owners, u32, u32),
+    ) {
+        let (index, parts) = (self.chunk_of(start), self.owners_parts(start, len));
+        let Some(chunk) = self.chunks.get_mut(&index) else { return };
+        for (at, first, len) in parts {
+            change(chunk.owners.entry(at).or_default(), first, len);
+            counted.insert((index, at));
+        }
+    }
+
+    /// The blocks that have no owner any more.
+    fn take_owner(&mut self, start: u64, len: u64, counted: &mut BTreeSet<(ChunkIndex, u32)>) -> Vec<(u64, u64)> {
+        let (index, parts) = (self.chunk_of(start), self.owners_parts(start, len));
+        let base = u64::from(index.0) * self.chunk_blocks;
+        let Some(chunk) = self.chunks.get_mut(&index).filter(|chunk| !chunk.owners.is_empty()) else {
+            return vec![(start, len)];
+        };
+        let mut last = Vec::new();
+        for (at, first, len) in parts {
+            let from = base + u64::from(at) * u64::from(OWNERS_BLOCKS);
+            let Some(owners) = chunk.owners.get_mut(&at) else {
+                last.push((from + u64::from(first), u64::from(len)));
+                continue;
+            };
+            last.extend(
+                owners.take(first, len).into_iter().map(|(first, len)| (from + u64::from(first), u64::from(len))),
+            );
+            counted.insert((index, at));
+        }
+        last
     }
 
     fn mark(&mut self, start: u64, len: u64, used: bool, touched: &mut BTreeSet<(ChunkIndex, u32)>) {
@@ -341,7 +493,7 @@ mod tests {
 
     fn one_chunk() -> Allocator {
         let mut a = Allocator::new(256);
-        a.add_chunk(ChunkIndex(4), Bucket(0), BTreeMap::new());
+        a.add_chunk(ChunkIndex(4), Bucket(0), BTreeMap::new(), BTreeMap::new());
         a
     }
 
@@ -353,18 +505,18 @@ mod tests {
     fn a_block_goes_round_its_states() {
         let mut a = one_chunk();
         let got = a.take(RID, 10).unwrap();
-        let change = SpaceChange { allocs: pairs(&got), frees: vec![] };
+        let change = SpaceChange { allocs: pairs(&got), ..SpaceChange::default() };
         assert!(a.claim(RID, &change).is_err(), "the write still runs");
         a.written(RID, &got);
         assert!(a.claim(Rid(2), &change).is_err(), "it is another client's");
         a.claim(RID, &change).unwrap();
         assert!(a.claim(RID, &change).is_err(), "once");
-        let writes = a.close(Epoch(1), std::slice::from_ref(&change));
+        let writes = a.close(Epoch(1), std::slice::from_ref(&change)).writes;
         assert_eq!(writes.len(), 1);
         assert_eq!(Bitmap::decode(writes[0].1.as_ref().unwrap()).unwrap().used(), 10);
-        let free = SpaceChange { allocs: vec![], frees: change.allocs };
+        let free = SpaceChange { frees: change.allocs, ..SpaceChange::default() };
         a.claim(RID, &free).unwrap();
-        assert_eq!(a.close(Epoch(2), std::slice::from_ref(&free))[0].1, None, "an empty bitmap is deleted");
+        assert_eq!(a.close(Epoch(2), std::slice::from_ref(&free)).writes[0].1, None, "an empty bitmap is deleted");
         assert!(a.take(RID, 256).is_none() && a.has_waiting());
         assert!(!a.durable(Epoch(1)) && a.durable(Epoch(2)));
         let cooling = a.take_cooling();
@@ -377,10 +529,10 @@ mod tests {
         let mut a = one_chunk();
         let got = a.take(RID, 4).unwrap();
         a.written(RID, &got);
-        let bad = SpaceChange { allocs: vec![(got[0].start.0, 4), (got[0].start.0 + 4, 1)], frees: vec![] };
+        let bad = SpaceChange { allocs: vec![(got[0].start.0, 4), (got[0].start.0 + 4, 1)], ..SpaceChange::default() };
         assert_eq!(a.claim(RID, &bad), Err((got[0].start.0 + 4, 1)));
-        assert_eq!(a.claim(RID, &SpaceChange { allocs: vec![], frees: vec![(1030, 2)] }), Err((1030, 2)));
-        assert!(a.claim(RID, &SpaceChange { allocs: pairs(&got), frees: vec![] }).is_ok());
+        assert_eq!(a.claim(RID, &SpaceChange { frees: vec![(1030, 2)], ..SpaceChange::default() }), Err((1030, 2)));
+        assert!(a.claim(RID, &SpaceChange { allocs: pairs(&got), ..SpaceChange::default() }).is_ok());
     }
 
     #[test]
@@ -389,7 +541,7 @@ mod tests {
         let mut b = Bitmap::default();
         b.set(0, true);
         b.set(255, true);
-        a.add_chunk(ChunkIndex(5), Bucket(1), BTreeMap::from([(0, b)]));
+        a.add_chunk(ChunkIndex(5), Bucket(1), BTreeMap::from([(0, b)]), BTreeMap::new());
         assert_eq!((a.free_blocks(), a.used_blocks()), (510, 2));
         assert!(a.give_back(300).is_empty());
         assert_eq!(a.give_back(100), vec![ChunkIndex(4)]);

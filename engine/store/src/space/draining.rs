@@ -56,7 +56,8 @@ impl Allocator {
 
     /// Begins to empty up to `most` chunks: those with the fewest blocks in use, at most one in `sparse` of their blocks. As
     /// many as leave room elsewhere in this grant for what they hold, and `keep` blocks besides. A chunk with blocks on
-    /// their way into or out of use is left alone.
+    /// their way into or out of use is left alone, and so is one with shared blocks: moving them takes one extent after the
+    /// other, each with a copy of its own, so that more space would be in use than before.
     pub fn drain_sparse(&mut self, most: usize, sparse: u64, keep: u64) -> Vec<ChunkIndex> {
         let mut free: BTreeMap<ChunkIndex, u64> = BTreeMap::new();
         for (mut start, mut len) in self.free.iter() {
@@ -69,7 +70,7 @@ impl Allocator {
         let mut sparse: Vec<(u64, ChunkIndex)> = self
             .chunks
             .iter()
-            .filter(|(_, c)| c.used > 0 && c.used * sparse <= self.chunk_blocks)
+            .filter(|(_, c)| c.used > 0 && c.used * sparse <= self.chunk_blocks && c.owners.is_empty())
             .filter(|(i, c)| free.get(i).is_some_and(|free| free + c.used == self.chunk_blocks))
             .filter(|(i, c)| self.draining.given_up.get(i) != Some(&c.used))
             .map(|(i, c)| (c.used, *i))
@@ -157,7 +158,7 @@ mod tests {
         for (i, used) in used.iter().enumerate() {
             let mut bitmap = Bitmap::default();
             (0..*used).for_each(|bit| bitmap.set(bit * 3 % 256, true));
-            a.add_chunk(ChunkIndex(i as u32 + 1), Bucket(0), BTreeMap::from([(0, bitmap)]));
+            a.add_chunk(ChunkIndex(i as u32 + 1), Bucket(0), BTreeMap::from([(0, bitmap)]), BTreeMap::new());
         }
         a
     }
@@ -185,8 +186,9 @@ mod tests {
         let mut a = with(&[100, 1]);
         assert_eq!(a.drain_sparse(1, 4, 16), vec![ChunkIndex(2)]);
         assert!(a.take_drained().is_empty());
-        let freed = SpaceChange { allocs: vec![], frees: vec![(2 * 256, 1)] };
-        assert!(a.claim(RID, &SpaceChange { allocs: vec![], frees: vec![(2 * 256 + 1, 1)] }).is_err(), "it is parked");
+        let freed = SpaceChange { frees: vec![(2 * 256, 1)], ..SpaceChange::default() };
+        let parked = SpaceChange { frees: vec![(2 * 256 + 1, 1)], ..SpaceChange::default() };
+        assert!(a.claim(RID, &parked).is_err(), "it is parked");
         a.claim(RID, &freed).unwrap();
         a.close(Epoch(1), std::slice::from_ref(&freed));
         assert!(a.take_drained().is_empty(), "its epoch is not durable");
@@ -203,7 +205,7 @@ mod tests {
         assert_eq!(a.drain_sparse(9, 4, 0), vec![ChunkIndex(2)]);
         assert_eq!(a.call_off_draining(true), vec![ChunkIndex(2)]);
         assert!(a.drain_sparse(9, 4, 0).is_empty());
-        let freed = SpaceChange { allocs: vec![], frees: vec![(2 * 256 + 3, 1)] };
+        let freed = SpaceChange { frees: vec![(2 * 256 + 3, 1)], ..SpaceChange::default() };
         a.claim(RID, &freed).unwrap();
         a.close(Epoch(1), std::slice::from_ref(&freed));
         assert!(a.drain_sparse(9, 4, 0).is_empty(), "a block of it is on its way");

@@ -68,7 +68,7 @@ impl Allocator {
 
     /// Takes them in. They are this reactor's from now on.
     pub fn put_buckets(&mut self, cargo: SpaceCargo) {
-        self.chunks.extend(cargo.chunks);
+        cargo.chunks.into_iter().for_each(|(index, chunk)| self.insert_chunk(index, chunk));
         for (start, len) in cargo.free {
             self.set_free(start, len);
         }
@@ -107,7 +107,7 @@ mod tests {
     fn fill(a: &mut Allocator, chunks: std::ops::Range<u32>) {
         for chunk in chunks {
             let bucket = if chunk < 4 { 10 } else { 20 };
-            a.add_chunk(ChunkIndex(chunk), Bucket(bucket), BTreeMap::<u32, Bitmap>::new());
+            a.add_chunk(ChunkIndex(chunk), Bucket(bucket), BTreeMap::<u32, Bitmap>::new(), BTreeMap::new());
         }
     }
 
@@ -147,8 +147,8 @@ mod tests {
                         let (rid, range, used) = live[at];
                         let pair = (range.start.0, u64::from(range.len_blocks));
                         let change = match used {
-                            false => SpaceChange { allocs: vec![pair], frees: vec![] },
-                            true => SpaceChange { allocs: vec![], frees: vec![pair] },
+                            false => SpaceChange { allocs: vec![pair], ..SpaceChange::default() },
+                            true => SpaceChange { frees: vec![pair], ..SpaceChange::default() },
                         };
                         let owner = if here.owns(pair.0) { &mut here } else { &mut there };
                         assert_eq!(owner.claim(rid, &change), still.claim(rid, &change), "seed {seed}");

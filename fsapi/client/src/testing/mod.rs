@@ -314,7 +314,7 @@ impl Port for FakePort {
             fsid: Fsid([7; 16]),
             term: self.term.get(),
             protocol: vellum_wire::PROTOCOL,
-            format: 1,
+            format: vellum_format::superblock::FORMAT_VERSION,
             last_batch: state.last_batch(self.rid),
             durable: state.durable,
             lease_ms: 10_000,

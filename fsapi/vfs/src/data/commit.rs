@@ -75,6 +75,11 @@ impl Remap {
         inode.offline_blocks = inode.offline_blocks.saturating_sub(self.offline_freed);
     }
 
+    /// The item with this key is written or deleted.
+    pub fn changes(&self, key: &Key) -> bool {
+        self.old.get(key) != self.new.get(key)
+    }
+
     pub fn write(&self, txn: &mut vellum_client::Txn<'_>) {
         self.old.keys().filter(|key| !self.new.contains_key(key)).for_each(|key| txn.delete(*key));
         let changed = self.new.iter().filter(|(key, m)| self.old.get(key) != Some(m));

@@ -1,7 +1,7 @@
 //! copy_file_range(2): from one file into another without the way through the kernel.
 //!
-//! Content is read and written again: blocks belong to one file each (the engine counts no sharers), so a copy by reference
-//! would need an owner count on every block. Holes are copied as holes.
+//! Whole blocks that lie alike in both files are shared ([`super::share`]); the rest is read and written again: parts of
+//! blocks, what is inline, what cannot become durable now. Holes are copied as holes.
 
 use vellum_base::BLOCK_SIZE;
 
@@ -57,7 +57,8 @@ impl Vfs {
         len: u64,
         kill_privileges: bool,
     ) -> Result<u64> {
-        let size = self.getattr(self.handles.get(from)?.ino).await?.size;
+        let (source, target) = (self.handles.get(from)?, self.handles.get(to)?);
+        let size = self.getattr(source.ino).await?.size;
         let Some(left) = size.checked_sub(from_at).filter(|left| *left > 0) else { return Ok(0) };
         let len = len.min(left);
         let hole = match self.seek(from, from_at, Seek::Data).await {
@@ -71,7 +72,18 @@ impl Vfs {
             return Ok(len);
         }
         let content_end = self.seek(from, from_at + hole, Seek::Hole).await.unwrap_or(size);
-        let len = len.min(CHUNK).min(content_end - from_at);
+        let mut len = len.min(content_end.saturating_sub(from_at));
+        let shared = self.share((&source, from_at), (&target, to_at), len, kill_privileges).await?;
+        if shared > 0 {
+            if target.flags.sync {
+                self.fsync_file(&target.file).await?;
+            }
+            return Ok(shared);
+        }
+        if from_at % BLOCK == to_at % BLOCK && from_at % BLOCK > 0 {
+            len = len.min(BLOCK - from_at % BLOCK); // then whole blocks
+        }
+        let len = len.min(CHUNK);
         let mut done = 0;
         for slice in self.read(from, from_at, len as usize).await? {
             self.write(to, to_at + done, &slice, kill_privileges).await?;

@@ -198,12 +198,13 @@ impl Vfs {
         }
     }
 
-    fn after_hole(&self, file: &File, inode: &Inode, size: u64, now: Timestamp) {
+    /// What is left in memory belongs to this size; with nothing left there is nothing pending.
+    pub(crate) fn after_hole(&self, file: &File, inode: &Inode, size: u64, now: Timestamp) {
         {
             let mut buffer = file.buffer.borrow_mut();
             buffer.mapped = inode.online_blocks > 0;
             buffer.pending = Some(Pending { size, mtime: now, ctime: now, data_version: inode.data_version + 1 });
-            buffer.settle(); // nothing dirty: nothing pending
+            buffer.settle();
             if buffer.pending.is_none() {
                 return;
             }

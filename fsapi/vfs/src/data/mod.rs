@@ -12,6 +12,7 @@ pub(crate) mod read_ahead;
 pub(crate) mod room;
 pub(crate) mod runs;
 pub(crate) mod seek;
+mod share;
 pub(crate) mod truncate;
 pub(crate) mod write;
 pub(crate) mod writeback;

@@ -31,8 +31,13 @@ impl Run {
     pub(super) async fn copy(&mut self, vfs: &Vfs) {
         let (Some(from), Some(to)) = (self.some_file(), self.some_file()) else { return };
         let (source, old) = (self.model.file(from).clone(), self.model.file(to).len());
-        let from_at = self.rng.below(source.len() as u64 + 100);
-        let (to_at, len) = (self.rng.below(old as u64 + 5000), 1 + self.len() as u64);
+        let mut from_at = self.rng.below(source.len() as u64 + 100);
+        let (mut to_at, len) = (self.rng.below(old as u64 + 5000), 1 + self.len() as u64);
+        match self.rng.below(4) {
+            0 => to_at = to_at / 4096 * 4096 + from_at % 4096,
+            1 | 2 => (from_at, to_at) = (from_at / 4096 * 4096, to_at / 4096 * 4096),
+            _ => {}
+        }
         let (a, b) = (vfs.open(from, rw()).await.unwrap().0, vfs.open(to, rw()).await.unwrap().0);
         let copied = vfs.copy_range((a, from_at), (b, to_at), len, false).await;
         vfs.release(a).await.unwrap();

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use vellum_base::{BlockAddr, Ino, Rid};
 use vellum_format::item::xattr;
 use vellum_format::system::{LastBatch, LastScrub, decode_counter, encode_counter};
-use vellum_format::{Bitmap, Dirent, Extent, ExtentHeader, FileKind, Inode, ItemError, Orphan};
+use vellum_format::{Bitmap, Dirent, Extent, ExtentHeader, FileKind, Inode, ItemError, Orphan, Owners};
 
 /// What is accepted says the same when it is written again.
 fn there_and_back<T: PartialEq + Debug>(
@@ -73,6 +73,16 @@ pub fn bitmaps() -> Vec<Vec<u8>> {
 
 pub fn bitmap(bytes: &[u8]) -> bool {
     there_and_back(bytes, |value| Bitmap::decode(value), Bitmap::encode)
+}
+
+pub fn counts_of_owners() -> Vec<Vec<u8>> {
+    let mut owners = Owners::default();
+    [(0, 256), (9, 3), (11, 245)].into_iter().for_each(|(first, len)| owners.add(first, len, 1));
+    vec![owners.encode().to_vec()]
+}
+
+pub fn owners(bytes: &[u8]) -> bool {
+    there_and_back(bytes, |value| Owners::decode(value), Owners::encode)
 }
 
 pub fn xattrs() -> Vec<Vec<u8>> {

@@ -81,6 +81,7 @@ pub const TARGETS: &[Target] = &[
     decoder("extent", items::extents, items::extent),
     decoder("orphan", items::orphans, items::orphan),
     decoder("bitmap", items::bitmaps, items::bitmap),
+    decoder("owners", items::counts_of_owners, items::owners),
     decoder("xattr", items::xattrs, items::first_part),
     decoder("system", items::system_values, items::system_value),
     decoder("job", jobs::jobs, jobs::job),
