@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use vellum_base::Ino;
 use vellum_base::prng::Prng;
+use vellum_base::{BLOCK_SIZE, Ino};
 use vellum_rt::{random_u64, sleep};
 use vellum_vfs::{OpenFlags, RenameMode, SetAttr, Vfs, VfsError};
 
@@ -86,6 +86,10 @@ impl Gateway {
                     tolerate(self.vfs.unlink(self.home, &name).await)?;
                 }
                 5 if prng.one_in(4) => self.vfs.syncfs().await?,
+                5 => {
+                    let other = format!("own {}", prng.below(OWN_FILES)).into_bytes();
+                    self.copy_own(&other, &name, prng).await?;
+                }
                 _ => self.change_names(prng).await?,
             }
             if prng.one_in(self.shared.pause_one_in) {
@@ -129,6 +133,61 @@ impl Gateway {
         self.vfs.release(handle).await?;
         self.own.files.borrow_mut().insert(name.to_vec(), Content { bytes, durable, failures });
         Ok(())
+    }
+
+    /// From one file into another, often so that whole blocks lie alike in both and can be shared.
+    async fn copy_own(&self, from: &[u8], to: &[u8], prng: &mut Prng) -> Result<(), VfsError> {
+        let known = |name: &[u8]| self.own.files.borrow().get(name).cloned().filter(|content| self.counts(content));
+        let (Some(source), Some(target)) = (known(from), known(to)) else { return Ok(()) };
+        if from == to || source.bytes.is_empty() {
+            return Ok(());
+        }
+        // Until it has ended, nobody knows what is in the file.
+        self.own.files.borrow_mut().remove(to);
+        let unit = if prng.one_in(4) { 1 } else { BLOCK_SIZE as u64 };
+        let from_at = prng.below(source.bytes.len() as u64) / unit * unit;
+        let to_at = prng.below(target.bytes.len() as u64 + 6000) / unit * unit;
+        let len = if prng.one_in(2) { u64::MAX / 2 } else { 1 + prng.below(MAX_WRITE) };
+        let failures = self.shared.device_failures.get();
+        let part = &source.bytes[from_at as usize..];
+        let part = &part[..part.len().min(usize::try_from(len).unwrap_or(usize::MAX))];
+        let durable = prng.one_in(3);
+        let done = self.copy(from, to, (from_at, to_at, part.len() as u64), durable).await;
+        if !self.counts(&source) || !self.counts(&target) {
+            return Ok(());
+        }
+        match done {
+            Err(VfsError::IO) if self.shared.device_lies.get() => {
+                self.shared.errors.set(self.shared.errors.get() + 1);
+                return Ok(());
+            }
+            done => done?,
+        }
+        let (mut bytes, at) = (target.bytes, to_at as usize);
+        bytes.resize(bytes.len().max(at + part.len()), 0);
+        bytes[at..at + part.len()].copy_from_slice(part);
+        self.own.files.borrow_mut().insert(to.to_vec(), Content { bytes, durable, failures });
+        Ok(())
+    }
+
+    async fn copy(&self, from: &[u8], to: &[u8], range: (u64, u64, u64), durable: bool) -> Result<(), VfsError> {
+        let (from_at, to_at, len) = range;
+        let from = self.vfs.open(self.vfs.lookup(self.home, from).await?.ino, READ_WRITE).await?.0;
+        let to = self.vfs.open(self.vfs.lookup(self.home, to).await?.ino, READ_WRITE).await?.0;
+        let (mut done, mut result) = (0, Ok(()));
+        while done < len && result.is_ok() {
+            match self.vfs.copy_range((from, from_at + done), (to, to_at + done), len - done, false).await {
+                Ok(0) => result = Err(VfsError::NODATA), // the file is shorter than it was
+                Ok(copied) => done += copied,
+                Err(error) => result = Err(error),
+            }
+        }
+        if durable && result.is_ok() {
+            result = self.vfs.fsync(to).await;
+        }
+        self.vfs.release(from).await?;
+        self.vfs.release(to).await?;
+        result
     }
 
     async fn verify(&self, name: &[u8]) -> Result<(), VfsError> {
