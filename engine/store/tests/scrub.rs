@@ -164,7 +164,8 @@ fn a_rotten_segment_block_names_what_is_lost_and_the_rest_is_verified() {
         let data = find(&memory, SEGMENT_MAGIC, 0, |head| head[8] == 1);
         assert!(data.len() > 8, "{} blocks", data.len());
         // One of a file in another shard, and one of items that is not of a segment merged away by now. Each time a fresh
-        // store: it must not have the block in memory.
+        // store: it must not have the block in memory. (One before a gap of many empty buckets names a piece for each zone
+        // in it, and the list of findings ends before the rest.)
         rot(&memory, [elsewhere[0].start.0]);
         let mut status = ScrubStatus::default();
         for block in data[data.len() / 4..].iter().copied() {
@@ -175,7 +176,7 @@ fn a_rotten_segment_block_names_what_is_lost_and_the_rest_is_verified() {
                 continue;
             };
             status = scrub(&stores[0]).await;
-            if status.findings.iter().any(|f| f.place == "segment") {
+            if status.problems < 40 && status.findings.iter().any(|f| f.place == "segment") {
                 break;
             }
             rot(&memory, [block]); // as it was

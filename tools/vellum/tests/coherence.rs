@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::cluster::ClusterLab;
 use common::{Lab, can_mount};
-use suite::opens::used;
+use suite::opens::{METADATA, used};
 use suite::posix_lock::{Kind, Of, set};
 use suite::{Check, Mounts, bytes, eventually};
 
@@ -175,7 +175,7 @@ fn a_killed_gateway_leaves_nothing_behind() {
     drop((fa, open, fb));
     // A new gateway looks for what nobody deleted.
     let c = lab.mount("c", None);
-    eventually("the space comes back", || used(&c) < before + 200);
+    eventually("the space comes back", || used(&c) < before + METADATA);
     lab.unmount(&b);
     lab.unmount(&c);
     lab.stop_server();
