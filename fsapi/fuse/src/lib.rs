@@ -40,7 +40,7 @@ pub use gateway::{ENDPOINT_XATTR, Gateway, LeaseLeft, mount_vfs};
 pub use handle::{MountHandle, Unmounter, mount_filesystem};
 pub use init::{MAX_WRITE, SessionInfo, Wants};
 pub use known::KERNEL_INODES;
-pub use mount::{MountError, MountOptions, Unmount};
+pub use mount::{MountError, MountOptions, Unmount, mounts_below, unmount};
 pub use name::{NAME_MAX, Name};
 pub use notify::Notifier;
 pub use readers::Reader;

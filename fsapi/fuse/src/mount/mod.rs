@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 pub use options::MountOptions;
+pub use point::mounts_below;
 
 use crate::device;
 
@@ -58,19 +59,13 @@ pub enum Unmount {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mounted {
     path: PathBuf,
-    by_helper: bool,
 }
 
 /// Mounts, and answers the connection. The mount is usable when INIT has been answered on it.
 pub fn mount(path: &Path, options: &MountOptions) -> Result<(OwnedFd, Mounted), MountError> {
     let path = point::check(path)?;
-    if rustix::process::geteuid().is_root() {
-        let device = mount_directly(&path, options)?;
-        Ok((device, Mounted { path, by_helper: false }))
-    } else {
-        let device = helper::mount(&path, options)?;
-        Ok((device, Mounted { path, by_helper: true }))
-    }
+    let device = if is_root() { mount_directly(&path, options) } else { helper::mount(&path, options) }?;
+    Ok((device, Mounted { path }))
 }
 
 fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountError> {
@@ -84,10 +79,21 @@ fn mount_directly(path: &Path, options: &MountOptions) -> Result<OwnedFd, MountE
     Ok(device)
 }
 
-/// Takes a dead mount out of the tree.
-fn detach(path: &Path) -> io::Result<()> {
-    let by_helper = !rustix::process::geteuid().is_root();
-    Mounted { path: path.to_path_buf(), by_helper }.unmount(Unmount::Lazy)
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Takes away a mount that this user made, by whatever process.
+pub fn unmount(path: &Path, how: Unmount) -> io::Result<()> {
+    if !is_root() {
+        return helper::unmount(path, how);
+    }
+    let flags = match how {
+        Unmount::WhenIdle => UnmountFlags::NOFOLLOW,
+        Unmount::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
+        Unmount::Force => UnmountFlags::NOFOLLOW | UnmountFlags::FORCE | UnmountFlags::DETACH,
+    };
+    Ok(rustix::mount::unmount(path, flags)?)
 }
 
 impl Mounted {
@@ -97,15 +103,7 @@ impl Mounted {
 
     /// Blocks, and may need answers of the filesystem meanwhile: never call it on the reactor that serves the mount.
     pub fn unmount(&self, how: Unmount) -> io::Result<()> {
-        if self.by_helper {
-            return helper::unmount(&self.path, how);
-        }
-        let flags = match how {
-            Unmount::WhenIdle => UnmountFlags::NOFOLLOW,
-            Unmount::Lazy => UnmountFlags::NOFOLLOW | UnmountFlags::DETACH,
-            Unmount::Force => UnmountFlags::NOFOLLOW | UnmountFlags::FORCE | UnmountFlags::DETACH,
-        };
-        Ok(rustix::mount::unmount(&self.path, flags)?)
+        unmount(&self.path, how)
     }
 
     /// Lets the kernel read `kib` ahead. INIT cannot raise it above the kernel's default of 128 KiB, so this must come

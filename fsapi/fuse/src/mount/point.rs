@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::fs::Access;
 
-use super::MountError;
+use super::{MountError, Unmount};
 
 /// Types of mounts that are ours.
 const OUR_TYPE: &str = "fuse.vellum";
@@ -38,14 +38,14 @@ pub fn check(path: &Path) -> Result<PathBuf, MountError> {
             return Err(MountError::AlreadyMounted(path.to_path_buf()));
         }
         tracing::warn!(path = %absolute.display(), "clearing away the mount of a dead gateway");
-        super::detach(&absolute)?;
+        super::unmount(&absolute, Unmount::Lazy)?;
     }
     if !std::fs::metadata(&absolute).map_err(unusable)?.is_dir() {
         return Err(MountError::NotADirectory(path.to_path_buf()));
     }
     match rustix::fs::access(&absolute, Access::WRITE_OK) {
         // Root may mount over a directory of a read-only filesystem: nothing is written to it.
-        Err(rustix::io::Errno::ROFS) if rustix::process::geteuid().is_root() => Ok(absolute),
+        Err(rustix::io::Errno::ROFS) if super::is_root() => Ok(absolute),
         Ok(()) => Ok(absolute),
         Err(_) => Err(MountError::NotWritable(path.to_path_buf())),
     }
@@ -75,8 +75,17 @@ fn top_is_ours(path: &Path) -> io::Result<bool> {
 
 /// All mounts at exactly `path`, the visible one last.
 pub fn mounts_at(path: &Path) -> io::Result<Vec<Mount>> {
+    Ok(mounts()?.into_iter().filter(|mount| mount.path == path).collect())
+}
+
+/// Where something is mounted at `dir` or below it, in the order of mounting. `dir` is absolute and without symlinks.
+pub fn mounts_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(mounts()?.into_iter().map(|mount| mount.path).filter(|path| path.starts_with(dir)).collect())
+}
+
+fn mounts() -> io::Result<Vec<Mount>> {
     let text = std::fs::read("/proc/self/mountinfo")?;
-    Ok(text.split(|&b| b == b'\n').filter_map(parse).filter(|mount| mount.path == path).collect())
+    Ok(text.split(|&b| b == b'\n').filter_map(parse).collect())
 }
 
 /// `36 35 98:0 /root /mnt/point rw,noatime master:1 - ext3 /dev/root rw,errors=continue`

@@ -18,7 +18,7 @@ use crate::cli::{KeyArgs, Quickstart};
 use crate::endpoint::Target;
 use crate::exit::{Exit, WithExit};
 use crate::library::Library;
-use crate::processes::{Engine, Mount, cannot_mount, mkfs};
+use crate::processes::{Engine, Mount, Workplace, cannot_mount, end_with_signals, mkfs};
 use crate::session::with_client;
 use crate::size;
 
@@ -48,8 +48,8 @@ impl Lab {
         Ok(time)
     }
 
-    fn kill(&mut self) -> Result<()> {
-        self.engine.take().map_or(Ok(()), Engine::kill)
+    fn kill(&mut self) {
+        self.engine = None;
     }
 
     fn mount(&self) -> Result<Mount> {
@@ -74,7 +74,8 @@ struct Outcome {
 pub fn quickstart(args: &Quickstart) -> Result<()> {
     let from = args.from.clone().unwrap_or_else(|| PathBuf::from("/usr"));
     let from = from.canonicalize().with_context(|| format!("cannot read {}", from.display()))?;
-    let temporary = tempfile::Builder::new().prefix("vellum-quickstart").tempdir()?;
+    end_with_signals()?;
+    let temporary = Workplace::new("vellum-quickstart", &std::env::temp_dir())?;
     let image = args.image.clone().unwrap_or_else(|| temporary.path().join("vellum.img"));
     let mut lab = Lab {
         image,
@@ -130,8 +131,8 @@ fn by_mount(args: &Quickstart, from: &Path, census: &Census, lab: &mut Lab) -> R
     }
     sync(&mount.dir)?;
     walk(lab, before, &mut outcome)?;
-    lab.kill()?;
-    mount.kill()?;
+    lab.kill();
+    mount.kill();
     outcome.recovery = lab.start()?;
     let mount = lab.mount()?;
     let bar = progress_bar("verify", outcome.ingested.files, args.json);
@@ -166,7 +167,7 @@ fn by_library(args: &Quickstart, from: &Path, census: &Census, lab: &mut Lab) ->
         walk(lab, before, &mut outcome)?;
         library.leave().await
     })?;
-    lab.kill()?;
+    lab.kill();
     outcome.recovery = lab.start()?;
     let bar = progress_bar("verify", outcome.ingested.files, args.json);
     let endpoint = lab.endpoint();
@@ -193,7 +194,8 @@ impl Accident {
 
     fn happen(&mut self, census: &Census, lab: &mut Lab) {
         if self.result.is_none() && census.files >= self.at_files {
-            self.result = Some(lab.kill().and_then(|()| lab.start()));
+            lab.kill();
+            self.result = Some(lab.start());
         }
     }
 

@@ -17,9 +17,10 @@ use vellum_nvme::driver::{Controller, NvmeDevice, Options};
 use vellum_nvme::vfio_user::VfioUserTransport;
 
 use crate::cli::{Bench, Suite};
-use crate::processes::{self, Mount};
+use crate::processes::{self, Mount, Process, Workplace, end_with_signals};
 
 pub fn bench(args: &Bench) -> Result<()> {
+    end_with_signals()?;
     if args.suite != Suite::All {
         let report = suite(args.suite, args)?;
         if args.json {
@@ -48,10 +49,7 @@ pub fn bench(args: &Bench) -> Result<()> {
 }
 
 fn suite(suite: Suite, args: &Bench) -> Result<Report> {
-    let temporary = tempfile::Builder::new().prefix("vellum-bench").tempdir_in(match &args.dir {
-        Some(dir) => dir.clone(),
-        None => std::env::temp_dir(),
-    })?;
+    let temporary = Workplace::new("vellum-bench", &args.dir.clone().unwrap_or_else(std::env::temp_dir))?;
     let dir = temporary.path();
     match suite {
         Suite::All => bail!("all is not one suite"),
@@ -239,9 +237,5 @@ fn timed(system: &str, source: &Path, to: &Path, census: vellum_bench::tree::Cen
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp").arg("-r").arg(from).arg(to).status().context("starting cp")?;
-    if !status.success() {
-        bail!("cp ended with {status}");
-    }
-    Ok(())
+    Process::start(Command::new("cp").arg("-r").arg(from).arg(to))?.finish("cp")
 }

@@ -49,7 +49,7 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
                 let engine = Engine::start(&image, &socket)?;
                 held = held.max(fill_logs(&socket, *log)?);
                 if killed {
-                    engine.kill()?
+                    engine.kill();
                 } else {
                     engine.stop()?
                 }

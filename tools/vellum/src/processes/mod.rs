@@ -1,13 +1,18 @@
 //! This very program started again: engines and mounts that a benchmark or the quickstart can kill. All end with their
 //! owner, by pid.
 
+mod owned;
+
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::fs::{Access, access};
+use vellum_fuse::{Unmount, unmount};
+
+pub use owned::{Process, Workplace, end_with_signals};
 
 const START_WITHIN: Duration = Duration::from_secs(60);
 
@@ -17,10 +22,10 @@ fn own(args: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn wait_for(what: &str, child: &mut Child, mut ready: impl FnMut() -> Result<bool>) -> Result<Duration> {
+fn wait_for(what: &str, process: &mut Process, mut ready: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let start = Instant::now();
     while !ready()? {
-        if let Some(status) = child.try_wait()? {
+        if let Some(status) = process.try_wait()? {
             bail!("{what} ended with {status}");
         }
         if start.elapsed() > START_WITHIN {
@@ -43,39 +48,26 @@ pub fn mkfs_written(image: &Path, bytes: u64) -> Result<()> {
 }
 
 fn formatted(args: &[&str]) -> Result<()> {
-    let status = own(args)?.status()?;
-    if !status.success() {
-        bail!("mkfs ended with {status}");
-    }
-    Ok(())
+    Process::start(&mut own(args)?)?.finish("mkfs")
 }
 
 /// `vellum nvme emulate` without a medium, on the machine's last core.
-pub struct NullController {
-    child: Child,
-}
+pub struct NullController(#[expect(dead_code, reason = "it ends with this")] Process);
 
 impl NullController {
     pub fn start(socket: &Path) -> Result<NullController> {
         let last = std::thread::available_parallelism()?.get() - 1;
         let socket_text = socket.display().to_string();
         let args = ["nvme", "emulate", &socket_text, "--null", "--size", "1T", "--core", &last.to_string()];
-        let mut child = own(&args)?.spawn().context("starting the controller's process")?;
-        wait_for("the controller's process", &mut child, || Ok(socket.exists()))?;
-        Ok(NullController { child })
-    }
-}
-
-impl Drop for NullController {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut process = Process::start(&mut own(&args)?)?;
+        wait_for("the controller's process", &mut process, || Ok(socket.exists()))?;
+        Ok(NullController(process))
     }
 }
 
 /// `vellum serve` on a unix socket.
 pub struct Engine {
-    child: Child,
+    process: Process,
     /// From the start of the process until it says that it serves.
     pub start_time: Duration,
     /// What it says then, with what it replayed.
@@ -87,48 +79,31 @@ impl Engine {
         let listen = format!("unix:{}", socket.display());
         let mut command = own(&["serve", &image.display().to_string(), "--listen", &listen])?;
         let start = Instant::now();
-        let mut child = command.stdout(Stdio::piped()).spawn().context("starting the engine")?;
+        let mut process = Process::start(command.stdout(Stdio::piped()))?;
         // Its own word, not a connection: a killed engine's socket accepts until the kernel has torn down its ring.
         let mut line = String::new();
-        if let Some(out) = child.stdout.take() {
+        if let Some(out) = process.stdout() {
             std::io::BufReader::new(out).read_line(&mut line)?;
         }
         let start_time = start.elapsed();
         if !line.starts_with("serving") {
-            bail!("the engine ended with {}", child.wait()?);
+            process.finish("the engine")?;
+            bail!("the engine ended before it served");
         }
-        Ok(Engine { child, start_time, said: line.trim_end().to_owned() })
+        Ok(Engine { process, start_time, said: line.trim_end().to_owned() })
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// SIGKILL.
-    pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(())
-    }
+    pub fn kill(self) {}
 
     /// SIGTERM: it must end by itself, well.
     pub fn stop(mut self) -> Result<()> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
-        let status = self.child.wait()?;
-        if !status.success() {
-            bail!("the engine ended with {status}");
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Engine {
-    fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
+        self.process.terminate()?;
+        self.process.finish("the engine")
     }
 }
 
@@ -162,7 +137,7 @@ pub fn cores() -> usize {
 }
 
 /// `vellum compact-worker`; it ends with this.
-pub struct Worker(Child);
+pub struct Worker(#[expect(dead_code, reason = "it ends with this")] Process);
 
 impl Worker {
     pub fn start(image: &Path, socket: &Path, core: Option<usize>) -> Result<Worker> {
@@ -171,66 +146,49 @@ impl Worker {
         if let Some(core) = core {
             command.args(["--core", &core.to_string()]);
         }
-        Ok(Worker(command.spawn().context("starting the worker")?))
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        Ok(Worker(Process::start(&mut command)?))
     }
 }
 
 /// `vellum mount`.
 pub struct Mount {
     pub dir: PathBuf,
-    child: Child,
+    process: Process,
 }
 
 impl Mount {
     pub fn new(endpoint: &str, dir: &Path) -> Result<Mount> {
         std::fs::create_dir_all(dir)?;
         let dir = dir.canonicalize()?;
-        let mut child =
-            own(&["mount", endpoint, &dir.display().to_string()])?.spawn().context("starting the gateway")?;
-        wait_for("the gateway", &mut child, || Ok(is_mounted(&dir)))?;
-        Ok(Mount { dir, child })
+        let process = Process::start(&mut own(&["mount", endpoint, &dir.display().to_string()])?)?;
+        let mut mount = Mount { dir, process };
+        wait_for("the gateway", &mut mount.process, || Ok(is_mounted(&mount.dir)))?;
+        Ok(mount)
     }
 
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
     /// SIGKILL; the dead mount is taken out of the tree.
-    pub fn kill(mut self) -> Result<()> {
-        self.child.kill()?;
-        self.child.wait()?;
-        Ok(unmount(&self.dir, UnmountFlags::DETACH)?)
-    }
+    pub fn kill(self) {}
 
     pub fn unmount(mut self) -> Result<()> {
         let start = Instant::now();
-        while let Err(error) = unmount(&self.dir, UnmountFlags::empty()) {
+        while let Err(error) = unmount(&self.dir, Unmount::WhenIdle) {
             if start.elapsed() > Duration::from_secs(10) {
                 return Err(error).context("unmounting");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        let status = self.child.wait()?;
-        if !status.success() {
-            bail!("the gateway ended with {status}");
-        }
-        Ok(())
+        self.process.finish("the gateway")
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        if let Ok(None) = self.child.try_wait() {
-            let _ = unmount(&self.dir, UnmountFlags::DETACH);
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+        if let Ok(None) = self.process.try_wait() {
+            let _ = unmount(&self.dir, Unmount::Lazy);
         }
     }
 }
@@ -242,8 +200,8 @@ fn is_mounted(dir: &Path) -> bool {
 
 /// What keeps this process from mounting, if anything.
 pub fn cannot_mount() -> Option<String> {
-    if !Path::new("/dev/fuse").exists() {
-        return Some("/dev/fuse is not there".into());
+    if let Err(errno) = access("/dev/fuse", Access::READ_OK | Access::WRITE_OK) {
+        return Some(format!("this user cannot open /dev/fuse: {errno}"));
     }
     let helper = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("fusermount3").exists()));
