@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use super::{Mounts, bytes, eventually, fails, pairs};
 
 const LEN: usize = 8 << 20;
-/// Blocks that metadata may take meanwhile (each new leader flushes), and less than the content of a file here.
+/// Blocks that metadata may take meanwhile, and less than the content of a file here. (While leaders die, 256 blocks more
+/// stay now and then: a flush takes them at once.)
 pub const METADATA: u64 = 1000;
 
 fn rw(path: &Path) -> File {
