@@ -84,7 +84,8 @@ fn wire_commit(error: CommitError) -> WireError {
         CommitError::OutOfOrder { .. }
         | CommitError::UnknownClient { .. }
         | CommitError::Denied { .. }
-        | CommitError::Blocks { .. } => ErrorCode::NotPermitted,
+        | CommitError::Blocks { .. }
+        | CommitError::NotShared { .. } => ErrorCode::NotPermitted,
         CommitError::Outside { .. } => ErrorCode::Outside,
     };
     WireError { code, message: error.to_string() }

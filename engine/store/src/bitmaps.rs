@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use vellum_base::{Bucket, ChunkIndex, Epoch, Key, KeyRange, Zone};
+use vellum_format::superblock::SHARED_BLOCKS;
 use vellum_format::{BITMAP_BLOCKS, Bitmap, Extent, ItemKind, OWNERS_BLOCKS, Owners, Record};
 
 use crate::error::StoreError;
@@ -107,9 +108,11 @@ impl Store {
 
     /// Every item of these chunks, the empty ones too, by the extents of all files: those of any inode may be there.
     async fn rebuild_from_extents(&self, bucket: Bucket, chunks: &[ChunkIndex]) -> Result<Chunks, StoreError> {
+        // The versions before do not know items of owners, not even empty ones.
+        let counts = if self.superblock.format_version < SHARED_BLOCKS { 0..0 } else { self.indexes(OWNERS_BLOCKS) };
         let all = || Known {
             bitmaps: self.indexes(BITMAP_BLOCKS).map(|index| (index, Bitmap::default())).collect(),
-            owners: self.indexes(OWNERS_BLOCKS).map(|index| (index, Owners::default())).collect(),
+            owners: counts.clone().map(|index| (index, Owners::default())).collect(),
         };
         let mut found: Chunks = chunks.iter().map(|chunk| (*chunk, all())).collect();
         let lost = |e: StoreError| StoreError::Extents { bucket: bucket.0, reason: e.to_string() };

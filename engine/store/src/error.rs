@@ -121,6 +121,8 @@ pub enum CommitError {
     Outside { reason: String },
     #[error("blocks {start}+{len} are neither pending for client {rid} nor freed by the batch")]
     Blocks { rid: Rid, start: u64, len: u64 },
+    #[error("client {rid} cannot share blocks {start}+{len}: {reason}")]
+    NotShared { rid: Rid, start: u64, len: u64, reason: &'static str },
 }
 
 /// A clear refusal for what recovery found: a hole among what was acknowledged.

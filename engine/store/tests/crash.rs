@@ -31,7 +31,8 @@ struct Run {
     /// And move to other reactors, which so many did.
     moves: bool,
     moved: usize,
-    /// Extents that got blocks of another file.
+    /// Files get blocks of others, and so many extents did.
+    shares: bool,
     shared: usize,
 }
 
@@ -95,7 +96,7 @@ impl Run {
                     model.insert(*key, value.clone());
                     ops.insert(*key, i);
                 }
-                3 => {
+                3 if self.shares => {
                     // The blocks of another file in place of its own.
                     let at = self.prng.below(8 * 6);
                     let source = common::ino((at / 6 * 32) as u8, 2 + at % 6);
@@ -218,11 +219,20 @@ async fn go_on(device: &CrashDevice, stores: &[Rc<Store>], run: &mut Run, steps:
 }
 
 fn crash_run(seed: u64, reactors: usize, steps: usize, every: u64) {
-    crash_run_with(seed, reactors, steps, every, [false, false]);
+    crash_run_with(seed, reactors, steps, every, &[]);
 }
 
-fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits, moves]: [bool; 2]) {
-    let first = block_on(async {
+#[derive(PartialEq)]
+enum With {
+    Splits,
+    Moves,
+    /// And so without shared blocks.
+    Format1,
+}
+
+fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, with: &[With]) {
+    let [splits, moves, format_1] = [With::Splits, With::Moves, With::Format1].map(|one| with.contains(&one));
+    let mut first = block_on(async {
         let memory = MemoryDevice::new(128 * MIB);
         let device: std::sync::Arc<dyn vellum_nvme::Device> = std::sync::Arc::new(memory.clone());
         let (queue, _poller) = queue(&device);
@@ -230,7 +240,11 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits,
         vellum_store::mkfs(&device, &queue, MkfsOptions { shards, ..MkfsOptions::default() }).await.unwrap();
         memory.snapshot()
     });
-    let mut run = Run { states: vec![Model::new()], prng: Prng::new(seed), splits, moves, moved: 0, shared: 0 };
+    if format_1 {
+        of_format_1(&mut first);
+    }
+    let (states, prng, shares) = (vec![Model::new()], Prng::new(seed), !format_1);
+    let mut run = Run { states, prng, splits, moves, moved: 0, shares, shared: 0 };
     let cuts = cut_run(first, reactors, steps, every, &mut run);
     assert!(cuts.len() > 10);
     let mut second = 0;
@@ -256,6 +270,7 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits,
                 // Before the client's record was durable there is nothing, but a filesystem.
                 Err(e) => panic!("{what}: {e}"),
             };
+            assert_eq!(stores[0].superblock().format_version == 1, format_1, "{what}");
             let survived = check(&stores, &run_here, cut.note, &what).await;
             run_here.states.truncate(survived + 1);
             if cut_again {
@@ -280,7 +295,7 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, [splits,
         "seed {seed}: {} cuts, {second} second cuts, {batches} batches, {moved} moves, {shared} shared",
         cuts.len()
     );
-    assert!(shared > 5, "{shared} extents share blocks");
+    assert!(format_1 || shared > 5, "{shared} extents share blocks");
     assert!(!moves || moved > 2, "{moved} moves");
 }
 
@@ -312,23 +327,29 @@ fn three_reactors_cut_anywhere() {
 /// Every write and every flush of the splits and all that follows them: segments that two shards name, their rewriting.
 #[test]
 fn splits_cut_anywhere() {
-    crash_run_with(seed(4), 1, 60, 1, [true, false]);
+    crash_run_with(seed(4), 1, 60, 1, &[With::Splits]);
 }
 
 #[test]
 fn splits_on_two_reactors_cut_anywhere() {
-    crash_run_with(seed(5), 2, 120, 3, [true, false]);
+    crash_run_with(seed(5), 2, 120, 3, &[With::Splits]);
 }
 
 /// Every write and every flush of the moves, and of what follows them: records of one shard in two logs.
 #[test]
 fn moves_cut_anywhere() {
-    crash_run_with(seed(6), 2, 60, 1, [false, true]);
+    crash_run_with(seed(6), 2, 60, 1, &[With::Moves]);
 }
 
 #[test]
 fn moves_and_splits_on_three_reactors_cut_anywhere() {
-    crash_run_with(seed(7), 3, 100, 3, [true, true]);
+    crash_run_with(seed(7), 3, 100, 3, &[With::Splits, With::Moves]);
+}
+
+/// A filesystem that an older vellum made.
+#[test]
+fn format_version_1_cut_anywhere() {
+    crash_run_with(seed(8), 2, 90, 4, &[With::Format1]);
 }
 
 /// `VELLUM_SEED` repeats a run.

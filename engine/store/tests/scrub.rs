@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::*;
-use vellum_base::{BlockAddr, BlockRange, Ino, Rid};
-use vellum_format::{Dirent, FileKind, Inode, Superblock};
+use vellum_base::{BlockAddr, BlockRange, Ino, KeyRange, Rid, View};
+use vellum_format::{Dirent, FileKind, Inode, Owners, Superblock};
 use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, Image};
 use vellum_rt::native::block_on;
@@ -341,8 +341,23 @@ fn a_scrub_is_slowed_watched_and_stopped() {
 /// bitmaps. Those are found out from the extents again.
 #[test]
 fn rotten_bitmaps_refuse_the_start_and_are_rebuilt_from_the_extents() {
+    rotten_bitmaps(false);
+}
+
+/// The rebuilt ones as well, for the versions before.
+#[test]
+fn format_version_1_has_no_counts_of_owners() {
+    rotten_bitmaps(true);
+}
+
+fn rotten_bitmaps(format_1: bool) {
     block_on(async {
         let (memory, device) = made(192 * MIB, 1).await;
+        if format_1 {
+            let mut image = memory.snapshot();
+            of_format_1(&mut image);
+            memory.restore(image);
+        }
         // Each start grants the first chunks to the first bucket.
         let mut n = 0;
         for _ in 0..16 {
@@ -351,7 +366,7 @@ fn rotten_bitmaps_refuse_the_start_and_are_rebuilt_from_the_extents() {
             for _ in 0..224 {
                 let at = ino((n % 250) as u8 + 3, 2 + n);
                 // Some have blocks of the one before, so that there are counts of owners among the bitmaps.
-                if n % 4 == 3 {
+                if n % 4 == 3 && !format_1 {
                     share(&stores[0], &mut client, ino(((n - 1) % 250) as u8 + 3, 1 + n), at).await;
                 } else {
                     write(&stores[0], &mut client, at, n as u8).await;
@@ -380,6 +395,9 @@ fn rotten_bitmaps_refuse_the_start_and_are_rebuilt_from_the_extents() {
             };
             assert!(report.repaired.iter().any(|what| what.starts_with("bitmaps of bucket")), "{report:#?}");
             let (stores, _) = start(&device, small(1)).await.unwrap();
+            if format_1 {
+                assert_eq!(counts_of_owners(&stores[0]).await, 0);
+            }
             let mut client = Client::open(&stores[0], Rid(77)).await;
             write(&stores[0], &mut client, ino(1, 99), 9).await;
             stores[0].compact_all().await.unwrap();
@@ -395,4 +413,16 @@ fn rotten_bitmaps_refuse_the_start_and_are_rebuilt_from_the_extents() {
         println!("{refused} blocks refuse the start, {mended} are as if nothing had been");
         assert!(mended > 0 && refused >= mended);
     });
+}
+
+async fn counts_of_owners(store: &Rc<Store>) -> usize {
+    let (mut range, mut found) = (KeyRange::ALL, 0);
+    loop {
+        let page = store.scan(range, 1000, 1 << 20, View::Applied).await.unwrap();
+        found += page.items.iter().filter(|(key, _)| Owners::place(key).is_some()).count();
+        match page.next {
+            Some(next) => range.first = next,
+            None => return found,
+        }
+    }
 }

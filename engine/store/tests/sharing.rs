@@ -1,19 +1,17 @@
-//! Blocks with several owners: who may get them, when they are free, and that a wrong count is found.
+//! Blocks with several owners: when they are free, and that a wrong count is found.
 
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use std::sync::Arc;
 
 use common::sparse::{Files, extents, settle, until_enough};
 use common::*;
 use vellum_base::prng::Prng;
 use vellum_base::{BlockRange, Ino, ItemOp, Key, Mutant, Rid, View, mutant};
 use vellum_format::{BITMAP_BLOCKS, Bitmap, Extent, Inode, OWNERS_BLOCKS, Owners};
-use vellum_nvme::Device;
 use vellum_rt::native::block_on;
-use vellum_store::{CheckOptions, CommitError, OpenOptions, Store, StoreStatus};
+use vellum_store::{OpenOptions, Store, StoreStatus};
 
 const BLOCKS: u64 = 12;
 
@@ -102,21 +100,9 @@ impl Model {
                 assert!(data[..] == content(*stamp)[..], "inode {ino} block {at}");
             }
         }
-        let status = settled(store).await;
+        let status = settle(store).await;
         assert_eq!(status.reactors.iter().map(|r| r.used_blocks).sum::<u64>(), used.len() as u64);
     }
-}
-
-/// With all that was applied closed and durable.
-async fn settled(store: &Rc<Store>) -> StoreStatus {
-    store.wait_durable(store.status().await.unwrap().open_epoch).await.unwrap();
-    settle(store).await
-}
-
-async fn problems(device: &Arc<dyn Device>) -> Vec<String> {
-    let (q, _p) = queue(device);
-    let report = vellum_store::check(device, &q, CheckOptions { data: true }).await.unwrap();
-    report.problems.iter().map(ToString::to_string).collect()
 }
 
 #[test]
@@ -163,81 +149,6 @@ fn owners_are_counted_whatever_is_copied_overwritten_and_deleted() {
     }
 }
 
-/// A file of three blocks, and how its extent reads.
-async fn one_file(store: &Rc<Store>, client: &mut Client, ino: Ino, byte: u8) -> (Key, Extent) {
-    let data = blocks(3, byte).freeze();
-    let range = store.write_data(client.rid, data.clone()).await.unwrap()[0];
-    let inode = put_inode(ino, &Inode { online_blocks: 3, ..inode(3 * 4096, 1) });
-    client.commit(store, vec![extent_op(ino, 0, range, &data), inode]).await.unwrap();
-    extents(store, ino).await.remove(0)
-}
-
-#[test]
-fn nobody_gets_blocks_whose_extent_is_not_in_the_batch_as_it_is() {
-    for reactors in [1, 3] {
-        block_on(async {
-            let device = memory(96 * MIB);
-            make(&device).await;
-            let (stores, _) = start(&device, options(reactors)).await.unwrap();
-            let store = &stores[0];
-            let mut client = Client::open(store, RID).await;
-            let (a, b, c) = (ino(3, 2), ino(120, 2), ino(240, 2));
-            let (key, extent) = one_file(store, &mut client, a, 7).await;
-            let data = blocks(1, 9).freeze();
-            store.write_data(Rid(2), data.clone()).await.unwrap(); // what is behind them is another client's
-            let pending = store.write_data(client.rid, data.clone()).await.unwrap()[0];
-            let at =
-                |ino, first, extent: &Extent| put(Extent::key(ino, first, extent.header.len_blocks), extent.encode());
-            let with = |change: &dyn Fn(&mut Extent)| {
-                let mut other = extent.clone();
-                change(&mut other);
-                other
-            };
-            let wrong = with(&|e| e.checksums[2] ^= 1);
-            let longer = with(&|e| {
-                e.header.len_blocks = 4;
-                e.checksums.push(5);
-            });
-            let restated = put(key, extent.encode());
-            let refused = [
-                ("a block in use, by its number", vec![at(b, 0, &extent)]),
-                ("twice", vec![at(b, 0, &extent), at(c, 0, &extent)]),
-                ("with a wrong checksum", vec![restated.clone(), at(b, 0, &wrong)]),
-                ("where its owner is to have a wrong one", vec![put(key, wrong.encode()), at(b, 0, &extent)]),
-                ("one block more", vec![restated.clone(), at(b, 0, &longer)]),
-                ("a new block in two places", vec![extent_op(b, 0, pending, &data), extent_op(c, 0, pending, &data)]),
-                (
-                    "a new block in two places of a file",
-                    vec![extent_op(b, 0, pending, &data), extent_op(b, 5, pending, &data)],
-                ),
-            ];
-            for (what, ops) in refused {
-                let error = client.commit(store, ops).await.expect_err(what);
-                assert!(matches!(error, CommitError::Blocks { .. }), "{what}: {error}");
-            }
-            // After the source's end, and when it has other blocks.
-            client
-                .commit(
-                    store,
-                    vec![restated.clone(), at(b, 0, &extent), put_inode(b, &Inode { online_blocks: 3, ..inode(9, 1) })],
-                )
-                .await
-                .unwrap();
-            client.commit(store, vec![ItemOp::Delete { key }, put_inode(a, &inode(0, 2))]).await.unwrap();
-            for ops in [vec![restated.clone()], vec![restated, at(c, 0, &extent)]] {
-                let error = client.commit(store, ops).await.unwrap_err();
-                assert!(matches!(error, CommitError::Blocks { .. }), "{error}");
-            }
-            let (_, left) = extents(store, b).await.remove(0);
-            let data = store.read_data(&[left.header.blocks().unwrap()]).await.unwrap();
-            assert!(data.iter().all(|byte| *byte == 7));
-            store.shutdown().await.unwrap();
-            drop(stores);
-            assert_eq!(problems(&device).await, Vec::<String>::new());
-        });
-    }
-}
-
 #[test]
 fn shared_blocks_are_free_when_the_last_owner_has_gone_and_unshared_ones_have_no_counts() {
     block_on(async {
@@ -270,21 +181,17 @@ fn shared_blocks_are_free_when_the_last_owner_has_gone_and_unshared_ones_have_no
         assert_eq!(counts(store.clone()).await, Some(1));
         let used = |status: StoreStatus| status.reactors.iter().map(|r| r.used_blocks).sum::<u64>();
         for (ino, left) in [(a, 3), (b, 0)] {
-            let ops = vec![ItemOp::Delete { key: cell3(ino) }, ItemOp::DeleteInode { ino }];
+            let ops = vec![ItemOp::Delete { key: three_blocks(ino) }, ItemOp::DeleteInode { ino }];
             client.commit(store, ops).await.unwrap();
             if left > 0 {
                 assert_eq!(counts(store.clone()).await, None);
             }
-            assert_eq!(used(settled(store).await), left);
+            assert_eq!(used(settle(store).await), left);
         }
         store.shutdown().await.unwrap();
         drop(stores);
         assert_eq!(problems(&device).await, Vec::<String>::new());
     });
-}
-
-fn cell3(ino: Ino) -> Key {
-    Extent::key(ino, 0, 3)
 }
 
 /// An engine that forgets to count, and then frees what another file has.
@@ -307,7 +214,7 @@ fn wrong_counts_are_found() {
         let (stores, _) = start(&device, options(1)).await.unwrap();
         let mut client = Client::open(&stores[0], RID).await;
         client
-            .commit(&stores[0], vec![ItemOp::Delete { key: cell3(a) }, ItemOp::DeleteInode { ino: a }])
+            .commit(&stores[0], vec![ItemOp::Delete { key: three_blocks(a) }, ItemOp::DeleteInode { ino: a }])
             .await
             .unwrap();
         stores[0].shutdown().await.unwrap();

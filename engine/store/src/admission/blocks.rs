@@ -87,10 +87,14 @@ impl Store {
                     }
                 }
                 _ if now == then => {}
+                _ if then == 0 => return Err(CommitError::Blocks { rid, start, len }),
                 _ => {
-                    let shares = then > 0 && self.superblock.format_version >= SHARED_BLOCKS;
-                    if !shares || !same_checksums(&named, &before, start, len) {
-                        return Err(CommitError::Blocks { rid, start, len });
+                    let refused = |reason| Err(CommitError::NotShared { rid, start, len, reason });
+                    if self.superblock.format_version < SHARED_BLOCKS {
+                        return refused("a block of this filesystem has one owner, as in format version 1");
+                    }
+                    if !same_checksums(&named, &before, start, len) {
+                        return refused("the checksums are not those that they have");
                     }
                     change.shares.push((start, len, (now - then) as u32));
                 }

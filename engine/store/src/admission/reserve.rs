@@ -345,6 +345,10 @@ impl Store {
         if !change.shares.is_empty() && !self.space.borrow_mut().begin_sharing() {
             return Err(Refused::Busy);
         }
+        if let Some((start, len)) = shares.iter().copied().find(|(s, l)| !self.space.borrow().may_count(*s, *l)) {
+            let reason = "they have as many owners as can be counted";
+            return Err(Refused::No(CommitError::NotShared { rid, start, len, reason }));
+        }
         change.counted = self.space.borrow().is_sharing();
         // Items are written once an epoch, however many ranges touch them.
         let items = |ranges: [&[(u64, u64)]; 2], of: u32| {

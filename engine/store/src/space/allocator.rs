@@ -269,8 +269,7 @@ impl Allocator {
         if let Some(bad) = change.frees.iter().find(|(s, l)| !self.all_used(*s, *l)) {
             return Err(*bad);
         }
-        let refused = |s: u64, l: u64| !self.all_used(s, l) || !self.may_count(s, l);
-        if let Some((start, len, _)) = change.shares.iter().find(|(s, l, _)| refused(*s, *l)) {
+        if let Some((start, len, _)) = change.shares.iter().find(|(s, l, _)| !self.all_used(*s, *l)) {
             return Err((*start, *len));
         }
         let mut done = Vec::new();
@@ -291,8 +290,9 @@ impl Allocator {
         Ok(())
     }
 
-    /// No count overflows: as if all that is claimed, and this, were of one block.
-    fn may_count(&self, start: u64, len: u64) -> bool {
+    /// No count of owners overflows when a batch shares these blocks: as if all that is claimed, and this, were of one
+    /// block.
+    pub fn may_count(&self, start: u64, len: u64) -> bool {
         let Some(chunk) = self.chunks.get(&self.chunk_of(start)) else { return false };
         let most = MAX_EXTRA - self.claimed_shares - MAX_OF_BATCH;
         self.owners_parts(start, len).all(|(index, ..)| chunk.owners.get(&index).is_none_or(|o| o.most() < most))

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use vellum_base::{Batch, BatchNo, BlockRange, DmaBuf, Ino, ItemOp, Key, Rid, View, crc32c};
-use vellum_format::{Extent, ExtentHeader, Inode};
+use vellum_base::{Batch, BatchNo, BlockAddr, BlockRange, DmaBuf, Ino, ItemOp, Key, Rid, View, crc32c};
+use vellum_format::{Extent, ExtentHeader, Inode, Superblock};
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Queue};
+use vellum_nvme::{Device, Image, Queue};
 use vellum_rt::{PollerHandle, add_poller};
-use vellum_store::{CommitError, Everyone, MkfsOptions, OpenOptions, RecoveryReport, Store, StoreError, mkfs, open};
+use vellum_store::{
+    CheckOptions, CommitError, Everyone, MkfsOptions, OpenOptions, RecoveryReport, Store, StoreError, mkfs, open,
+};
 
 pub const MIB: u64 = 1 << 20;
 pub const RID: Rid = Rid(0x1234_5678_9abc_def0);
@@ -34,6 +36,14 @@ pub fn queue(device: &Arc<dyn Device>) -> (Rc<dyn Queue>, PollerHandle) {
 pub async fn make(device: &Arc<dyn Device>) {
     let (queue, _poller) = queue(device);
     mkfs(device, &queue, MkfsOptions::default()).await.unwrap();
+}
+
+/// The filesystem is of format version 1 from now on, as mkfs of an older vellum left it.
+pub fn of_format_1(image: &mut Image) {
+    let mut block = [0; 4096];
+    image.read(0, &mut block);
+    let sb = Superblock { format_version: 1, ..Superblock::decode(&block, BlockAddr(0)).unwrap() };
+    [BlockAddr(0), sb.copy].into_iter().for_each(|at| image.write(at.bytes(), &sb.encode(at)));
 }
 
 pub fn options(reactors: usize) -> OpenOptions {
@@ -142,4 +152,25 @@ pub async fn share(store: &Rc<Store>, client: &mut Client, from: Ino, to: Ino) {
     let (mut ops, n) = references(store, from, to).await;
     ops.push(put_inode(to, &Inode { online_blocks: n, ..inode(n * 4096, 1) }));
     client.commit(store, ops).await.unwrap();
+}
+
+/// A file of three blocks, and how its extent reads.
+pub async fn one_file(store: &Rc<Store>, client: &mut Client, ino: Ino, byte: u8) -> (Key, Extent) {
+    let data = blocks(3, byte).freeze();
+    let range = store.write_data(client.rid, data.clone()).await.unwrap()[0];
+    let inode = put_inode(ino, &Inode { online_blocks: 3, ..inode(3 * 4096, 1) });
+    client.commit(store, vec![extent_op(ino, 0, range, &data), inode]).await.unwrap();
+    sparse::extents(store, ino).await.remove(0)
+}
+
+/// The key of that extent.
+pub fn three_blocks(ino: Ino) -> Key {
+    Extent::key(ino, 0, 3)
+}
+
+/// What the checker says of a device that nobody serves.
+pub async fn problems(device: &Arc<dyn Device>) -> Vec<String> {
+    let (q, _p) = queue(device);
+    let report = vellum_store::check(device, &q, CheckOptions { data: true }).await.unwrap();
+    report.problems.iter().map(ToString::to_string).collect()
 }

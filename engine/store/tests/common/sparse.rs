@@ -173,11 +173,11 @@ impl Files {
     }
 }
 
-/// What was freed is free.
+/// What was applied is durable, and what was freed is free.
 pub async fn settle(store: &Rc<Store>) -> StoreStatus {
     loop {
+        store.wait_durable(store.status().await.unwrap().open_epoch).await.unwrap();
         let status = store.status().await.unwrap();
-        store.wait_durable(status.open_epoch).await.unwrap();
         if status.reactors.iter().all(|r| r.waiting_blocks == 0 && r.pending_blocks == 0) {
             return status;
         }
