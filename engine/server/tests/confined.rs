@@ -217,6 +217,38 @@ fn it_reads_blocks_of_its_files_and_no_others() {
 }
 
 #[test]
+fn it_shares_blocks_among_its_files_alone() {
+    let ours = Installation::new();
+    let lab = ours.lab();
+    block_on(async {
+        let tree = Tree::new(admin(&lab).await).await;
+        let client = confined(&lab, &ours).await;
+        let (file, key) = (tree.file_blocks, tree.key_blocks);
+        client.lock(&[(tree.group, LockMode::Write)]).await.unwrap();
+        // It knows where they are and what is in them, so the source's extent is said as it is.
+        for (what, ops, code) in [
+            ("others' blocks", vec![extent(tree.key, key, b's'), extent(tree.deep, key, b's')], ErrorCode::Outside),
+            (
+                "into others' file",
+                vec![extent(tree.file, file, b'f'), extent(tree.key, file, b'f')],
+                ErrorCode::Outside,
+            ),
+            ("others' without their extent", vec![extent(tree.deep, key, b's')], ErrorCode::NotPermitted),
+        ] {
+            let refused = try_commit(&client, ops).await;
+            assert!(matches!(&refused, Err(LinkError::Remote(e)) if e.code == code), "{what}: {refused:?}");
+        }
+        assert_eq!(refusal(&client, read(tree.deep, 0, key)).await, OUTSIDE);
+        try_commit(&client, vec![extent(tree.file, file, b'f'), extent(tree.deep, file, b'f')]).await.unwrap();
+        let reply = client.conn.call(read(tree.deep, 0, file), None).await.unwrap();
+        assert_eq!(reply.payload.unwrap()[..], content(b'f')[..]);
+        client.conn.farewell().await.unwrap();
+        tree.admin.conn.farewell().await.unwrap();
+    });
+    lab.finish();
+}
+
+#[test]
 fn it_moves_nothing_across_the_wall() {
     let ours = Installation::new();
     let lab = ours.lab();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use common::{ME, content, engine, fsck, make, pattern, run, rw, vfs_on};
@@ -144,6 +144,32 @@ fn what_the_target_had_in_memory_or_in_its_item_gives_way() {
         assert_eq!(content(&vfs, c).await[..20], [&b"left where it is"[..], &[0; 4]].concat());
         assert_eq!(vfs.copy_range((from, 0), (from, BLOCK), 2 * BLOCK, false).await, Err(VfsError::INVAL));
         vfs.fsync(third).await.unwrap();
+        fsck::check(&engine.durable_items());
+    });
+}
+
+#[test]
+fn in_format_version_1_all_of_it_is_copied() {
+    run(4, || async {
+        let engine = FakeEngine::new(FakeOptions { format: 1, ..FakeOptions::default() });
+        let vfs = vfs_on(&engine);
+        let len = 300 * BLOCK + 123;
+        let old = pattern(1, len as usize);
+        let (a, b, from, to) = two(&vfs, &old, b"").await;
+        vfs.fsync(from).await.unwrap();
+        copy(&vfs, (from, 0), (to, 0), len).await;
+        assert!(content(&vfs, b).await == old);
+        // Within one file, too.
+        copy(&vfs, (to, 0), (to, 400 * BLOCK), 100 * BLOCK).await;
+        let new = [&old[..], &vec![0; 100 * BLOCK as usize - 123], &old[..100 * BLOCK as usize]].concat();
+        vfs.fsync(to).await.unwrap();
+        vfs.client().abort();
+        engine.crash();
+        let vfs = vfs_on(&engine);
+        assert!(content(&vfs, a).await == old && content(&vfs, b).await == new);
+        let (theirs, ours) = (places(&engine, a), places(&engine, b));
+        let all: BTreeSet<u64> = theirs.values().chain(ours.values()).copied().collect();
+        assert_eq!((theirs.len(), ours.len(), all.len()), (301, 401, 702), "each block has one owner");
         fsck::check(&engine.durable_items());
     });
 }

@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use common::{Lab, can_mount};
 use rustix::fs::{FallocateFlags, fallocate};
+use vellum_base::BlockAddr;
 use vellum_base::prng::Prng;
+use vellum_format::Superblock;
 
 const LEN: u64 = 64 << 20;
 const BLOCK: u64 = 4096;
@@ -111,4 +113,41 @@ fn a_long_copy_takes_no_space_and_lives_its_own_life() {
     lab.unmount(&m);
     lab.stop_server();
     lab.check();
+}
+
+/// An image as mkfs of an older vellum left it: `cp` copies, and nothing else is different.
+#[test]
+fn in_format_version_1_a_copy_takes_its_space() {
+    if !can_mount("reflink") {
+        return;
+    }
+    let mut lab = Lab::new("256M");
+    let image = rw(&lab.image());
+    let mut block = [0; BLOCK as usize];
+    image.read_exact_at(&mut block, 0).unwrap();
+    let sb = Superblock { format_version: 1, ..Superblock::decode(&block, BlockAddr(0)).unwrap() };
+    for at in [BlockAddr(0), sb.copy] {
+        image.write_all_at(&sb.encode(at), at.bytes()).unwrap();
+    }
+    lab.serve();
+    let m = lab.mount("m0", None);
+    let old = random(1, LEN);
+    fs::write(m.join("a"), &old).unwrap();
+    rw(&m.join("a")).sync_all().unwrap();
+    let before = free(&m);
+    assert!(Command::new("cp").arg(m.join("a")).arg(m.join("b")).status().unwrap().success());
+    rw(&m.join("b")).sync_all().unwrap();
+    let after = free(&m);
+    assert!(about(after + LEN, before), "{before} bytes were free, and now {after}");
+    lab.kill_server();
+    lab.kill_mount(&m);
+    lab.serve();
+    let m = lab.mount("m1", None);
+    fs::remove_file(m.join("a")).unwrap();
+    assert!(fs::read(m.join("b")).unwrap() == old);
+    lab.unmount(&m);
+    lab.stop_server();
+    lab.check();
+    image.read_exact_at(&mut block, 0).unwrap();
+    assert_eq!(Superblock::decode(&block, BlockAddr(0)).unwrap().format_version, 1);
 }

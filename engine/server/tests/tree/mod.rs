@@ -80,9 +80,14 @@ pub fn content(letter: u8) -> DmaBuf {
 pub async fn write(client: &TestClient, ino: Ino, letter: u8) -> (BlockRange, ItemOp) {
     let reply = client.conn.call(Request::WriteData, Some(content(letter).freeze())).await.unwrap();
     let Response::Written { ranges } = reply.body else { panic!() };
-    let header = ExtentHeader { start: ranges[0].start, len_blocks: 2, offline: false };
+    (ranges[0], extent(ino, ranges[0], letter))
+}
+
+/// The item that gives a file two blocks of a letter.
+pub fn extent(ino: Ino, blocks: BlockRange, letter: u8) -> ItemOp {
+    let header = ExtentHeader { start: blocks.start, len_blocks: 2, offline: false };
     let extent = Extent { header, checksums: vec![crc32c(&[letter; 4096]); 2] };
-    (ranges[0], ItemOp::Put { key: Extent::key(ino, 0, 2), value: extent.encode() })
+    ItemOp::Put { key: Extent::key(ino, 0, 2), value: extent.encode() }
 }
 
 impl Tree {

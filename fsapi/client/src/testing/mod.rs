@@ -34,6 +34,8 @@ pub struct FakeOptions {
     pub max_resent_run_blocks: u32,
     /// What `StatFs` answers.
     pub available_blocks: u64,
+    /// Version of the filesystem's format.
+    pub format: u32,
 }
 
 impl Default for FakeOptions {
@@ -44,6 +46,7 @@ impl Default for FakeOptions {
             max_run_blocks: 256,
             max_resent_run_blocks: 256,
             available_blocks: 1 << 19,
+            format: vellum_format::superblock::FORMAT_VERSION,
         }
     }
 }
@@ -314,7 +317,7 @@ impl Port for FakePort {
             fsid: Fsid([7; 16]),
             term: self.term.get(),
             protocol: vellum_wire::PROTOCOL,
-            format: vellum_format::superblock::FORMAT_VERSION,
+            format: self.engine.options.format,
             last_batch: state.last_batch(self.rid),
             durable: state.durable,
             lease_ms: 10_000,
