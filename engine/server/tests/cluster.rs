@@ -9,18 +9,18 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fake::TestClient;
+use fake::nodes::{sim_formatted, spawn_apart, status};
 use vellum_base::{Ino, ItemOp, Slot, View};
 use vellum_format::Inode;
 use vellum_link::Address;
-use vellum_nvme::Image;
-use vellum_nvme::fault::{Fault, FaultConfig, FaultDevice, On, ProcessId, Rule};
+use vellum_nvme::fault::{Fault, FaultDevice, On, ProcessId, Rule};
 use vellum_proto::Timers;
+use vellum_rt::Class;
 use vellum_rt::net::Endpoint;
 use vellum_rt::sim::{NodeId, SimConfig, World};
-use vellum_rt::{Class, add_poller};
 use vellum_server::NodeOptions;
 use vellum_server::cluster::{FenceFuture, FenceOrder, Fencer, Member, MemberOptions, MemberProgress, MemberStop};
-use vellum_store::{MkfsOptions, OpenOptions, Prefer, mkfs};
+use vellum_store::{MkfsOptions, OpenOptions, Prefer};
 use vellum_wire::{AdminRequest, LockMode, LockName, Request, Response};
 
 const SLOTS: usize = 3;
@@ -84,21 +84,9 @@ struct Cluster {
 impl Cluster {
     fn new(seed: u64, config: SimConfig, slots: usize) -> Cluster {
         let mut world = World::new(seed, config);
-        let hook: vellum_nvme::fault::DelayHook = Arc::new(vellum_rt::wake_after);
-        let config = FaultConfig { hook: Some(hook), ..FaultConfig::default() };
-        let device = FaultDevice::new(Image::zeroed(96 << 20), seed, config);
-        let node = world.add_node();
-        let on = world.add_reactor(node);
-        let target = device.as_device();
-        let made = world.block_on(on, Duration::from_secs(60), async move {
-            let queue = target.open_queue(32).unwrap();
-            let polled = queue.clone();
-            let _poller = add_poller("mkfs", move || polled.process_completions());
-            let slots = (0..slots).map(|slot| address(slot).to_string()).collect();
-            mkfs(&target, &queue, MkfsOptions { slots, ..MkfsOptions::default() }).await
-        });
-        made.expect("mkfs ends").unwrap();
-        world.kill_node(node);
+        let addresses = (0..slots).map(|slot| address(slot).to_string()).collect();
+        let mkfs = MkfsOptions { slots: addresses, ..MkfsOptions::default() };
+        let device = sim_formatted(&mut world, seed, 96 << 20, mkfs);
         let mut cluster = Cluster {
             world,
             device,
@@ -242,8 +230,6 @@ struct Load {
 
 fn start_load(cluster: &mut Cluster, slots: usize) -> Rc<Load> {
     let load = Rc::<Load>::default();
-    let node = cluster.world.add_node();
-    let on = cluster.world.add_reactor(node);
     let of_task = load.clone();
     let endpoints: Vec<_> = (0..slots).map(|slot| Endpoint::Tcp(address(slot))).collect();
     let task = async move {
@@ -264,7 +250,7 @@ fn start_load(cluster: &mut Cluster, slots: usize) -> Rc<Load> {
         client.conn.farewell().await.unwrap();
         of_task.read_back.set(Some(sum));
     };
-    cluster.world.spawn(on, Class::Request, "load", task).detach();
+    spawn_apart(&mut cluster.world, "load", task);
     load
 }
 
@@ -373,8 +359,6 @@ fn a_leader_that_wakes_deposed_welcomes_nobody() {
         let mut cluster = Cluster::new(seed, SimConfig::default(), SLOTS);
         cluster.fenced_live = true;
         let leader = cluster.wait_leader(Duration::from_secs(5));
-        let node = cluster.world.add_node();
-        let on = cluster.world.add_reactor(node);
         let client = Rc::<RefCell<Option<Rc<TestClient>>>>::default();
         let opened = client.clone();
         let endpoints: Vec<_> = (0..SLOTS).map(|slot| Endpoint::Tcp(address(slot))).collect();
@@ -385,7 +369,7 @@ fn a_leader_that_wakes_deposed_welcomes_nobody() {
             *opened.borrow_mut() = Some(client);
             std::future::pending::<()>().await;
         };
-        cluster.world.spawn(on, Class::Request, "client", task).detach();
+        let node = spawn_apart(&mut cluster.world, "client", task);
         assert!(cluster.until(Duration::from_secs(5), |_| client.borrow().is_some()), "seed {seed}: it connects");
         let conn = || client.borrow().as_ref().unwrap().conn.clone();
         let stopped = cluster.members[leader].node;
@@ -443,9 +427,7 @@ fn who_is_no_member_is_told_why() {
     let options = MemberOptions::new(Slot(4), NodeOptions { insecure_network: true, ..NodeOptions::default() });
     let device = cluster.device.as_device();
     let (member, _stop) = Member::new(device, options, move |step| steps.lock().unwrap().push(step)).unwrap();
-    let node = cluster.world.add_node();
-    let on = cluster.world.add_reactor(node);
-    cluster.world.spawn(on, Class::Request, "stranger", member.run(0)).detach();
+    spawn_apart(&mut cluster.world, "stranger", member.run(0));
     let of_wait = told.clone();
     assert!(cluster.until(Duration::from_secs(5), move |_| !of_wait.lock().unwrap().is_empty()));
     let told = told.lock().unwrap();
@@ -454,9 +436,7 @@ fn who_is_no_member_is_told_why() {
 
 /// Of the leader, over a client: (workers, workers of earlier terms, blocks withheld, compactions done elsewhere).
 async fn crew(client: &TestClient) -> (u64, u64, u64, u64) {
-    let reply = client.conn.call(Request::Status, None).await.unwrap();
-    let Response::Status { json } = reply.body else { panic!() };
-    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let status = status(client).await;
     let store = &status["store"];
     let all = store["reactors"].as_array().unwrap();
     let elsewhere = all.iter().map(|r| r["compactions"]["done_elsewhere"].as_u64().unwrap()).sum();
@@ -474,8 +454,6 @@ async fn crew(client: &TestClient) -> (u64, u64, u64, u64) {
 fn followers_compact_for_the_leader_and_for_the_next_one() {
     let mut cluster = Cluster::new(70, SimConfig::default(), SLOTS);
     let first = cluster.wait_leader(Duration::from_secs(20));
-    let node = cluster.world.add_node();
-    let on = cluster.world.add_reactor(node);
     let endpoints: Vec<_> = (0..SLOTS).map(|slot| Endpoint::Tcp(address(slot))).collect();
     let stage = Rc::new(Cell::new(0));
     let of_task = stage.clone();
@@ -506,7 +484,7 @@ fn followers_compact_for_the_leader_and_for_the_next_one() {
         }
         client.conn.farewell().await.unwrap();
     };
-    cluster.world.spawn(on, Class::Request, "client", task).detach();
+    spawn_apart(&mut cluster.world, "client", task);
     let of_wait = stage.clone();
     assert!(cluster.until(Duration::from_secs(120), move |_| of_wait.get() == 1), "followers work");
     cluster.kill(first);
@@ -591,8 +569,6 @@ fn the_quorum_is_changed_while_it_serves() {
     cluster.until(Duration::from_secs(3), |_| false);
     let others: Vec<usize> = (0..SLOTS).filter(|slot| *slot != leader).collect();
     let (out, stays) = (others[0] as u8, others[1]);
-    let node = cluster.world.add_node();
-    let on = cluster.world.add_reactor(node);
     let endpoints: Vec<_> = (0..SLOTS).map(|slot| Endpoint::Tcp(address(slot))).collect();
     let told: Rc<RefCell<Vec<Result<(), String>>>> = Rc::default();
     let of_task = told.clone();
@@ -607,7 +583,7 @@ fn the_quorum_is_changed_while_it_serves() {
         say(set_slot(&client, out, Some(address(out.into())), false).await);
         client.conn.farewell().await.unwrap();
     };
-    cluster.world.spawn(on, Class::Request, "operator", task).detach();
+    spawn_apart(&mut cluster.world, "operator", task);
     let of_wait = told.clone();
     assert!(cluster.until(Duration::from_secs(30), move |_| of_wait.borrow().len() == 5), "{:?}", told.borrow());
     let told = told.borrow().clone();

@@ -5,35 +5,24 @@ mod fake;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fake::TestClient;
-use serde_json::Value;
+use fake::nodes::*;
 use vellum_base::{Ino, ItemOp, View};
 use vellum_format::Inode;
-use vellum_link::Address;
-use vellum_nvme::Image;
-use vellum_nvme::fault::{FaultConfig, FaultDevice, ProcessId};
 use vellum_proto::Timers;
-use vellum_rt::net::Endpoint;
 use vellum_rt::sim::{SimConfig, World};
-use vellum_rt::{Class, Instant, add_poller, now, sleep};
-use vellum_server::{NodeOptions, Plan};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_rt::{Instant, now, sleep};
+use vellum_store::MkfsOptions;
 use vellum_wire::LockMode::Write;
 use vellum_wire::{Request, Response};
 
-const LONG: Duration = Duration::from_secs(900);
 /// Buckets of the first of eight shards.
 const HOT: u64 = 32;
 /// Of each bucket in one request: five such a second are some percent of a core.
 const GETS: usize = 50;
 const EVERY: Duration = Duration::from_millis(200);
-
-fn endpoint() -> Endpoint {
-    "tcp:10.0.0.1:7000".parse().unwrap()
-}
 
 fn inode(bucket: u64) -> Ino {
     Ino(bucket << 56 | 1 << 10)
@@ -55,11 +44,9 @@ async fn ask(client: &TestClient) {
 
 /// How many buckets of the hot shard each reactor has, and how many shards there are.
 async fn places(client: &TestClient) -> ([u64; 2], usize) {
-    let Response::Status { json } = client.conn.call(Request::Status, None).await.unwrap().body else { panic!() };
-    let status: Value = serde_json::from_str(&json).unwrap();
-    let reactors = status["store"]["reactors"].as_array().or(status["reactors"].as_array()).unwrap();
+    let status = status(client).await;
     let (mut hot, mut shards) = ([0; 2], 0);
-    for (reactor, hot) in reactors.iter().zip(&mut hot) {
+    for (reactor, hot) in status["store"]["reactors"].as_array().unwrap().iter().zip(&mut hot) {
         for shard in reactor["shard_ranges"].as_array().unwrap() {
             let bucket = |name: &str| shard[name].as_u64().unwrap();
             *hot += (bucket("last_bucket") + 1).min(HOT).saturating_sub(bucket("first_bucket"));
@@ -70,7 +57,7 @@ async fn places(client: &TestClient) -> ([u64; 2], usize) {
 }
 
 async fn work() -> Duration {
-    let client = TestClient::connect(Address::Net(endpoint()), 77, Timers::DEFAULT).await;
+    let client = TestClient::connect(address(), 77, Timers::DEFAULT).await;
     let groups: Vec<_> = (0..HOT).map(|bucket| (inode(bucket).group(), Write)).collect();
     client.lock_and_use(&groups).await.unwrap();
     let put = |bucket: u64| {
@@ -100,38 +87,12 @@ async fn work() -> Duration {
 #[test]
 fn one_hot_shard_ends_on_both_reactors() {
     let mut world = World::new(1, SimConfig::default());
-    let faults = FaultConfig { hook: Some(Arc::new(vellum_rt::wake_after)), ..FaultConfig::default() };
-    let device = FaultDevice::new(Image::zeroed(128 << 20), 1, faults);
-    let maker = world.add_node();
-    let on = world.add_reactor(maker);
-    let target = device.opened_by(ProcessId(1)).as_device();
-    let made = world.block_on(on, LONG, async move {
-        let queue = target.open_queue(32)?;
-        let polled = queue.clone();
-        let _poller = add_poller("mkfs", move || polled.process_completions());
-        mkfs(&target, &queue, MkfsOptions::default()).await
-    });
-    made.expect("mkfs ends").expect("mkfs succeeds");
-    world.kill_node(maker);
+    let device = sim_formatted(&mut world, 1, 128 << 20, MkfsOptions::default());
     let server = world.add_node();
-    let store = OpenOptions { cache_bytes: 4 << 20, memtable_bytes: 2 << 20, ..OpenOptions::default() };
-    let options = NodeOptions {
-        cores: vec![None; 2],
-        listen: vec![endpoint()],
-        insecure_network: true,
-        store,
-        ..NodeOptions::default()
-    };
-    let (plan, _dialer, _stop) = Plan::new(device.opened_by(ProcessId(1)).as_device(), options, |_| {}).unwrap();
-    for index in 0..2 {
-        let on = world.add_reactor(server);
-        world.spawn(on, Class::Request, "node", plan.clone().run(index)).detach();
-    }
-    let node = world.add_node();
-    let on = world.add_reactor(node);
+    let _stop = start_node(&mut world, server, device.as_device(), node_options(2), |_| {});
     let took = Rc::new(Cell::new(None));
     let said = took.clone();
-    world.spawn(on, Class::Request, "client", async move { said.set(Some(work().await)) }).detach();
+    spawn_apart(&mut world, "client", async move { said.set(Some(work().await)) });
     assert!(world.run_until(|| took.get().is_some(), LONG), "{:#?}", world.recent_trace());
     println!("even after {:?}", took.get().unwrap());
 }

@@ -6,31 +6,21 @@ mod fake;
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use fake::TestClient;
+use fake::nodes::*;
 use vellum_base::{Ino, ItemOp, View};
 use vellum_format::Inode;
-use vellum_link::Address;
-use vellum_nvme::Image;
-use vellum_nvme::fault::{FaultConfig, FaultDevice, ProcessId};
 use vellum_proto::Timers;
-use vellum_rt::net::Endpoint;
 use vellum_rt::sim::{SimConfig, World};
-use vellum_rt::{Class, add_poller};
-use vellum_server::{NodeOptions, Plan};
-use vellum_store::{MkfsOptions, OpenOptions, Rebalance, mkfs};
+use vellum_server::NodeOptions;
+use vellum_store::{MkfsOptions, Rebalance};
 use vellum_wire::{LockMode::*, LockName, Request, Response};
 
 const CLIENTS: u64 = 4;
 const ROUNDS: u64 = 40;
 const COUNTERS: u64 = 6;
-const LONG: Duration = Duration::from_secs(600);
-
-fn endpoint() -> Endpoint {
-    "tcp:10.0.0.1:7000".parse().unwrap()
-}
 
 /// One in each of so many buckets, over all shards.
 fn counter(n: u64) -> Ino {
@@ -59,59 +49,28 @@ async fn add(client: &Rc<TestClient>, mut inos: [Ino; 2]) {
 
 async fn connect(n: u64) -> Rc<TestClient> {
     let rid = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    TestClient::connect(Address::Net(endpoint()), rid, Timers::DEFAULT.faster(10)).await
-}
-
-fn format(world: &mut World, device: &FaultDevice) {
-    let maker = world.add_node();
-    let on = world.add_reactor(maker);
-    let target = device.opened_by(ProcessId(1)).as_device();
-    let made = world.block_on(on, LONG, async move {
-        let queue = target.open_queue(32)?;
-        let polled = queue.clone();
-        let _poller = add_poller("mkfs", move || polled.process_completions());
-        mkfs(&target, &queue, MkfsOptions::default()).await
-    });
-    made.expect("mkfs ends").expect("mkfs succeeds");
-    world.kill_node(maker);
+    TestClient::connect(address(), rid, Timers::DEFAULT.faster(10)).await
 }
 
 /// How many shards have moved.
 async fn moved(client: &TestClient) -> u64 {
-    let Response::Status { json } = client.conn.call(Request::Status, None).await.unwrap().body else { panic!() };
-    let status: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let reactors = status["store"]["reactors"].as_array().or(status["reactors"].as_array()).unwrap();
-    reactors.iter().map(|reactor| reactor["shards_moved"].as_u64().unwrap()).sum()
+    let status = status(client).await;
+    status["store"]["reactors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|reactor| reactor["shards_moved"].as_u64().unwrap())
+        .sum()
 }
 
 fn run(seed: u64, config: SimConfig) -> u64 {
     let mut world = World::new(seed, config);
-    let faults = FaultConfig { hook: Some(Arc::new(vellum_rt::wake_after)), ..FaultConfig::default() };
-    let device = FaultDevice::new(Image::zeroed(128 << 20), seed, faults);
-    format(&mut world, &device);
+    let device = sim_formatted(&mut world, seed, 128 << 20, MkfsOptions::default());
+    let mut options = NodeOptions { timers: Timers::DEFAULT.faster(10), ..node_options(3) };
+    options.store.rebalance = Rebalance::AtRandom(Duration::from_millis(3));
     let server = world.add_node();
-    let store = OpenOptions {
-        cache_bytes: 4 << 20,
-        memtable_bytes: 2 << 20,
-        rebalance: Rebalance::AtRandom(Duration::from_millis(3)),
-        ..OpenOptions::default()
-    };
-    let options = NodeOptions {
-        cores: vec![None; 3],
-        listen: vec![endpoint()],
-        insecure_network: true,
-        timers: Timers::DEFAULT.faster(10),
-        store,
-        ..NodeOptions::default()
-    };
-    let (plan, _dialer, _stop) = Plan::new(device.opened_by(ProcessId(1)).as_device(), options, |_| {}).unwrap();
-    for index in 0..3 {
-        let on = world.add_reactor(server);
-        world.spawn(on, Class::Request, "node", plan.clone().run(index)).detach();
-    }
+    let _stop = start_node(&mut world, server, device.as_device(), options, |_| {});
     // It takes all locks, gives none back, and dies: the others wait until it is reclaimed, wherever its locks are then.
-    let doomed = world.add_node();
-    let on = world.add_reactor(doomed);
     let holds = Rc::new(Cell::new(false));
     let holding = holds.clone();
     let hold_all = async move {
@@ -122,12 +81,10 @@ fn run(seed: u64, config: SimConfig) -> u64 {
         holding.set(true);
         std::future::pending::<()>().await;
     };
-    world.spawn(on, Class::Request, "doomed", hold_all).detach();
+    let doomed = spawn_apart(&mut world, "doomed", hold_all);
     assert!(world.run_until(|| holds.get(), LONG), "seed {seed}: nothing is granted");
     let (done, moves) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(0)));
     for n in 1..=CLIENTS {
-        let node = world.add_node();
-        let on = world.add_reactor(node);
         let (done, moves) = (done.clone(), moves.clone());
         let work = async move {
             let client = connect(n).await;
@@ -148,7 +105,7 @@ fn run(seed: u64, config: SimConfig) -> u64 {
             client.conn.farewell().await.unwrap();
             done.set(done.get() + 1);
         };
-        world.spawn(on, Class::Request, "client", work).detach();
+        spawn_apart(&mut world, "client", work);
     }
     world.run_for(Duration::from_millis(200));
     world.kill_node(doomed);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fake::TestClient;
+use fake::nodes::formatted;
 use vellum_base::{Batch, BatchNo, DmaBuf, Ino, ItemOp, Key, View};
 use vellum_format::Inode;
 use vellum_link::{Address, LinkError};
@@ -14,21 +15,10 @@ use vellum_nvme::Device;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_proto::Timers;
 use vellum_rt::native::block_on;
-use vellum_rt::{Class, add_poller, sleep, spawn, timeout};
+use vellum_rt::{Class, sleep, spawn, timeout};
 use vellum_server::{Node, NodeError, NodeOptions};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_store::OpenOptions;
 use vellum_wire::{LockMode::*, Request, Response};
-
-fn formatted() -> Arc<dyn Device> {
-    let device: Arc<dyn Device> = Arc::new(MemoryDevice::new(256 << 20));
-    block_on(async {
-        let queue = device.open_queue(64).unwrap();
-        let polled = queue.clone();
-        let _poller = add_poller("mkfs", move || polled.process_completions());
-        mkfs(&device, &queue, MkfsOptions::default()).await.unwrap();
-    });
-    device
-}
 
 fn options(reactors: usize, listen: &[&str]) -> NodeOptions {
     NodeOptions {

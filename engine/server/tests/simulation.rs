@@ -8,21 +8,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fake::nodes::{LONG, address, endpoint, spawn_apart};
 use fake::{Disk, FakeStore, TestClient, key};
 use vellum_base::ItemOp;
-use vellum_link::Address;
 use vellum_proto::Timers;
+use vellum_rt::Class;
 use vellum_rt::sim::{ReactorHandle, SimConfig, World};
-use vellum_rt::{Class, net::Endpoint};
 use vellum_server::{Backend, NodeOptions, Reactor, ReactorParts, TableAuthority, mesh};
 use vellum_wire::{LockMode::*, LockName};
 
 const CLIENTS: u64 = 3;
 const ROUNDS: u64 = 25;
-
-fn endpoint() -> Endpoint {
-    "tcp:10.0.0.1:7000".parse().unwrap()
-}
 
 fn start_node(world: &mut World, on: ReactorHandle, disk: &Rc<RefCell<Disk>>) {
     let disk = disk.clone();
@@ -62,21 +58,17 @@ fn run(seed: u64, config: SimConfig, kills: u64) -> u64 {
     start_node(&mut world, reactor, &disk);
     let done = Rc::new(Cell::new(0));
     for n in 1..=CLIENTS {
-        let node = world.add_node();
-        let on = world.add_reactor(node);
         let done = done.clone();
-        world
-            .spawn(on, Class::Request, "client", async move {
-                let client = TestClient::connect(Address::Net(endpoint()), n, Timers::DEFAULT).await;
-                for round in 0..ROUNDS {
-                    let first = (round * n) % 5;
-                    add(&client, [first, first + 1]).await;
-                }
-                client.sync().await.unwrap();
-                client.conn.farewell().await.unwrap();
-                done.set(done.get() + 1);
-            })
-            .detach();
+        spawn_apart(&mut world, "client", async move {
+            let client = TestClient::connect(address(), n, Timers::DEFAULT).await;
+            for round in 0..ROUNDS {
+                let first = (round * n) % 5;
+                add(&client, [first, first + 1]).await;
+            }
+            client.sync().await.unwrap();
+            client.conn.farewell().await.unwrap();
+            done.set(done.get() + 1);
+        });
     }
     for _ in 0..kills {
         world.run_for(Duration::from_millis(300));
@@ -85,7 +77,7 @@ fn run(seed: u64, config: SimConfig, kills: u64) -> u64 {
         let reactor = world.add_reactor(server);
         start_node(&mut world, reactor, &disk);
     }
-    let finished = world.run_until(|| done.get() == CLIENTS, Duration::from_secs(600));
+    let finished = world.run_until(|| done.get() == CLIENTS, LONG);
     assert!(finished, "seed {seed}: {} of {CLIENTS} clients are done\n{:#?}", done.get(), world.recent_trace());
     let sum: u64 = disk.borrow().items.values().map(|v| std::str::from_utf8(v).unwrap().parse::<u64>().unwrap()).sum();
     assert_eq!(sum, 2 * ROUNDS * CLIENTS, "seed {seed}");

@@ -2,6 +2,8 @@
 //! which a worker may be lost (C1 to C3, scenario 47). The device is shared as processes share one: what a dead process
 //! had in flight lands later, or never.
 
+mod fake;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -10,31 +12,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fake::nodes::*;
 use serde_json::Value;
 use vellum_base::{Batch, BatchNo, Epoch, Ino, ItemOp, Key, Rid, View};
 use vellum_format::{Inode, ItemKind};
-use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError, LocalBoxFuture};
-use vellum_nvme::fault::{FaultConfig, FaultDevice, ProcessId};
-use vellum_nvme::{Image, Queue};
+use vellum_link::{ConnectOptions, Connection, Identity, LinkError, LocalBoxFuture};
+use vellum_nvme::fault::{FaultDevice, ProcessId};
+use vellum_rt::Class;
 use vellum_rt::channel::{Sender, bounded};
 use vellum_rt::sim::{NodeId, ReactorHandle, SimConfig, World};
-use vellum_rt::{Class, PollerHandle, add_poller, net::Endpoint};
 use vellum_server::worker::{self, WorkerError, WorkerOptions};
-use vellum_server::{Limits, NodeOptions, Plan, Progress, StopHandle, WorkerProbe};
+use vellum_server::{Limits, NodeOptions, Progress, StopHandle, WorkerProbe};
 use vellum_store::lsm::{Cancel, CompactionJob, execute};
-use vellum_store::{CheckOptions, MkfsOptions, OpenOptions, Prefer, mkfs};
+use vellum_store::{CheckOptions, MkfsOptions, Prefer};
 use vellum_wire::{AdminRequest, ErrorCode, Greeting, LockMode, LockName, LockWant, Request, Response};
 
-const LONG: Duration = Duration::from_secs(3600);
 const LEADER: ProcessId = ProcessId(1);
-
-fn endpoint() -> Endpoint {
-    "tcp:10.0.0.1:7000".parse().unwrap()
-}
-
-fn address() -> Address {
-    Address::Net(endpoint())
-}
 
 /// Slots that are fenced.
 #[derive(Default, Debug)]
@@ -64,19 +57,8 @@ struct Lab {
 impl Lab {
     fn new(seed: u64, reactors: usize) -> Lab {
         let mut world = World::new(seed, SimConfig::default());
-        let config = FaultConfig { hook: Some(Arc::new(vellum_rt::wake_after)), ..FaultConfig::default() };
-        let device = FaultDevice::new(Image::zeroed(256 << 20), seed, config);
-        let maker = world.add_node();
-        let on = world.add_reactor(maker);
-        let target = device.opened_by(LEADER).as_device();
-        let made = world.block_on(on, LONG, async move {
-            let queue = target.open_queue(32)?;
-            let polled = queue.clone();
-            let _poller = add_poller("mkfs", move || polled.process_completions());
-            mkfs(&target, &queue, MkfsOptions { shards: 2, ..MkfsOptions::default() }).await
-        });
-        made.expect("mkfs ends").expect("mkfs succeeds");
-        world.kill_node(maker);
+        let mkfs = MkfsOptions { shards: 2, ..MkfsOptions::default() };
+        let device = sim_formatted(&mut world, seed, 256 << 20, mkfs);
         let (leader, clients) = (world.add_node(), world.add_node());
         let client = world.add_reactor(clients);
         let mut lab = Lab {
@@ -101,22 +83,14 @@ impl Lab {
         self.progress = Arc::default();
         let progress = self.progress.clone();
         let options = NodeOptions {
-            cores: vec![None; self.reactors],
-            listen: vec![endpoint()],
-            insecure_network: true,
             prefer: Prefer::Helpers,
             worker_probe: Some(self.fenced.clone()),
             limits: Limits { job: Duration::from_secs(20), ..Limits::default() },
-            store: OpenOptions { cache_bytes: 4 << 20, memtable_bytes: 2 << 20, ..OpenOptions::default() },
-            ..NodeOptions::default()
+            ..node_options(self.reactors)
         };
         let device = self.device.opened_by(process).as_device();
-        let (plan, _, stop) = Plan::new(device, options, move |step| progress.lock().unwrap().push(step)).unwrap();
-        self.stop = Some(stop);
-        for index in 0..self.reactors {
-            let on = self.world.add_reactor(self.leader);
-            self.world.spawn(on, Class::Request, "node", plan.clone().run(index)).detach();
-        }
+        let tell = move |step| progress.lock().unwrap().push(step);
+        self.stop = Some(start_node(&mut self.world, self.leader, device, options, tell));
         let progress = self.progress.clone();
         self.until("the node is up", move || {
             progress.lock().unwrap().iter().any(|step| matches!(step, Progress::Up(_)))
@@ -298,13 +272,13 @@ impl Lab {
         let node = self.world.add_node();
         let on = self.world.add_reactor(node);
         let (jobs, device): (Rc<RefCell<Vec<CompactionJob>>>, _) =
-            (Rc::default(), self.device.opened_by(ProcessId(90)));
+            (Rc::default(), self.device.opened_by(ProcessId(90)).as_device());
         let (seen, go) = (jobs.clone(), Rc::new(Cell::new(false)));
         let may_answer = go.clone();
         let flags = Greeting::worker_flags(Some(slot));
         let link = ConnectOptions { open_within: None, insecure_network: true, flags, ..ConnectOptions::default() };
         let task = async move {
-            let (queue, _poller) = open(&device);
+            let (queue, _poller) = open_queue(&device);
             let identity = Identity { rid: Rid(1000 + u64::from(slot)), fsid: None };
             let connection = Connection::open(address(), identity, link).await.expect("a connection");
             connection.set_handler(Rc::new(move |request| -> LocalBoxFuture<Response> {
@@ -347,26 +321,14 @@ impl Lab {
     fn check(&mut self) {
         let node = self.world.add_node();
         let on = self.world.add_reactor(node);
-        let target = FaultDevice::new(
-            self.device.snapshot(),
-            1,
-            FaultConfig { hook: Some(Arc::new(vellum_rt::wake_after)), ..FaultConfig::default() },
-        );
+        let target = sim_device(self.device.snapshot(), 1).as_device();
         let report = self.world.block_on(on, LONG, async move {
-            let (queue, _poller) = open(&target);
-            vellum_store::check(&target.as_device(), &queue, CheckOptions { data: true }).await
+            let (queue, _poller) = open_queue(&target);
+            vellum_store::check(&target, &queue, CheckOptions { data: true }).await
         });
         let report = report.expect("it ends").expect("it can be checked");
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     }
-}
-
-/// A queue that is polled as long as the handle lives.
-fn open(device: &FaultDevice) -> (Rc<dyn Queue>, PollerHandle) {
-    let queue = device.as_device().open_queue(32).unwrap();
-    let polled = queue.clone();
-    let poller = add_poller("test", move || polled.process_completions());
-    (queue, poller)
 }
 
 struct Worker {
@@ -615,12 +577,12 @@ fn c3_what_a_dead_leader_handed_over_is_not_reused_before_its_worker_is_quiet() 
     lab.compact().unwrap();
     lab.world.run_for(Duration::from_secs(900));
     // Only now it does its old job.
-    let (queue_of, old) = (lab.device.opened_by(ProcessId(90)), job.clone());
+    let (device, old) = (lab.device.opened_by(ProcessId(90)).as_device(), job.clone());
     let written = Arc::new(AtomicBool::new(false));
     let flag = written.clone();
     lab.world
         .spawn(puppet.on, Class::Compaction, "late", async move {
-            let (queue, _poller) = open(&queue_of);
+            let (queue, _poller) = open_queue(&device);
             let _ = execute(&queue, &old, &Cancel::default()).await; // its inputs may be gone
             for range in &old.space {
                 let data = vellum_base::DmaBuf::copy_from(&vec![0xee; range.len_bytes()], true).freeze();

@@ -13,17 +13,16 @@ use vellum_base::{Epoch, Fsid, Ino, ItemOp, Rid, Term};
 use vellum_format::Inode;
 use vellum_keys::{Authority, Keys, Wish};
 use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError};
-use vellum_nvme::Device;
-use vellum_nvme::memory::MemoryDevice;
 use vellum_proto::Timers;
 use vellum_rt::native::block_on;
 use vellum_rt::net::Endpoint;
-use vellum_rt::{add_poller, sleep};
+use vellum_rt::sleep;
 use vellum_server::{Limits, Node, NodeOptions};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_store::OpenOptions;
 use vellum_wire::{Body, Frame, FrameHeader, Greeting, HEADER_LEN, LockMode, PROTOCOL, Request, Response};
 
 use crate::fake::TestClient;
+use crate::fake::nodes::formatted;
 
 /// Short where an attacker is waited for, of ordinary length where a loaded machine could be taken for one.
 pub const TIMERS: Timers = Timers {
@@ -44,17 +43,6 @@ pub struct Lab {
     commits: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     asked: AtomicU64,
-}
-
-fn formatted() -> Arc<dyn Device> {
-    let device: Arc<dyn Device> = Arc::new(MemoryDevice::new(256 << 20));
-    block_on(async {
-        let queue = device.open_queue(64).unwrap();
-        let polled = queue.clone();
-        let _poller = add_poller("mkfs", move || polled.process_completions());
-        mkfs(&device, &queue, MkfsOptions::default()).await.unwrap();
-    });
-    device
 }
 
 impl Lab {

@@ -1,6 +1,8 @@
 //! A store in memory that survives the nodes that use it, and a node of one reactor over it.
 #![allow(dead_code)]
 
+pub mod nodes;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
