@@ -1,14 +1,15 @@
-//! A tiny executor for tests and tools that have a queue and no reactor.
+//! For tests and tools: a tiny executor for those that have a queue and no reactor, and a driver whose clock only polls move.
 #![allow(unsafe_code)] // poll(2) on the queue's descriptor
 
 use std::future::Future;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, Wake, Waker};
 
 use crate::Queue;
+use crate::driver::Options;
 
 /// Turns without any progress on a queue that cannot be waited for, before the future is declared stuck.
 const MAX_IDLE_TURNS: u32 = 1_000_000;
@@ -56,6 +57,18 @@ pub fn block_on_all<F: Future>(queues: &[Rc<dyn Queue>], future: F) -> F::Output
         } else if idle_turns > BUSY_TURNS {
             std::thread::sleep(std::time::Duration::from_micros(50));
         }
+    }
+}
+
+/// Each look at the clock is a tick; a command times out after 20 of them.
+pub fn options() -> Options {
+    let now = AtomicU64::new(0);
+    Options {
+        io_timeout_ms: 200,
+        admin_timeout_ms: 2_000,
+        polls_per_tick: 1,
+        clock: Arc::new(move || now.fetch_add(10, Relaxed)),
+        ..Options::default()
     }
 }
 

@@ -2,15 +2,16 @@
 //!
 //! `cargo run --release -p vellum-store --example durable -- IMAGE [batches]`; under `strace -c -f` or `perf stat` for more.
 
-use std::rc::Rc;
+mod common;
+
 use std::time::Instant;
 
 use bytes::BytesMut;
+use common::{RID, fresh};
 use vellum_base::prng::Prng;
-use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key, Rid};
+use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key};
 use vellum_format::ItemKind;
-use vellum_nvme::{OpenMode, Queue};
-use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store, mkfs, open};
+use vellum_store::OpenOptions;
 
 const ITEMS: usize = 100;
 const VALUE_BYTES: usize = 100;
@@ -45,23 +46,13 @@ fn median(times_us: &mut [f64]) -> f64 {
 async fn run(image: String, batches: u64) -> Result<(), Box<dyn std::error::Error>> {
     // Written before: on a file with holes each flush would commit the host filesystem's journal.
     std::fs::write(&image, vec![0u8; IMAGE_BYTES])?;
-    let device = vellum_nvme::open(&image, OpenMode { exclusive: true, ..OpenMode::default() })?;
-    let queue: Rc<dyn Queue> = device.open_queue(64)?;
-    let polled = queue.clone();
-    let poller = vellum_rt::add_poller("open", move || polled.process_completions());
-    let watch = queue.wake_fd().map(vellum_rt::watch_fd);
-    mkfs(&device, &queue, MkfsOptions::default()).await?;
-    let seed = open(&device, &queue, OpenOptions::default()).await?.seeds.pop().ok_or("no seed")?;
-    drop((poller, watch, queue));
-    let store = Store::start(seed, Rc::new(Everyone)).await?;
-    let rid = Rid(1);
-    store.open_rid(rid, b"durable").await?;
+    let store = fresh(&image, OpenOptions::default()).await?;
     let (mut commits, mut waits) = (Vec::new(), Vec::new());
     let all: Vec<Batch> = (1..=batches).map(batch).collect();
     let (began, (cpu, switches)) = (Instant::now(), used());
     for batch in all {
         let start = Instant::now();
-        let epoch = store.commit(rid, batch).await?;
+        let epoch = store.commit(RID, batch).await?;
         let committed = Instant::now();
         store.wait_durable(epoch).await?;
         commits.push((committed - start).as_secs_f64() * 1e6);

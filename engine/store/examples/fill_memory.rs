@@ -4,15 +4,16 @@
 //! `cargo run --release -p vellum-store --example fill_memory -- IMAGE [thousand items] [memtables MiB] [cache MiB]`
 #![allow(unsafe_code)] // an allocator that counts is unsafe by its trait
 
+mod common;
+
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key, Rid};
+use common::{RID, fresh};
+use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key};
 use vellum_format::ItemKind;
-use vellum_nvme::{OpenMode, Queue};
-use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store, mkfs, open};
+use vellum_store::OpenOptions;
 
 /// The system's, with a count of what is handed out.
 struct Counting;
@@ -87,25 +88,14 @@ async fn run(
     let names = items / ITEMS_PER_NAME;
     let file = std::fs::File::create(&image)?;
     file.set_len(items * 400 + (1 << 30))?;
-    let device = vellum_nvme::open(&image, OpenMode { exclusive: true, ..OpenMode::default() })?;
-    let queue: Rc<dyn Queue> = device.open_queue(64)?;
-    let polled = queue.clone();
-    let poller = vellum_rt::add_poller("open", move || polled.process_completions());
-    let watch = queue.wake_fd().map(vellum_rt::watch_fd);
-    mkfs(&device, &queue, MkfsOptions::default()).await?;
-    let options = OpenOptions { cache_bytes, memtable_bytes, ..OpenOptions::default() };
-    let seed = open(&device, &queue, options).await?.seeds.pop().ok_or("no seed")?;
-    drop((poller, watch, queue));
-    let store = Store::start(seed, Rc::new(Everyone)).await?;
-    let rid = Rid(1);
-    store.open_rid(rid, b"fill").await?;
+    let store = fresh(&image, OpenOptions { cache_bytes, memtable_bytes, ..OpenOptions::default() }).await?;
     println!("thousand items | memtables | cache | buffers: used, all | heap | resident, anonymous | bound (MiB)");
     let batches = names / NAMES_PER_BATCH;
     for n in 0..batches {
         let mut values = BytesMut::zeroed(NAMES_PER_BATCH as usize * ITEMS_PER_NAME as usize * VALUE_BYTES);
         vellum_base::prng::Prng::new(n).fill(&mut values);
         let ops = ops(n * NAMES_PER_BATCH, &values.freeze());
-        store.commit(rid, Batch { number: BatchNo(n + 1), ops }).await?;
+        store.commit(RID, Batch { number: BatchNo(n + 1), ops }).await?;
         if (n + 1) % (batches / 20).max(1) == 0 {
             let status = store.status().await?;
             let one = &status.reactors[0];

@@ -3,28 +3,16 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use vellum_nvme::driver::{self, ControllerError, NvmeDevice, Options};
 use vellum_nvme::emu::{Controller, ControllerConfig, EmuTransport, Medium, NamespaceConfig, ProcessBus, Subsystem};
+pub use vellum_nvme::testing::options;
 use vellum_nvme::{Image, Queue};
 
 pub type Driver = driver::Controller<EmuTransport>;
 pub type Model = Controller<ProcessBus>;
 
 pub const SIZE_BYTES: u64 = 4 << 20;
-
-/// Each look at the clock is a tick; a command times out after 20 of them.
-pub fn options() -> Options {
-    let now = AtomicU64::new(0);
-    Options {
-        io_timeout_ms: 200,
-        admin_timeout_ms: 2_000,
-        polls_per_tick: 1,
-        clock: Arc::new(move || now.fetch_add(10, Ordering::Relaxed)),
-        ..Options::default()
-    }
-}
 
 pub fn namespace(lba_bytes: u32, volatile_write_cache: bool) -> NamespaceConfig {
     let medium = Medium::memory(Image::zeroed(SIZE_BYTES), volatile_write_cache);

@@ -3,15 +3,15 @@
 //! An input is four bytes that choose the controller, and lies of eight bytes each. A lie waits for some answers of its
 //! kind and changes four bytes of the next one.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vellum_base::DmaBuf;
-use vellum_nvme::driver::{self, NvmeDevice, Options, Transport, TransportError};
+use vellum_nvme::driver::{self, NvmeDevice, Transport, TransportError};
 use vellum_nvme::emu::{
     Bus, BusFault, Controller, ControllerConfig, EmuTransport, Medium, NamespaceConfig, ProcessBus, Subsystem,
 };
-use vellum_nvme::testing::block_on;
+use vellum_nvme::testing::{block_on, options};
 use vellum_nvme::{Device, Image};
 
 const SIZE_BYTES: u64 = 1 << 20;
@@ -161,18 +161,6 @@ impl Transport for LyingTransport {
     fn reset(&self) -> Result<(), TransportError> {
         self.model.function_reset();
         Ok(())
-    }
-}
-
-/// Each look at the clock is a tick.
-fn options() -> Options {
-    let now = AtomicU64::new(0);
-    Options {
-        io_timeout_ms: 200,
-        admin_timeout_ms: 2_000,
-        polls_per_tick: 1,
-        clock: Arc::new(move || now.fetch_add(10, Ordering::Relaxed)),
-        ..Options::default()
     }
 }
 
