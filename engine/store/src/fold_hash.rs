@@ -51,8 +51,9 @@ pub(crate) struct SecretFoldHasher {
 }
 
 impl Hasher for SecretFoldHasher {
+    /// Once more, or one table of three would have regular steps in less than half of its places.
     fn finish(&self) -> u64 {
-        self.state
+        folded(self.state, 0x9e37_79b9_7f4a_7c15)
     }
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
@@ -60,9 +61,13 @@ impl Hasher for SecretFoldHasher {
         }
     }
     fn write_u64(&mut self, value: u64) {
-        let product = u128::from(self.state ^ value) * u128::from(self.secret);
-        self.state = product as u64 ^ (product >> 64) as u64;
+        self.state = folded(self.state ^ value, self.secret);
     }
+}
+
+fn folded(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
 }
 
 #[cfg(test)]
@@ -75,8 +80,7 @@ mod tests {
     fn a_secret_hash_spreads_what_clients_may_choose_and_no_two_tables_alike() {
         let (one, two) = (SecretFoldState::default(), SecretFoldState::default());
         assert_ne!(one.hash_one(5u64), two.hash_one(5u64));
-        // Of many tables, as one may be unlucky with a given step: of 65,536, 1 % (2^56) to 19 % (2^32) had all in half of
-        // the places or less. The mean of 256 was never less than 62 % of them.
+        // Places taken by 4,096 (or 256) inodes with a regular step; random ones take 63 of 100.
         let tables: Vec<_> = (0..256).map(|_| SecretFoldState::default()).collect();
         for (step, distinct) in [(1u64, 4096), (1 << 10, 4096), (1 << 32, 4096), (1 << 56, 256), (3 << 50, 4096)] {
             // The table takes the lower bits for the place.
@@ -84,8 +88,8 @@ mod tests {
                 let hashes = (0..1u64 << 12).map(|i| table.hash_one(i.wrapping_mul(step)));
                 hashes.map(|hash| hash & 0xfff).collect::<HashSet<u64>>().len()
             };
-            let mean = tables.iter().map(places).sum::<usize>() / tables.len();
-            assert!(mean > distinct / 2, "{step}: {mean}");
+            let fewest = tables.iter().map(places).min().unwrap();
+            assert!(fewest > distinct * 55 / 100, "{step}: {fewest}");
         }
     }
 }
