@@ -33,7 +33,7 @@ mod wake;
 mod yielding;
 
 pub use poller::{FdWatch, PollerHandle, add_poller, watch_fd};
-pub use reactor::{has_reactor, now, random_u64, reactor_id, wall_clock};
+pub use reactor::{has_reactor, now, random_u64, reactor_id, stay_awake, wall_clock};
 pub use scope::scope;
 pub use stats::{ClassStats, Stall, Stats, stats};
 pub use task::{Cancelled, JoinHandle, spawn};

@@ -35,6 +35,8 @@ pub(crate) struct Reactor {
     slice: Duration,
     /// When the running poll began.
     poll_began: Cell<Instant>,
+    /// See [`stay_awake`].
+    pub awake_until: Cell<Instant>,
 }
 
 thread_local! {
@@ -97,6 +99,7 @@ impl Reactor {
             stall,
             slice,
             poll_began: Cell::new(Instant(0)),
+            awake_until: Cell::new(Instant(0)),
         })
     }
 
@@ -183,6 +186,15 @@ pub fn wall_clock() -> WallTime {
 /// Unpredictable natively (not for secrets), a function of the seed in the simulation.
 pub fn random_u64() -> u64 {
     with(|reactor| reactor.backend.random_u64())
+}
+
+/// The current reactor expects something within this time that somebody waits for (that a flush is done): until then it spins,
+/// unless somebody else wants its core, where otherwise it would sleep and be woken. Only a native reactor heeds it.
+pub fn stay_awake(within: Duration) {
+    with(|reactor| {
+        let until = reactor.backend.now() + within;
+        reactor.awake_until.set(reactor.awake_until.get().max(until));
+    });
 }
 
 /// The current reactor's index within its node.

@@ -137,7 +137,7 @@ async fn run(keys: u64, memtable_bytes: usize, cache_bytes: usize) -> Result<(),
     let (start, mut background) = (Instant::now(), 0.0);
     for i in 0..keys {
         let epoch = Epoch(1 + i / PUTS_PER_EPOCH);
-        shard.apply(epoch, &ItemWrite::Put { key: key(i), value: value.clone() });
+        shard.apply(epoch, ItemWrite::Put { key: key(i), value: value.clone() });
         if (i + 1) % PUTS_PER_EPOCH == 0 {
             env.durable.set(epoch);
             if shard.wants_freeze() {
@@ -199,7 +199,7 @@ async fn run(keys: u64, memtable_bytes: usize, cache_bytes: usize) -> Result<(),
 /// Fills the memtable once more, with some epochs that are open, and splits the shard.
 fn split(shard: &Shard, cfg: &LsmConfig, after: Epoch) {
     let value = Bytes::from(vec![7u8; VALUE_BYTES]);
-    let put = |epoch, i| shard.apply(epoch, &ItemWrite::Put { key: key(i), value: value.clone() });
+    let put = |epoch, i| shard.apply(epoch, ItemWrite::Put { key: key(i), value: value.clone() });
     let closed = after.next();
     shard.freeze(after);
     let mut full = 0;

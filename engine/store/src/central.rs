@@ -257,6 +257,7 @@ impl Store {
             }
             Command::Flush => {
                 let flush = self.queue.flush();
+                self.stay_awake_if_waited_for();
                 let store = self.clone();
                 let task = async move {
                     let flushed = if mutant::active(Mutant::SkipFlush) { Ok(()) } else { flush.await };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use vellum_base::{BLOCK_SIZE, BlockRange, DmaBuf, Epoch, Rid, probe};
 use vellum_format::{PartPlace, PartRef, Record};
-use vellum_rt::{Class, spawn};
+use vellum_rt::{Class, spawn, stay_awake};
 
 use crate::epoch::Part;
 use crate::error::{CommitError, StoreError};
@@ -13,6 +13,8 @@ use crate::fact::Fact;
 use crate::mesh::{Answer, Message, Refused, Request};
 use crate::store::Store;
 
+/// A log's write, or a flush, on a device that is worth waiting awake for.
+const DURABLE_WITHIN: Duration = Duration::from_micros(200);
 /// An open part longer than this asks to be closed.
 const PART_BYTES: usize = 4 << 20;
 
@@ -20,7 +22,7 @@ impl Store {
     /// Applies records in `epoch`, which is open here, and puts them into its part.
     pub(crate) fn apply_in(&self, epoch: Epoch, records: &[Record]) {
         for record in records {
-            self.apply_record(epoch, record);
+            self.apply_record(epoch, record.clone());
         }
         let mut epochs = self.epochs.borrow_mut();
         let part = epochs.part(epoch);
@@ -112,8 +114,8 @@ impl Store {
                 Some(value) => Record::Put { key, value },
                 None => Record::Delete { key },
             };
-            self.apply_record(epoch, &record);
             part.records.push(&record);
+            self.apply_record(epoch, record);
         }
         self.env.closed.set(epoch);
         let mut log = self.log.borrow_mut();
@@ -157,7 +159,17 @@ impl Store {
             store.to_coordinator(Message::PartWritten { epoch });
         };
         spawn(Class::Commit, "log part", task).detach();
+        self.catch_up_behind_log();
+        self.stay_awake_if_waited_for();
         Ok(Some(PartRef { log: at.log, place, addr, len_blocks: blocks as u32, crc }))
+    }
+
+    /// Called when the device was given what somebody may wait for.
+    pub(crate) fn stay_awake_if_waited_for(&self) {
+        let elsewhere = self.central.as_ref().is_some_and(|central| central.machine.borrow().is_waited_for());
+        if elsewhere || self.wanted.get() > self.durable.get() {
+            stay_awake(DURABLE_WITHIN);
+        }
     }
 
     pub(crate) fn became_durable(self: &Rc<Self>, epoch: Epoch, oldest_reader: Epoch) {

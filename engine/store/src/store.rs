@@ -14,7 +14,7 @@ use vellum_base::{Bucket, ChunkIndex, Epoch, Fsid, Key, KeyRange, Mutant, Reacto
 use vellum_format::{LogMeta, Record, Superblock, log};
 use vellum_nvme::Queue;
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
-use vellum_rt::{Class, FdWatch, PollerHandle, add_poller, spawn, watch_fd};
+use vellum_rt::{Class, FdWatch, PollerHandle, add_poller, spawn, watch_fd, yield_if_needed, yield_now};
 
 use crate::admission::{Home, Pace, Reservations};
 use crate::central::Central;
@@ -59,6 +59,9 @@ impl Authority for Everyone {
         Box::pin(async { Some(Box::new(()) as Box<dyn Any>) })
     }
 }
+
+/// Writes that memtables take between two looks at the device: some microseconds.
+const CATCH_UP_WRITES: usize = 16;
 
 /// Called with the epoch through which everything is durable.
 type Listener = Rc<dyn Fn(Epoch)>;
@@ -124,6 +127,8 @@ pub struct Store {
     pub(crate) central: Option<Rc<Central>>,
     pub(crate) batches: Cell<u64>,
     pub(crate) names: Arc<AtomicU64>,
+    /// The task that has the memtables take what was applied is there.
+    catching_up: Cell<bool>,
     pub(crate) full_epochs: Cell<u64>,
 }
 
@@ -208,6 +213,7 @@ impl Store {
             central,
             batches: Cell::new(0),
             names: seed.mesh.names,
+            catching_up: Cell::new(false),
             full_epochs: Cell::new(0),
             options: seed.options,
             mesh,
@@ -237,10 +243,10 @@ impl Store {
             while let Some(part) = parts.get(at).filter(|p| p.epoch == epoch) {
                 for record in log::records(&part.records) {
                     let record = record.map_err(|e| StoreError::record(&format!("log part of epoch {epoch}"), &e))?;
-                    self.apply_record(epoch, &record);
+                    self.apply_record(epoch, record);
                 }
                 at += 1;
-                vellum_rt::yield_if_needed().await;
+                yield_if_needed().await;
             }
             for shard in self.shards().iter().filter(|s| s.wants_freeze()) {
                 shard.freeze(epoch);
@@ -250,10 +256,32 @@ impl Store {
     }
 
     /// Gives a record to the shard that owns its key, if it is here.
-    pub(crate) fn apply_record(&self, epoch: Epoch, record: &Record) {
+    pub(crate) fn apply_record(&self, epoch: Epoch, record: Record) {
         if let Some(shard) = self.shard_of(record.first_key()) {
             shard.apply(epoch, record);
         }
+    }
+
+    /// Has the memtables take what was applied, while the log that holds it is on its way to the device. The device is
+    /// looked at in between: the flush behind the log does not wait for this.
+    pub(crate) fn catch_up_behind_log(self: &Rc<Self>) {
+        if self.catching_up.replace(true) {
+            return;
+        }
+        let store = self.clone();
+        let task = async move {
+            loop {
+                if store.queue.process_completions() > 0 {
+                    yield_now().await;
+                }
+                yield_if_needed().await;
+                if !store.shards().iter().any(|shard| shard.catch_up(CATCH_UP_WRITES)) {
+                    break;
+                }
+            }
+            store.catching_up.set(false);
+        };
+        spawn(Class::Commit, "memtables", task).detach();
     }
 
     /// Those of the moment.

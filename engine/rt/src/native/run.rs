@@ -21,6 +21,8 @@ use crate::time::Instant;
 
 /// A yield of the core that took longer than this says that somebody else wants it: sleep instead of spinning.
 const CONTENDED: Duration = Duration::from_micros(5);
+/// The same while something is expected: what a worker of the kernel's takes to begin a flush is no reason.
+const WANTED: Duration = Duration::from_micros(50);
 
 pub(super) struct Loop {
     reactor: Rc<Reactor>,
@@ -80,11 +82,12 @@ impl Loop {
     fn is_time_to_sleep(&self, now: Instant, last_work: Instant) -> bool {
         let held = self.driver.has_spinners() || self.reactor.pollers.keep_awake();
         let may_sleep = self.poll == PollMode::Adaptive && !held;
-        if may_sleep && now - last_work >= self.patience.now() {
+        let expects = self.reactor.awake_until.get();
+        if may_sleep && self.patience.is_over(now, last_work, expects) {
             return true;
         }
         std::thread::yield_now();
-        may_sleep && clock() - now >= CONTENDED
+        may_sleep && clock() - now >= if now < expects { WANTED } else { CONTENDED }
     }
 
     fn sleep(&self) -> io::Result<()> {

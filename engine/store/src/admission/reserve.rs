@@ -416,8 +416,8 @@ impl Store {
             let mut epochs = self.epochs.borrow_mut();
             let part = epochs.part(epoch);
             let mut apply = |record: Record| {
-                self.apply_record(epoch, &record);
                 part.records.push(&record);
+                self.apply_record(epoch, record);
             };
             r.writes.into_iter().for_each(|write| stamp(write, epoch, &mut apply));
             part.charged += r.charged;

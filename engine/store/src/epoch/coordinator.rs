@@ -163,6 +163,11 @@ impl Coordinator {
         self.wanted = self.wanted.max(epoch);
     }
 
+    /// Somebody waits for what is not on the medium.
+    pub fn is_waited_for(&self) -> bool {
+        self.wanted > self.flushed
+    }
+
     fn sealing(&mut self, epoch: Epoch) -> Option<&mut Sealing> {
         self.in_flight.iter_mut().find(|s| s.epoch == epoch)
     }

@@ -172,7 +172,7 @@ impl Shard {
     /// How far merging is behind: 0 is not at all, and it grows smoothly to 1 and beyond. Writers are slowed by it, and
     /// never stopped (C4).
     pub fn debt(&self) -> f32 {
-        let state = self.state();
+        let state = self.segments();
         let runs = ratio(state.runs.len() as f32, self.cfg.l0_runs as f32 * 1.5, self.cfg.l0_far as f32);
         // Many times what the levels should hold means that merging has lagged for long.
         let levels = state

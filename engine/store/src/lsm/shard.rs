@@ -1,7 +1,7 @@
 //! A shard: what the rest of the store sees of the LSM.
 
-use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use vellum_base::{Bucket, Epoch, Key, KeyRange, ShardId};
@@ -13,6 +13,9 @@ use super::state::{Frozen, Run, State};
 use super::touches::{Load, Touches};
 use super::{BlockCache, Edit, ItemWrite, LsmConfig, LsmError, ShardEnv};
 
+/// Writes that a memtable may owe, so that who looks waits for some 100 us at most.
+const MOST_LATE: usize = 256;
+
 pub struct Shard {
     pub(super) id: ShardId,
     pub(super) range: KeyRange,
@@ -22,6 +25,8 @@ pub struct Shard {
     /// Of the configuration; less when there are more shards to share with.
     pub(super) memtable_bound: Cell<usize>,
     state: RefCell<Rc<State>>,
+    /// Applied, and in no memtable yet, in order. Whoever looks at the memtables finds it empty.
+    late: RefCell<VecDeque<(Epoch, ItemWrite)>>,
     /// Everything up to here was in segments when the shard was opened: a replay brings it again.
     recovered_through: Epoch,
     /// Everything up to here is in segments.
@@ -76,6 +81,7 @@ impl Shard {
             memtable_bound: Cell::new(cfg.memtable_bytes),
             cfg,
             state: RefCell::new(Rc::new(state)),
+            late: RefCell::default(),
             recovered_through,
             flushed_through: Cell::new(flushed_through),
             frozen_through: Cell::new(frozen_through),
@@ -130,11 +136,21 @@ impl Shard {
     }
 
     pub(super) fn state(&self) -> Rc<State> {
+        self.current().clone()
+    }
+
+    /// For who looks at its segments alone: the memtable may be late.
+    pub(super) fn segments(&self) -> Rc<State> {
         self.state.borrow().clone()
     }
 
+    fn current(&self) -> Ref<'_, Rc<State>> {
+        self.catch_up(usize::MAX);
+        self.state.borrow()
+    }
+
     fn change(&self, change: impl FnOnce(&mut State)) {
-        let mut state = (**self.state.borrow()).clone();
+        let mut state = (**self.current()).clone();
         change(&mut state);
         // The old state dies outside of the borrow: that may release segments.
         let _old = self.state.replace(Rc::new(state));
@@ -142,34 +158,56 @@ impl Shard {
 
     /// Applies one write. The later epoch wins, within one epoch the later call. A write of an epoch that was in
     /// segments when the shard was opened (a replay) is ignored; one of an epoch that was frozen in this run is our own bug.
-    pub fn apply(&self, epoch: Epoch, op: &ItemWrite) {
+    ///
+    /// The memtable takes it when somebody looks, or by [`Shard::catch_up`].
+    pub fn apply(&self, epoch: Epoch, op: ItemWrite) {
         if epoch <= self.recovered_through {
             return;
         }
         assert!(epoch > self.frozen_through.get(), "epoch {epoch} was closed for shard {}", self.id);
         self.touch(op.first_key().bucket(), 1);
+        let late = {
+            let mut late = self.late.borrow_mut();
+            late.push_back((epoch, op));
+            late.len()
+        };
+        if late > MOST_LATE {
+            self.catch_up(1);
+        }
+    }
+
+    /// Gives the memtable up to `most` writes that were applied; true when there are more.
+    pub fn catch_up(&self, most: usize) -> bool {
+        let mut late = self.late.borrow_mut();
+        if late.is_empty() {
+            return false;
+        }
         let state = self.state.borrow();
         let mut table = state.active.borrow_mut();
-        match op {
-            ItemWrite::Put { key, value } => {
-                debug_assert!(self.range.contains(key));
-                table.put(epoch, *key, Some(value), || self.oldest_reader());
+        let count = most.min(late.len());
+        for (epoch, op) in late.drain(..count) {
+            match op {
+                ItemWrite::Put { key, value } => {
+                    debug_assert!(self.range.contains(&key));
+                    table.put(epoch, key, Some(&value), || self.oldest_reader());
+                }
+                ItemWrite::Delete { key } => table.put(epoch, key, None, || self.oldest_reader()),
+                ItemWrite::DeleteRange { range } => table.delete_range(epoch, range, self.oldest_reader()),
             }
-            ItemWrite::Delete { key } => table.put(epoch, *key, None, || self.oldest_reader()),
-            ItemWrite::DeleteRange { range } => table.delete_range(epoch, *range, self.oldest_reader()),
+            if table.wants_prune() {
+                table.prune(self.env.closed_epoch());
+            }
         }
-        if table.wants_prune() {
-            table.prune(self.env.closed_epoch());
-        }
+        !late.is_empty()
     }
 
     /// Bytes of all memtables.
     pub fn memtable_bytes(&self) -> usize {
-        self.state.borrow().memtables(Epoch::NONE).map(|(table, _)| table.borrow().bytes()).sum()
+        self.current().memtables(Epoch::NONE).map(|(table, _)| table.borrow().bytes()).sum()
     }
 
     pub fn active_bytes(&self) -> usize {
-        self.state.borrow().active.borrow().bytes()
+        self.current().active.borrow().bytes()
     }
 
     pub fn wants_freeze(&self) -> bool {
@@ -183,7 +221,7 @@ impl Shard {
 
     /// The oldest epoch that is in a memtable: logs are needed from there (a lower bound). `None`: they are not needed.
     pub fn unflushed_from(&self) -> Option<Epoch> {
-        self.state.borrow().memtables(Epoch::NONE).filter_map(|(table, _)| table.borrow().min_epoch()).min()
+        self.current().memtables(Epoch::NONE).filter_map(|(table, _)| table.borrow().min_epoch()).min()
     }
 
     /// Puts the versions up to `closed_through` (an epoch boundary) among the frozen memtables; later ones go to the new
@@ -205,7 +243,7 @@ impl Shard {
 
     /// Frozen memtables that are not yet in segments.
     pub fn frozen_tables(&self) -> usize {
-        self.state.borrow().frozen.len()
+        self.current().frozen.len()
     }
 
     /// The newest version of `key` at or before epoch `at` (which must not be older than the environment's oldest reader;
@@ -220,7 +258,7 @@ impl Shard {
     }
 
     fn get_in_memtables(&self, key: &Key, at: Epoch) -> Option<Found> {
-        let state = self.state.borrow();
+        let state = self.current();
         state.memtables(at).find_map(|(table, at)| table.borrow().get(key, at))
     }
 

@@ -14,9 +14,9 @@ fn a_flipped_bit_anywhere_is_an_error_and_never_another_answer() {
         let device = MemoryDevice::new(DEVICE_BYTES);
         let mut lab = Lab::new(2, &device);
         for i in 0..300 {
-            lab.shard.apply(lab.epoch, &ItemWrite::Put { key: key(i), value: Bytes::from(vec![i as u8; 60]) });
+            lab.shard.apply(lab.epoch, ItemWrite::Put { key: key(i), value: Bytes::from(vec![i as u8; 60]) });
         }
-        lab.shard.apply(lab.epoch.next(), &ItemWrite::DeleteRange { range: KeyRange::of_inode(Ino(9)) });
+        lab.shard.apply(lab.epoch.next(), ItemWrite::DeleteRange { range: KeyRange::of_inode(Ino(9)) });
         lab.close_epoch();
         let closed = lab.close_epoch();
         lab.shard.freeze(closed);

@@ -2,6 +2,7 @@
 
 mod flushes;
 mod jobs;
+mod late;
 mod media;
 mod memtable;
 mod model;
@@ -180,7 +181,9 @@ impl Lab {
     }
 
     fn apply(&mut self, epoch: Epoch, op: ItemWrite) {
-        self.shard.apply(epoch, &op);
+        self.shard.apply(epoch, op.clone());
+        // Nobody may see the difference.
+        self.shard.catch_up(self.env.random.borrow_mut().below(3) as usize);
         match op {
             ItemWrite::Put { key, value } => self.model.put(epoch, key, Some(value)),
             ItemWrite::Delete { key } => self.model.put(epoch, key, None),

@@ -108,18 +108,18 @@ impl Walker {
             match self.random.below(30) {
                 0 => {
                     let range = KeyRange::of_inode(inode(n));
-                    self.at(&range.first).apply(epoch, &ItemWrite::DeleteRange { range });
+                    self.at(&range.first).apply(epoch, ItemWrite::DeleteRange { range });
                     for i in (0..ITEMS).map(|i| Key::fs(inode(n), 3, i, 0, 0)) {
                         self.model.put(epoch, i, None);
                     }
                 }
                 1..=4 => {
-                    self.at(&key).apply(epoch, &ItemWrite::Delete { key });
+                    self.at(&key).apply(epoch, ItemWrite::Delete { key });
                     self.model.put(epoch, key, None);
                 }
                 _ => {
                     let value = Bytes::from(vec![n as u8; self.random.below(300) as usize]);
-                    self.at(&key).apply(epoch, &ItemWrite::Put { key, value: value.clone() });
+                    self.at(&key).apply(epoch, ItemWrite::Put { key, value: value.clone() });
                     self.model.put(epoch, key, Some(value));
                 }
             }
@@ -283,10 +283,10 @@ fn halves_share_what_is_frozen_and_flush_their_own_keys() {
         let all = BUCKETS * INODES * ITEMS;
         let put = |epoch, n, text| {
             let op = ItemWrite::Put { key: key(n), value: Bytes::from_static(text) };
-            whole.apply(Epoch(epoch), &op);
+            whole.apply(Epoch(epoch), op);
         };
         (0..all).for_each(|n| put(1, n, b"closed"));
-        whole.apply(Epoch(1), &ItemWrite::DeleteRange { range: KeyRange::of_inode(inode(5)) });
+        whole.apply(Epoch(1), ItemWrite::DeleteRange { range: KeyRange::of_inode(inode(5)) });
         (0..BUCKETS).for_each(|n| put(2, n, b"open"));
         let halves = whole.split(Bucket(4), ShardId(1), &config(1), Epoch(1));
         for half in halves {

@@ -16,12 +16,12 @@ fn deletions_do_vanish() {
             for i in 0..400 {
                 let k = key(i);
                 let value = Bytes::from(vec![round as u8; 100]);
-                lab.shard.apply(lab.epoch, &ItemWrite::Put { key: k, value });
+                lab.shard.apply(lab.epoch, ItemWrite::Put { key: k, value });
             }
             let closed = lab.close_epoch();
             lab.shard.freeze(closed);
             for ino in 1..=50 {
-                lab.shard.apply(lab.epoch, &ItemWrite::DeleteRange { range: KeyRange::of_inode(Ino(ino)) });
+                lab.shard.apply(lab.epoch, ItemWrite::DeleteRange { range: KeyRange::of_inode(Ino(ino)) });
             }
             let closed = lab.close_epoch();
             lab.env.oldest.set(closed);
@@ -31,7 +31,7 @@ fn deletions_do_vanish() {
         }
         // A few more runs, so that the last of them leave level 0 too.
         for _ in 0..4 {
-            lab.shard.apply(lab.epoch, &ItemWrite::Put { key: key(10_000), value: Bytes::from_static(b"x") });
+            lab.shard.apply(lab.epoch, ItemWrite::Put { key: key(10_000), value: Bytes::from_static(b"x") });
             let closed = lab.close_epoch();
             lab.env.oldest.set(closed);
             lab.shard.freeze(closed);
