@@ -63,8 +63,9 @@ pub fn end_with_signals() -> Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).context("cannot wait for signals")?;
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            // Held until the end: nothing more is started, and whoever gives something back waits here.
-            owned().end();
+            // Locked until the end: nothing more is started, and whoever gives something back waits.
+            let owned = owned();
+            owned.end();
             let _ = emulate_default_handler(signal);
             exit(1);
         }
