@@ -188,6 +188,7 @@ impl Mount {
 impl Drop for Mount {
     fn drop(&mut self) {
         if let Ok(None) = self.process.try_wait() {
+            self.process.kill(); // before its mount: it must not see an end in order
             let _ = unmount(&self.dir, Unmount::Lazy);
         }
     }

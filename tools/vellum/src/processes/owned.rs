@@ -54,7 +54,9 @@ impl Workplace {
 
 impl Drop for Workplace {
     fn drop(&mut self) {
-        owned().dir = None;
+        let mut owned = owned(); // a signal waits until it is gone
+        let _ = std::fs::remove_dir_all(self.path()); // what is left the directory's own drop tries again
+        owned.dir = None;
     }
 }
 
@@ -101,7 +103,10 @@ impl Process {
     pub fn start(command: &mut Command) -> Result<Process> {
         let mut owned = owned();
         let process = Process { child: command.spawn().with_context(|| format!("starting {command:?}"))? };
-        owned.processes.insert(process.id(), pidfd_open(Pid::from_child(&process.child), PidfdFlags::empty())?);
+        let opened = pidfd_open(Pid::from_child(&process.child), PidfdFlags::empty());
+        let known = opened.map(|descriptor| owned.processes.insert(process.id(), descriptor));
+        drop(owned); // the process locks it when it is dropped
+        known?;
         Ok(process)
     }
 
@@ -124,6 +129,12 @@ impl Process {
         Ok(())
     }
 
+    /// SIGKILL; it has ended then.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill(); // an error says that it has ended
+        let _ = self.child.wait();
+    }
+
     /// SIGTERM.
     pub fn terminate(&self) -> Result<()> {
         Ok(kill_process(Pid::from_child(&self.child), Signal::TERM)?)
@@ -132,8 +143,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill(); // an error says that it has ended
-        let _ = self.child.wait();
+        self.kill();
         owned().processes.remove(&self.child.id());
     }
 }
