@@ -175,10 +175,21 @@ pub struct Mount {
     /// Inodes that the kernel may hold of this mount before it is asked to forget some (Linux 6.18).
     #[arg(long, value_name = "N", default_value_t = vellum_fuse::KERNEL_INODES)]
     pub kernel_inodes: usize,
+    /// What idle cores do while requests come in quick succession (awake needs write access to /dev/cpu_dma_latency).
+    #[arg(long, value_enum, default_value_t = IdleCores::Awake)]
+    pub idle_cores: IdleCores,
     #[command(flatten)]
     pub keys: KeyArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+#[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]
+pub enum IdleCores {
+    /// Poll for work, so that an application is woken at once.
+    Awake,
+    /// Halt, as the machine is set up: saves power, or a virtual machine's host the time of its core.
+    Halt,
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq, Eq, Debug)]

@@ -1,4 +1,5 @@
-//! What an operator does with a running engine: look at it, at its locks and clients, give one up, scrape its metrics.
+//! What an operator does with a running engine: look at it, at its locks and clients, give one up, scrape its metrics; and what a
+//! busy gateway does to the machine.
 
 mod common;
 
@@ -9,8 +10,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::cluster::ClusterLab;
-use common::{Lab, VELLUM, vellum_fails, vellum_ok, wait_until};
+use common::{Lab, VELLUM, can_mount, vellum_fails, vellum_ok, wait_until};
 use serde_json::Value;
+
+const CPU_LATENCY: &str = "/dev/cpu_dma_latency";
 
 fn json(args: &[&str]) -> Value {
     serde_json::from_str(&vellum_ok(args)).expect("JSON")
@@ -155,4 +158,41 @@ fn followers_are_scraped_and_name_their_leader() {
         assert!(text.contains(&says), "{says:?} is not in {text}");
     }
     lab.finish();
+}
+
+/// What the kernel has been asked for by everybody, in microseconds.
+fn wakeup_latency() -> i32 {
+    let mut bytes = [0; 4];
+    std::fs::File::open(CPU_LATENCY)
+        .and_then(|mut device| device.read_exact(&mut bytes))
+        .expect("the latency in force");
+    i32::from_ne_bytes(bytes)
+}
+
+#[test]
+fn a_busy_mount_keeps_idle_cores_awake_unless_told_not_to() {
+    let test = "a_busy_mount_keeps_idle_cores_awake_unless_told_not_to";
+    if !can_mount(test) {
+        return;
+    }
+    if !Path::new(CPU_LATENCY).exists() {
+        println!("SKIPPED {test}: this kernel has no {CPU_LATENCY}");
+        return;
+    }
+    let mut lab = Lab::new("256M");
+    lab.serve();
+    let (awake, halting) = (lab.mount("awake", None), lab.mount_with("halting", None, &["--idle-cores", "halt"]));
+    let asks = |at: &Path| {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", lab.mount_pid(at))).expect("the gateway's descriptors");
+        fds.flatten().any(|fd| std::fs::read_link(fd.path()).is_ok_and(|file| file == Path::new(CPU_LATENCY)))
+    };
+    assert!(asks(&awake) && !asks(&halting));
+    let mut names = 0..;
+    wait_until("the cores are kept awake", Duration::from_secs(30), || {
+        names.by_ref().take(100).for_each(|name| std::fs::write(awake.join(format!("{name}")), b"x").unwrap());
+        wakeup_latency() == 0
+    });
+    // The request of another test's mount may outlast this one's, so that its end is for the unit test.
+    lab.unmount(&awake);
+    lab.unmount(&halting);
 }

@@ -32,6 +32,9 @@ pub struct Config {
     pub slice: Duration,
     /// How long an adaptive reactor spins after its last work before it sleeps, at most; less while its waits are longer.
     pub spin: Duration,
+    /// Keeps the machine's idle cores from halting while the reactor is busy, where `/dev/cpu_dma_latency` may be written: for
+    /// a reactor that others on this machine wait for, a few microseconds at a time. Only a native reactor heeds it.
+    pub cores_awake: bool,
     /// Submission queue entries of the ring; completions have eight times as many.
     pub ring_entries: u32,
 }
@@ -44,6 +47,7 @@ impl Default for Config {
             stall: Duration::from_millis(20),
             slice: Duration::from_micros(250),
             spin: Duration::from_micros(50),
+            cores_awake: false,
             ring_entries: 256,
         }
     }

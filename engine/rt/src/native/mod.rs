@@ -3,9 +3,11 @@
 //!
 //! - [`ring`]: the ring and every operation in flight (unsafe code);
 //! - [`run`]: the reactor's loop, and when it sleeps;
+//! - [`awake`]: what keeps idle cores from halting meanwhile;
 //! - [`threads`]: reactors on threads and cores;
 //! - [`driver`]: how tasks wait, entropy, doorbell; [`socket`]: connected sockets on the ring.
 
+mod awake;
 mod config;
 mod driver;
 mod patience;

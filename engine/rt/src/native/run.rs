@@ -12,6 +12,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::awake::Awake;
 use super::config::{Config, PollMode};
 use super::driver::Driver;
 use super::patience::Patience;
@@ -29,11 +30,13 @@ pub(super) struct Loop {
     driver: Rc<Driver>,
     poll: PollMode,
     patience: Patience,
+    awake: Awake,
 }
 
 impl Loop {
     pub fn new(reactor: Rc<Reactor>, driver: Rc<Driver>, config: &Config) -> Loop {
-        Loop { reactor, driver, poll: config.poll, patience: Patience::new(config.spin) }
+        let (patience, awake) = (Patience::new(config.spin), Awake::new(config.cores_awake));
+        Loop { reactor, driver, poll: config.poll, patience, awake }
     }
 
     /// Turns until `main`, called after the tasks of each turn, has a result. The reactor must be installed.
@@ -49,7 +52,11 @@ impl Loop {
             }
             if progress > 0 || self.reactor.tasks.ready_len() > 0 {
                 last_work = now;
-            } else if self.is_time_to_sleep(now, last_work) {
+                self.awake.worked(now);
+                continue;
+            }
+            self.awake.look(now);
+            if self.is_time_to_sleep(now, last_work) {
                 self.sleep()?;
                 let woken = clock();
                 self.patience.learn(woken - last_work);
@@ -101,7 +108,8 @@ impl Loop {
         let late_wakes = reactor.drain_remote_wakes();
         // A poller's device may have finished before its watch was armed, but then the armed poll fires at once.
         if late_wakes == 0 {
-            let timeout = reactor.timers.next_deadline().map(|deadline| deadline - clock());
+            let timer = reactor.timers.next_deadline().map(|deadline| deadline - clock());
+            let timeout = timer.into_iter().chain(self.awake.sleep_at_most()).min();
             self.driver.ring.sleep(timeout)?;
             reactor.stats.borrow_mut().sleeps += 1;
         }

@@ -10,11 +10,12 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use vellum_client::{Address, Client, ClientOptions};
 use vellum_fuse::{End, MountOptions, Unmount, mount_vfs};
+use vellum_rt::native;
 use vellum_rt::net::Endpoint;
 use vellum_server::Node;
 use vellum_vfs::{Caller, Vfs, VfsOptions};
 
-use crate::cli::Mount;
+use crate::cli::{IdleCores, Mount};
 use crate::endpoint::Target;
 use crate::engine;
 use crate::exit::{Coded, Exit, WithExit};
@@ -41,7 +42,10 @@ pub fn mount(args: &Mount) -> Result<()> {
             (Some((node, socket.clone())), address, socket.to_string())
         }
     };
-    let served = vellum_rt::native::block_on(serve(args, address, endpoint, signals));
+    let reactor = native::Config { cores_awake: args.idle_cores == IdleCores::Awake, ..native::Config::default() };
+    let served = native::block_on_with(reactor, serve(args, address, endpoint, signals))
+        .context("the gateway's reactor")
+        .and_then(|served| served);
     let stopped = match node {
         Some((node, socket)) => stop(node, &socket),
         None => Ok(()),
