@@ -74,6 +74,13 @@ impl Usage {
         Usage { cpu_us: r, device_write_bytes }
     }
 
+    pub fn and(self, other: Usage) -> Usage {
+        Usage {
+            cpu_us: self.cpu_us + other.cpu_us,
+            device_write_bytes: self.device_write_bytes + other.device_write_bytes,
+        }
+    }
+
     pub fn since(self, earlier: Usage) -> Usage {
         Usage {
             cpu_us: self.cpu_us.saturating_sub(earlier.cpu_us),

@@ -32,11 +32,13 @@ pub struct Shape {
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { rounds: 50_000, frames: 2_000, reads: 40_000, file_bytes: 512 << 20 }
+        Shape { rounds: 50_000, frames: 2_000, reads: 200_000, file_bytes: 512 << 20 }
     }
 }
 
 const MESSAGE_BYTES: usize = 64;
+/// Turns of each system at a case of reads.
+const READ_TURNS: usize = 10;
 
 const SPINNING: &str = "spinning";
 const PLAIN_RING: &str = "plain io_uring";
@@ -63,12 +65,20 @@ pub fn run(dir: &Path, shape: &Shape) -> Result<Report> {
     let plain = open_direct(&file)?;
     report.push(case("read 4 KiB qd1", "blocking", |r| sockets::reads(&plain, blocks, shape.reads / 4, r))?);
     for depth in [1usize, 32, 128] {
-        let count = if depth == 1 { shape.reads / 4 } else { shape.reads };
-        let name_of_case = format!("read 4 KiB qd{depth}");
-        report.push(case(&name_of_case, PLAIN_RING, |r| uring::reads(&plain, blocks, depth, count, r))?);
-        for (name, config) in &executors::all() {
-            let work = |r: &mut Recorder| reads(config, &file, blocks, depth, count, r);
-            let row = against_plain_ring(&report, case(&name_of_case, name, work)?);
+        let count = if depth == 1 { shape.reads / 4 } else { shape.reads } / READ_TURNS;
+        let name = format!("read 4 KiB qd{depth}");
+        let all = executors::all();
+        let mut ring = Turns::default();
+        let mut reactors: Vec<Turns> = all.iter().map(|_| Turns::default()).collect();
+        for _ in 0..READ_TURNS {
+            ring.take(|r| uring::reads(&plain, blocks, depth, count, r))?;
+            for (turns, (_, config)) in reactors.iter_mut().zip(&all) {
+                turns.take(|r| reads(config, &file, blocks, depth, count, r))?;
+            }
+        }
+        report.push(ring.row(&name, PLAIN_RING));
+        for (turns, (system, _)) in reactors.iter().zip(&all) {
+            let row = against_plain_ring(&report, turns.row(&name, system));
             executors::push(&mut report, row);
         }
     }
@@ -114,10 +124,31 @@ fn links(dir: &Path, shape: &Shape, report: &mut Report) -> Result<()> {
 }
 
 fn case(name: &str, system: &str, work: impl FnOnce(&mut Recorder) -> Result<()>) -> Result<Row> {
-    let (before, start) = (Usage::now(), std::time::Instant::now());
-    let mut recorder = Recorder::default();
-    work(&mut recorder)?;
-    Ok(Row::of(name, system, &recorder, start.elapsed(), Usage::now().since(before)))
+    let mut turns = Turns::default();
+    turns.take(work)?;
+    Ok(turns.row(name, system))
+}
+
+/// What the turns of one system at a case add up to. Systems that take turns see the same moods of the machine.
+#[derive(Default)]
+struct Turns {
+    recorder: Recorder,
+    took: Duration,
+    used: Usage,
+}
+
+impl Turns {
+    fn take(&mut self, work: impl FnOnce(&mut Recorder) -> Result<()>) -> Result<()> {
+        let (before, start) = (Usage::now(), std::time::Instant::now());
+        work(&mut self.recorder)?;
+        self.took += start.elapsed();
+        self.used = self.used.and(Usage::now().since(before));
+        Ok(())
+    }
+
+    fn row(&self, name: &str, system: &str) -> Row {
+        Row::of(name, system, &self.recorder, self.took, self.used)
+    }
 }
 
 fn fill(path: &Path, bytes: u64) -> Result<()> {
@@ -286,7 +317,7 @@ mod tests {
     #[test]
     fn every_case_runs_small() {
         let dir = tempfile::tempdir().unwrap();
-        let shape = Shape { rounds: 20, frames: 10, reads: 256, file_bytes: 1 << 20 };
+        let shape = Shape { rounds: 20, frames: 10, reads: 128 * READ_TURNS, file_bytes: 1 << 20 };
         match run(dir.path(), &shape) {
             Ok(report) => assert_eq!(report.rows.len(), 12 + 6 * executors::all().len(), "{}", report.table()),
             Err(e) if format!("{e:#}").contains("O_DIRECT") => println!("SKIPPED: {e:#}"),

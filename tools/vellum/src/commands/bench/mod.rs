@@ -73,7 +73,7 @@ fn suite(suite: Suite, args: &Bench) -> Result<Report> {
 
 fn runtime_shape(quick: bool) -> runtime::Shape {
     let full = runtime::Shape::default();
-    if quick { runtime::Shape { rounds: 2_000, frames: 200, reads: 2_000, file_bytes: 64 << 20 } } else { full }
+    if quick { runtime::Shape { rounds: 2_000, frames: 200, reads: 8_000, file_bytes: 64 << 20 } } else { full }
 }
 
 fn items_shape(quick: bool) -> items::Shape {
