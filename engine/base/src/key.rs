@@ -134,6 +134,19 @@ impl Key {
         u64::from_be_bytes(b)
     }
 
+    /// The greatest key less than this one; `None` for [`Key::MIN`].
+    pub fn predecessor(&self) -> Option<Key> {
+        let mut key = *self;
+        for byte in key.0.iter_mut().rev() {
+            let (less, borrow) = byte.overflowing_sub(1);
+            *byte = less;
+            if !borrow {
+                return Some(key);
+            }
+        }
+        None
+    }
+
     /// The least key greater than this one; `None` for [`Key::MAX`].
     pub fn successor(&self) -> Option<Key> {
         let mut k = *self;
@@ -227,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_successor_is_the_next_key() {
-        assert_eq!(Key::MAX.successor(), None);
+        assert_eq!((Key::MAX.successor(), Key::MIN.predecessor()), (None, None));
         let k = Key::fs(Ino(1), 1, 0, 0, 255);
         assert_eq!(k.successor(), Some(Key::fs(Ino(1), 1, 0, 1, 0)));
     }

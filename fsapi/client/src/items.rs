@@ -15,6 +15,9 @@ use crate::{Client, ClientError};
 const SCAN_ITEMS: usize = 512;
 const SCAN_BYTES: u32 = 128 << 10;
 
+/// Items that one eviction looks at, at most: twice what a scan brings, so that the cache shrinks while it is too full.
+const EVICT_ITEMS: usize = 2 * SCAN_ITEMS;
+
 /// Items of a range, ascending.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct ScanPage {
@@ -164,7 +167,7 @@ impl Client {
         let request = Request::Scan { range, max_items, max_bytes: SCAN_BYTES, view: View::Applied };
         let ScanPage { items, next } = self.scan_request(request, range).await?;
         self.lease().await?; // as in fetch
-        let last = next.and_then(|next| predecessor(&next)).unwrap_or(range.last);
+        let last = next.and_then(|next| next.predecessor()).unwrap_or(range.last);
         self.cache.borrow_mut().fetched_range(group, KeyRange { first: range.first, last }, items);
         Ok(())
     }
@@ -232,7 +235,7 @@ impl Client {
 
     /// Keeps the cache within its bound.
     pub(crate) fn evict(&self) {
-        let evicted = self.cache.borrow_mut().evict(self.options.cache_bytes, self.batches.durable.get());
+        let evicted = self.cache.borrow_mut().evict(self.options.cache_bytes, EVICT_ITEMS, self.batches.durable.get());
         if !evicted.is_empty() {
             count(&self.counters.evictions, evicted.len() as u64);
             for group in evicted {
@@ -240,17 +243,4 @@ impl Client {
             }
         }
     }
-}
-
-/// The greatest key less than this one.
-fn predecessor(key: &Key) -> Option<Key> {
-    let mut k = *key;
-    for byte in k.0.iter_mut().rev() {
-        let (next, borrow) = byte.overflowing_sub(1);
-        *byte = next;
-        if !borrow {
-            return Some(k);
-        }
-    }
-    None
 }

@@ -35,7 +35,6 @@ impl Cached {
     }
 }
 
-#[derive(Default)]
 pub(crate) struct GroupCache {
     items: BTreeMap<Key, Cached>,
     /// Ranges in which everything that exists is in `items`.
@@ -43,9 +42,26 @@ pub(crate) struct GroupCache {
     /// Inodes whose items all died, with the batch that says so.
     deaths: BTreeMap<Ino, BatchNo>,
     item_bytes: usize,
+    /// Where the next eviction begins.
+    evict_from: Key,
     pub last_batch: BatchNo,
     pub fetches: u32,
     pub used_at: u64,
+}
+
+impl Default for GroupCache {
+    fn default() -> GroupCache {
+        GroupCache {
+            items: BTreeMap::new(),
+            known: RangeSet::default(),
+            deaths: BTreeMap::new(),
+            item_bytes: 0,
+            evict_from: Key::MIN,
+            last_batch: BatchNo(0),
+            fetches: 0,
+            used_at: 0,
+        }
+    }
 }
 
 impl GroupCache {
@@ -141,13 +157,31 @@ impl GroupCache {
         Some((items, next))
     }
 
-    /// Drops all that is not an undurable change.
-    pub fn evict(&mut self, durable: BatchNo) {
+    /// Drops what is not an undurable change, on from where the last call stopped, until `enough` bytes are dropped or the `budget`
+    /// of items that are looked at is used up. True: it came to the end.
+    pub fn evict(&mut self, durable: BatchNo, enough: usize, budget: &mut usize) -> bool {
         let durable = if mutant::active(Mutant::EvictUndurable) { BatchNo(u64::MAX) } else { durable };
-        self.items.retain(|_, cached| cached.batch > durable);
-        self.deaths.retain(|_, batch| *batch > durable);
-        self.known.clear();
-        self.item_bytes = self.items.values().map(Cached::bytes).sum();
+        let first = self.evict_from;
+        let (mut dropped, mut bytes, mut stop) = (Vec::new(), 0, None);
+        for (key, cached) in self.items.range(first..) {
+            if *budget == 0 || bytes >= enough {
+                stop = Some(*key);
+                break;
+            }
+            *budget -= 1;
+            if cached.batch <= durable {
+                bytes += cached.bytes();
+                dropped.push(*key);
+            }
+        }
+        dropped.iter().for_each(|key| drop(self.items.remove(key)));
+        self.item_bytes -= bytes;
+        self.known.remove(KeyRange { first, last: stop.and_then(|stop| stop.predecessor()).unwrap_or(Key::MAX) });
+        if stop.is_none() {
+            self.deaths.retain(|_, batch| *batch > durable);
+        }
+        self.evict_from = stop.unwrap_or(Key::MIN);
+        stop.is_none()
     }
 }
 
@@ -186,10 +220,30 @@ mod tests {
         c.put(key(2), Some(bytes("new")), BatchNo(2));
         c.delete_inode(Ino(6), BatchNo(2));
         c.fetched(key(3), Some(bytes("clean")));
-        c.evict(BatchNo(1));
+        assert!(c.evict(BatchNo(1), usize::MAX, &mut 4));
         assert_eq!((c.lookup(&key(1)), c.lookup(&key(3))), (Known::No, Known::No));
         assert_eq!(c.lookup(&key(2)), Known::Present(bytes("new")));
         assert_eq!(c.lookup(&Key::fs(Ino(6), 1, 0, 0, 0)), Known::Absent);
+    }
+
+    #[test]
+    fn an_eviction_of_a_large_group_is_done_in_parts_and_forgets_no_more_than_it_drops() {
+        let mut c = GroupCache::default();
+        (0..10).for_each(|n| c.put(key(n), Some(bytes("v")), BatchNo(u64::from(n == 1))));
+        c.known.insert(KeyRange { first: key(0), last: key(20) });
+        let each = c.bytes() / 11;
+        let mut budget = 3;
+        assert!(!c.evict(BatchNo(0), usize::MAX, &mut budget), "used up");
+        assert_eq!(budget, 0);
+        let known = |c: &GroupCache, n| c.lookup(&key(n)) != Known::No;
+        assert_eq!([0, 1, 2, 3, 15].map(|n| known(&c, n)), [false, true, false, true, true]);
+        assert!(!c.evict(BatchNo(0), usize::MAX, &mut 0), "nothing is allowed");
+        assert!(!c.evict(BatchNo(0), each, &mut 100), "enough");
+        assert_eq!([3, 4, 15].map(|n| known(&c, n)), [false, true, true]);
+        assert!(c.evict(BatchNo(0), usize::MAX, &mut 100));
+        assert_eq!([1, 9, 15].map(|n| known(&c, n)), [true, false, false]);
+        assert!(c.evict(BatchNo(1), usize::MAX, &mut 100), "from the beginning again");
+        assert!(c.is_empty() && c.bytes() == 0);
     }
 
     #[test]

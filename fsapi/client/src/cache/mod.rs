@@ -23,6 +23,9 @@ pub(crate) struct ItemCache {
     groups: HashMap<u64, GroupCache>,
     bytes: usize,
     clock: u64,
+    /// Groups with the time of their last use when this was made, the oldest last: what evictions take from. Those that were used
+    /// since are passed over.
+    oldest: Vec<(u64, u64)>,
 }
 
 /// The lock group of an item.
@@ -124,30 +127,37 @@ impl ItemCache {
         }
     }
 
-    /// Drops what was used longest ago and need not stay until `limit_bytes` is met with some room. Returns the groups
-    /// that lost items.
-    pub fn evict(&mut self, limit_bytes: usize, durable: BatchNo) -> Vec<u64> {
+    /// Drops what was used longest ago and need not stay until `limit_bytes` is met with some room, or `budget` items have been
+    /// looked at. Returns the groups that lost items.
+    pub fn evict(&mut self, limit_bytes: usize, mut budget: usize, durable: BatchNo) -> Vec<u64> {
+        let mut evicted = Vec::new();
         if self.bytes <= limit_bytes {
-            return Vec::new();
+            return evicted;
         }
         let goal = limit_bytes - limit_bytes / 8;
-        let mut order: Vec<(u64, u64)> =
-            self.groups.iter().filter(|(_, c)| c.fetches == 0).map(|(g, c)| (c.used_at, *g)).collect();
-        order.sort_unstable();
-        let mut evicted = Vec::new();
-        for (_, group) in order {
-            if self.bytes <= goal {
-                break;
-            }
-            if let Some(cache) = self.groups.get_mut(&group) {
-                let before = cache.bytes();
-                cache.evict(durable);
-                self.bytes = self.bytes + cache.bytes() - before;
-                evicted.push(group);
-                if cache.is_empty() {
-                    self.bytes -= cache.bytes();
-                    self.groups.remove(&group);
+        let mut may_order = true;
+        while self.bytes > goal && budget > 0 {
+            let Some((used_at, group)) = self.oldest.pop() else {
+                if !std::mem::take(&mut may_order) {
+                    break;
                 }
+                self.oldest = self.groups.iter().map(|(group, cache)| (cache.used_at, *group)).collect();
+                self.oldest.sort_unstable_by_key(|(used_at, _)| std::cmp::Reverse(*used_at));
+                continue;
+            };
+            let Some(cache) = self.groups.get_mut(&group).filter(|c| c.used_at == used_at && c.fetches == 0) else {
+                continue;
+            };
+            budget -= 1;
+            let before = cache.bytes();
+            let whole = cache.evict(durable, self.bytes - goal, &mut budget);
+            self.bytes = self.bytes + cache.bytes() - before;
+            evicted.push(group);
+            if cache.is_empty() {
+                self.bytes -= cache.bytes();
+                self.groups.remove(&group);
+            } else if !whole {
+                self.oldest.push((used_at, group));
             }
         }
         evicted

@@ -19,10 +19,6 @@ impl RangeSet {
         self.ranges.is_empty()
     }
 
-    pub fn clear(&mut self) {
-        self.ranges.clear();
-    }
-
     /// The last key of the range that holds `key`.
     pub fn known_through(&self, key: &Key) -> Option<Key> {
         self.ranges.range(..=*key).next_back().map(|(_, last)| *last).filter(|last| key <= last)
@@ -51,6 +47,25 @@ impl RangeSet {
         }
         self.ranges.insert(first, last);
     }
+
+    /// Takes the keys of `range` out.
+    pub fn remove(&mut self, range: KeyRange) {
+        if range.first > range.last {
+            return;
+        }
+        let before =
+            self.ranges.range(..range.first).next_back().map(|(f, l)| (*f, *l)).filter(|(_, l)| *l >= range.first);
+        let inside: Vec<(Key, Key)> = self.ranges.range(range.first..=range.last).map(|(f, l)| (*f, *l)).collect();
+        for (f, l) in before.into_iter().chain(inside) {
+            self.ranges.remove(&f);
+            if let Some(end) = range.first.predecessor().filter(|end| f <= *end) {
+                self.ranges.insert(f, end);
+            }
+            if let Some(start) = range.last.successor().filter(|start| *start <= l) {
+                self.ranges.insert(start, l);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -67,11 +82,16 @@ mod tests {
         let mut prng = Prng::new(5);
         for _ in 0..200 {
             let (mut set, mut model) = (RangeSet::default(), [false; 64]);
-            for _ in 0..prng.below(12) {
+            for _ in 0..prng.below(16) {
                 let first = prng.below(64);
                 let last = (first + prng.below(9)).min(63);
-                set.insert(KeyRange { first: key(first), last: key(last) });
-                model[first as usize..=last as usize].fill(true);
+                let (range, known) = (KeyRange { first: key(first), last: key(last) }, prng.below(3) > 0);
+                if known {
+                    set.insert(range)
+                } else {
+                    set.remove(range)
+                }
+                model[first as usize..=last as usize].fill(known);
             }
             for n in 0..64 {
                 assert_eq!(set.contains(&key(n)), model[n as usize]);
@@ -83,5 +103,7 @@ mod tests {
         all.insert(KeyRange::ALL);
         all.insert(KeyRange { first: key(1), last: Key::MAX });
         assert_eq!(all.len(), 1);
+        all.remove(KeyRange::ALL);
+        assert!(all.is_empty());
     }
 }
