@@ -188,6 +188,8 @@ fn on_three(suite: &str, dir: &Path, cases: impl Fn(&Path, &str, &mut Report) ->
     let by_both = ["stream write+fsync", "stream read", "stream read, again", "4 KiB read"];
     by_both.iter().for_each(|case| report.compare(case, "vellum", &["ceiling", "host"]));
     report.compare("create+write+fsync", "vellum", &["host"]);
+    let remark = "vellum keeps idle cores awake while it is busy (mount --idle-cores), the ceiling does not";
+    report.remarks.push(remark.into());
     Ok(report)
 }
 
@@ -222,11 +224,9 @@ fn timed(system: &str, source: &Path, to: &Path, census: vellum_bench::tree::Cen
     let mut row = measure("cp -r, sync", system, 1, |_, r| {
         let start = Instant::now();
         copy(source, &to.join("copy"))?;
-        // The kernel passes syncfs(2) on to no FUSE filesystem but virtiofs; there fsync of a directory syncs all.
         let dir = std::fs::File::open(to)?;
-        dir.sync_all()?;
         rustix::fs::syncfs(&dir)?;
-        dir.sync_all()?; // Linux does not pass syncfs(2) on to FUSE; there an fsync of a directory does it
+        dir.sync_all()?; // what Linux does not pass on to FUSE as syncfs(2)
         r.record(start.elapsed(), census.bytes);
         Ok(())
     })?;
