@@ -8,7 +8,7 @@ use vellum_format::SegmentMeta;
 use super::bottom::Bottom;
 use super::memtable::{Memtable, Version, Versions};
 use super::output::{EnvSpace, Output, Shape};
-use super::ranges::{Fragment, Stamp, predecessor};
+use super::ranges::{Fragment, Stamp};
 use super::state::Frozen;
 use super::{Edit, LsmError, Shard};
 
@@ -98,7 +98,7 @@ impl TableWriter {
             let (first, last) = (first.max(start), fragment.last.min(shard_last));
             if inside(&last) {
                 self.range(&first, &last, fragment)?;
-            } else if let Some(before) = end.and_then(|end| predecessor(&end)).filter(|_| self.output.is_full()) {
+            } else if let Some(before) = end.and_then(|end| end.predecessor()).filter(|_| self.output.is_full()) {
                 self.range(&first, &before, fragment)?;
             } else {
                 self.ranges_from = first;

@@ -7,7 +7,6 @@ use super::bottom::Bottom;
 use super::execute::Cancel;
 use super::job::CompactionJob;
 use super::output::Output;
-use super::ranges::predecessor;
 use super::stream::Stream;
 
 /// A piece of key space with the same range tombstones throughout.
@@ -79,7 +78,7 @@ impl Coverings {
         let live = || self.heads.iter().filter(|head| !head.ended);
         let Some(first) = live().map(|head| head.first.max(position)).min() else { return Ok(None) };
         let end =
-            live().filter_map(|head| if head.first <= first { Some(head.last) } else { predecessor(&head.first) });
+            live().filter_map(|head| if head.first <= first { Some(head.last) } else { head.first.predecessor() });
         let Some(last) = end.min() else { return Ok(None) };
         let covering = |(_, head): &(usize, &Head)| !head.ended && head.first <= first;
         let stamps = self.heads.iter().enumerate().filter(covering);
@@ -168,7 +167,7 @@ impl<'a> Merge<'a> {
     async fn cut_before(&mut self, key: &Key) -> Result<(), LsmError> {
         if let Some(mut covering) = self.covering.take() {
             if covering.first < *key
-                && let Some(before) = predecessor(key)
+                && let Some(before) = key.predecessor()
             {
                 let left = Covering { first: covering.first, last: before, stamps: covering.stamps.clone() };
                 self.emit_range(&left)?;

@@ -52,18 +52,6 @@ pub struct RangeTombstones {
     bytes: usize,
 }
 
-pub fn predecessor(key: &Key) -> Option<Key> {
-    let mut k = *key;
-    for byte in k.0.iter_mut().rev() {
-        let (next, borrow) = byte.overflowing_sub(1);
-        *byte = next;
-        if !borrow {
-            return Some(k);
-        }
-    }
-    None
-}
-
 impl RangeTombstones {
     pub fn is_empty(&self) -> bool {
         self.fragments.is_empty()
@@ -102,7 +90,7 @@ impl RangeTombstones {
         let mut gaps = Vec::new();
         let inside = (Bound::Included(range.first), Bound::Included(range.last));
         for (first, fragment) in self.fragments.range_mut(inside) {
-            if let (Some(gap), Some(before)) = (gap_first, predecessor(first))
+            if let (Some(gap), Some(before)) = (gap_first, first.predecessor())
                 && gap <= before
             {
                 gaps.push((gap, before));
@@ -136,7 +124,7 @@ impl RangeTombstones {
 
     /// Makes sure that no fragment reaches over the boundary before `key`.
     fn split_before(&mut self, key: &Key) {
-        let Some(before) = predecessor(key) else { return };
+        let Some(before) = key.predecessor() else { return };
         let Some((first, fragment)) = self.fragments.range_mut(..*key).next_back() else { return };
         debug_assert!(*first < *key);
         if fragment.last >= *key {

@@ -35,6 +35,7 @@ impl Cached {
     }
 }
 
+#[derive(Default)]
 pub(crate) struct GroupCache {
     items: BTreeMap<Key, Cached>,
     /// Ranges in which everything that exists is in `items`.
@@ -42,26 +43,11 @@ pub(crate) struct GroupCache {
     /// Inodes whose items all died, with the batch that says so.
     deaths: BTreeMap<Ino, BatchNo>,
     item_bytes: usize,
-    /// Where the next eviction begins.
-    evict_from: Key,
+    /// Where the last eviction stopped.
+    evict_from: Option<Key>,
     pub last_batch: BatchNo,
     pub fetches: u32,
     pub used_at: u64,
-}
-
-impl Default for GroupCache {
-    fn default() -> GroupCache {
-        GroupCache {
-            items: BTreeMap::new(),
-            known: RangeSet::default(),
-            deaths: BTreeMap::new(),
-            item_bytes: 0,
-            evict_from: Key::MIN,
-            last_batch: BatchNo(0),
-            fetches: 0,
-            used_at: 0,
-        }
-    }
 }
 
 impl GroupCache {
@@ -161,7 +147,7 @@ impl GroupCache {
     /// of items that are looked at is used up. True: it came to the end.
     pub fn evict(&mut self, durable: BatchNo, enough: usize, budget: &mut usize) -> bool {
         let durable = if mutant::active(Mutant::EvictUndurable) { BatchNo(u64::MAX) } else { durable };
-        let first = self.evict_from;
+        let first = self.evict_from.take().unwrap_or(Key::MIN);
         let (mut dropped, mut bytes, mut stop) = (Vec::new(), 0, None);
         for (key, cached) in self.items.range(first..) {
             if *budget == 0 || bytes >= enough {
@@ -180,7 +166,7 @@ impl GroupCache {
         if stop.is_none() {
             self.deaths.retain(|_, batch| *batch > durable);
         }
-        self.evict_from = stop.unwrap_or(Key::MIN);
+        self.evict_from = stop;
         stop.is_none()
     }
 }
