@@ -103,11 +103,12 @@ mod tests {
     fn plus_entries_carry_attributes_or_a_zero_node() {
         let mut list = Dirents::new(4096, true);
         let attr = Attr { ino: 5, mode: libc::S_IFDIR | 0o755, ..Attr::default() };
-        assert!(list.push_entry(&Entry { attr, ..Entry::default() }, 1, b"dir"));
+        assert!(list.push_entry(&Entry { nodeid: 9, attr, ..Entry::default() }, 1, b"dir"));
         assert!(list.push(6, 2, 8, b"file"));
         let Payload::Bytes(bytes) = list.into_payload() else { panic!("bytes") };
         assert_eq!(bytes.len(), 160 * 2);
-        assert_eq!(bytes[..8], 5u64.to_ne_bytes());
+        assert_eq!(bytes[..8], 9u64.to_ne_bytes(), "what the kernel calls it");
+        assert_eq!(bytes[128..136], 5u64.to_ne_bytes(), "what applications see");
         assert_eq!(bytes[128 + 20..128 + 24], 4u32.to_ne_bytes(), "DT_DIR");
         assert_eq!(bytes[160..168], 0u64.to_ne_bytes(), "no lookup is counted");
         assert_eq!(bytes[160 + 128..160 + 136], 6u64.to_ne_bytes());

@@ -138,7 +138,7 @@ fn device(rdev: u32) -> (u32, u32) {
 
 pub(crate) fn entry_out(entry: &Entry) -> EntryOut {
     EntryOut {
-        nodeid: entry.attr.ino,
+        nodeid: entry.nodeid,
         generation: entry.generation,
         entry_valid: entry.entry_ttl.as_secs(),
         attr_valid: entry.attr_ttl.as_secs(),
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn create_carries_entry_and_open_file() {
-        let entry = Entry { attr: Attr { ino: 7, ..Attr::default() }, ..Entry::default() };
+        let entry = Entry { nodeid: 7, attr: Attr { ino: 8, ..Attr::default() }, ..Entry::default() };
         let reply = Reply::created(&entry, &Opened { fh: 9, direct_io: true, ..Opened::default() });
         let fixed = reply.fixed_part();
         assert_eq!(fixed.len(), 144);

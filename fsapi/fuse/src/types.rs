@@ -83,10 +83,12 @@ pub struct Attr {
     pub blksize: u32,
 }
 
-/// An answered name. The kernel counts one lookup for it and gives it back by `forget`, unless `attr.ino` is 0: that is
+/// An answered name. The kernel counts one lookup for it and gives it back by `forget`, unless `nodeid` is 0: that is
 /// a negative entry, remembered for `entry_ttl`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Entry {
+    /// What the kernel calls the inode in requests, and is told of it by; applications see `attr.ino`.
+    pub nodeid: u64,
     pub attr: Attr,
     pub generation: u64,
     pub entry_ttl: Duration,

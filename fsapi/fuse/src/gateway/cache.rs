@@ -125,7 +125,8 @@ impl Gateway {
     pub(super) fn entry(&self, found: &vellum_vfs::Attr) -> Entry {
         self.known.looked_up(found.ino);
         self.prune();
-        Entry { attr: attr(found), generation: GENERATION, entry_ttl: self.entry_ttl(), attr_ttl: self.attr_ttl() }
+        let (entry_ttl, attr_ttl) = (self.entry_ttl(), self.attr_ttl());
+        Entry { nodeid: self.node(found.ino), generation: GENERATION, attr: attr(found), entry_ttl, attr_ttl }
     }
 
     /// Asks the kernel to forget inodes when it holds too many, one request at a time.
@@ -141,8 +142,9 @@ impl Gateway {
         }
         let (notifier, pruning) = (notifier.clone(), self.pruning.clone());
         pruning.set(true);
+        let surplus: Vec<u64> = surplus.into_iter().map(|ino| self.node(ino)).collect();
         let task = async move {
-            if let Err(error) = notifier.prune(surplus.iter().map(|ino| ino.0)).await {
+            if let Err(error) = notifier.prune(surplus).await {
                 tracing::warn!(%error, "the kernel did not forget inodes");
             }
             pruning.set(false);
@@ -178,14 +180,5 @@ impl Gateway {
             [] => Err(Errno::EINVAL),
             _ => Ok(()),
         }
-    }
-
-    /// The kernel calls the root of every mount 1. (Nothing else is: that inode is outside of any other root.)
-    pub(super) fn ino(&self, node: u64) -> Ino {
-        if node == Ino::ROOT.0 { self.vfs.root() } else { Ino(node) }
-    }
-
-    fn node(&self, ino: Ino) -> u64 {
-        if ino == self.vfs.root() { Ino::ROOT.0 } else { ino.0 }
     }
 }

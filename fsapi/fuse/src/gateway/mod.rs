@@ -11,6 +11,7 @@
 mod cache;
 mod convert;
 mod locks;
+mod nodes;
 mod ops;
 mod stale;
 

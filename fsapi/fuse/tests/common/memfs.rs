@@ -123,7 +123,7 @@ impl MemFs {
 
     fn entry(&self, attr: Attr) -> Entry {
         self.watch.lookups.fetch_add(1, Ordering::SeqCst);
-        Entry { attr, generation: 1, entry_ttl: self.ttl, attr_ttl: self.ttl }
+        Entry { nodeid: attr.ino, attr, generation: 1, entry_ttl: self.ttl, attr_ttl: self.ttl }
     }
 
     fn with<R>(&self, ino: u64, f: impl FnOnce(&mut Node) -> R) -> Result<R> {
@@ -284,7 +284,8 @@ impl Filesystem for MemFs {
         let nodes = self.nodes.borrow();
         let dir = nodes.get(&ino).ok_or(Errno::ENOENT)?;
         for (&pos, (name, child)) in dir.entries.range(offset.max(2) + 1..) {
-            let entry = Entry { attr: nodes[child].attr, generation: 1, entry_ttl: self.ttl, attr_ttl: self.ttl };
+            let attr = nodes[child].attr;
+            let entry = Entry { nodeid: attr.ino, attr, generation: 1, entry_ttl: self.ttl, attr_ttl: self.ttl };
             if !list.push_entry(&entry, pos, name) {
                 break;
             }
