@@ -193,7 +193,7 @@ pub struct VfsOptions {
     pub max_frames: usize,
     /// Orphans of dead clients are looked for this often.
     pub orphan_scan: Duration,
-    /// Largest window of sequential reads in bytes; 0 turns read-ahead off. A file that is read so keeps up to two.
+    /// How far a sequential reader is read ahead of, in bytes; 0 turns it off. An open file keeps at most 1 MiB more.
     pub read_ahead_bytes: usize,
 }
 
@@ -205,7 +205,7 @@ impl Default for VfsOptions {
             dirty_age: Duration::from_secs(1),
             max_frames: 8,
             orphan_scan: Duration::from_secs(10),
-            read_ahead_bytes: 2 << 20,
+            read_ahead_bytes: 4 << 20,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::types::FileHandle;
 use crate::vfs::Vfs;
 
 use super::extents::Mapped;
-use super::read_ahead::Coming;
+use super::read_ahead::{Coming, Found};
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// Most bytes that one read answers.
@@ -37,23 +37,28 @@ impl Vfs {
             if offset >= end {
                 return Ok(Vec::new());
             }
-            if let Some(ready) = handle.read_ahead.get(offset, end, seen.data_version) {
-                self.read_next(&handle, seen.size);
-                return Ok(vec![ready]);
+            match handle.read_ahead.take(offset, end, seen.data_version) {
+                Found::Ready(parts) => {
+                    self.read_next(&handle, seen.size);
+                    return Ok(parts);
+                }
+                Found::Coming => {
+                    drop(held); // a writer may wait for it, and who reads for the writer
+                    handle.read_ahead.came().await;
+                    continue;
+                }
+                Found::Missing => {}
             }
-            if handle.read_ahead.is_coming(offset, end) {
-                drop(held); // a writer may wait for it, and who reads for the writer
-                handle.read_ahead.came().await;
-                continue;
-            }
-            let ahead = handle.read_ahead.window(offset, end, self.options.read_ahead_bytes as u64);
+            let max = self.options.read_ahead_bytes as u64;
+            let ahead = handle.read_ahead.window(offset, end, max);
             let until = seen.size.min(end.max(offset.saturating_add(ahead)));
             let coming = (until > end).then(|| Coming::new(&handle, offset, until));
             let (base, all) = self.bytes_of(&held.guard, &handle, &inode, offset, until).await?;
-            handle.read_ahead.keep(base, end, seen.data_version, &all);
+            let asked = (offset - base) as usize..(end - base) as usize;
+            handle.read_ahead.add(base, seen.data_version, all.clone(), asked.end, max);
             drop(coming);
             self.read_next(&handle, seen.size);
-            return Ok(vec![all.slice((offset - base) as usize..(end - base) as usize)]);
+            return Ok(vec![all.slice(asked)]);
         }
     }
 
@@ -65,18 +70,18 @@ impl Vfs {
         Ok((inode, seen))
     }
 
-    /// Begins to read the next window of a sequential reader of `size` bytes. An error is nobody's yet: who comes that far
+    /// Begins to read the next windows of a sequential reader of `size` bytes. An error is nobody's yet: who comes that far
     /// reads again.
     fn read_next(&self, handle: &Rc<Handle>, size: u64) {
-        let Some((from, until)) = handle.read_ahead.next(size, self.options.read_ahead_bytes as u64) else { return };
         let Some(vfs) = self.rc() else { return };
-        let coming = Coming::new(handle, from, until);
-        let reader = handle.clone();
-        let task = rt::spawn(Class::Request, "read ahead", async move {
-            let _ = vfs.read_window(&reader, from, until).await;
-            drop(coming);
-        });
-        handle.read_ahead.set_task(task);
+        while let Some((from, until)) = handle.read_ahead.next(size, self.options.read_ahead_bytes as u64) {
+            let (vfs, reader, coming) = (vfs.clone(), handle.clone(), Coming::new(handle, from, until));
+            let task = rt::spawn(Class::Request, "read ahead", async move {
+                let _ = vfs.read_window(&reader, from, until).await;
+                drop(coming);
+            });
+            handle.read_ahead.add_task(task);
+        }
     }
 
     async fn read_window(&self, handle: &Rc<Handle>, from: u64, until: u64) -> Result<()> {
@@ -85,7 +90,8 @@ impl Vfs {
         let until = until.min(seen.size);
         if from < until {
             let (base, all) = self.bytes_of(&held.guard, handle, &inode, from, until).await?;
-            handle.read_ahead.add_next(base, seen.data_version, all);
+            let max = self.options.read_ahead_bytes as u64;
+            handle.read_ahead.add(base, seen.data_version, all, (from - base) as usize, max);
         }
         Ok(())
     }

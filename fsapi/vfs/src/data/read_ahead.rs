@@ -1,14 +1,17 @@
-//! Read-ahead of one open file: windows of content that were read beyond what was asked for.
+//! Read-ahead of one open file: windows of content that are read beyond what was asked for.
 //!
-//! A sequential reader has one window that it takes from and one that is on its way, so the device works while the kernel
-//! copies. A window carries the data version that it was read at; whoever asks holds the inode's lock and compares, so a
-//! window is never stale, whichever client wrote in between.
+//! A sequential reader's windows double until they are as long as one frame from the engine, which needs no gathering; from then
+//! on as many are on their way as the bound allows, so that the device always has work while the kernel copies. The
+//! kernel asks ahead too, in several requests at once, and windows may come in any order. A window carries the data
+//! version that it was read at; whoever asks holds the inode's lock and compares, so a window is never stale, whichever
+//! client wrote in between.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use vellum_base::DmaSlice;
+use vellum_base::{BLOCK_SIZE, DmaSlice};
+use vellum_format::item::MAX_EXTENT_BLOCKS;
 use vellum_rt::JoinHandle;
 use vellum_rt::local::Notify;
 
@@ -16,14 +19,15 @@ use crate::handle::Handle;
 
 /// First window of a sequential reader; each next one is twice as large.
 const FIRST_WINDOW: u64 = 128 << 10;
-/// Windows in memory: the one that is taken from, and the next.
-const WINDOWS: usize = 2;
+const MAX_WINDOW: u64 = MAX_EXTENT_BLOCKS as u64 * BLOCK_SIZE as u64;
 
 struct Window {
     /// Offset of the first byte.
     base: u64,
     data_version: u64,
     data: DmaSlice,
+    /// Bytes that were given out: when all were, the window goes.
+    taken: usize,
 }
 
 impl Window {
@@ -32,78 +36,103 @@ impl Window {
     }
 }
 
+/// What windows have of a range.
+pub(crate) enum Found {
+    Ready(Vec<DmaSlice>),
+    /// The rest of it is being read.
+    Coming,
+    Missing,
+}
+
 #[derive(Default)]
 pub(crate) struct ReadAhead {
     /// Where the next read of a sequential reader begins.
     expected: Cell<u64>,
+    /// The last window of a sequential reader; 0 for any other.
     size: Cell<u64>,
+    /// In the order in which they came.
     windows: RefCell<VecDeque<Window>>,
     /// Ranges that are being read.
     coming: RefCell<Vec<(u64, u64)>>,
     came: Notify,
-    /// Reads the next window.
-    task: RefCell<Option<JoinHandle<()>>>,
+    /// Read windows.
+    tasks: RefCell<Vec<JoinHandle<()>>>,
 }
 
 impl ReadAhead {
-    /// The bytes `from..to`, when a window holds them all.
-    pub fn get(&self, from: u64, to: u64, data_version: u64) -> Option<DmaSlice> {
+    /// The bytes `from..to`. What was found is taken from the windows.
+    pub fn take(&self, from: u64, to: u64, data_version: u64) -> Found {
         let mut windows = self.windows.borrow_mut();
         windows.retain(|w| w.data_version == data_version);
-        let at = windows.iter().position(|w| w.base <= from && to <= w.end())?;
-        let w = &windows[at];
-        let found = w.data.slice((from - w.base) as usize..(to - w.base) as usize);
-        if to == w.end() {
-            windows.drain(..=at);
+        let coming = self.coming.borrow();
+        let (mut at, mut parts) = (from, Vec::new());
+        let mut all_here = true;
+        while at < to {
+            if let Some(which) = windows.iter().position(|w| w.base <= at && at < w.end()) {
+                let end = windows[which].end().min(to);
+                parts.push((which, at, end));
+                at = end;
+            } else if let Some((_, until)) = coming.iter().find(|(base, until)| *base <= at && at < *until) {
+                (at, all_here) = (*until, false);
+            } else {
+                return Found::Missing;
+            }
         }
+        if !all_here {
+            return Found::Coming;
+        }
+        let take = |(which, from, to): (usize, u64, u64)| {
+            let w = &mut windows[which];
+            let range = (from - w.base) as usize..(to - w.base) as usize;
+            w.taken += range.len();
+            w.data.slice(range)
+        };
+        let found = parts.into_iter().map(take).collect();
+        windows.retain(|w| w.taken < w.data.len());
         self.expected.set(to);
-        Some(found)
+        Found::Ready(found)
     }
 
-    /// Bytes to read from `from` on, for a reader that wants up to `to`.
+    /// A reader asks for `from..to`, which no window has: the bytes to read for it from `from` on.
     pub fn window(&self, from: u64, to: u64, max: u64) -> u64 {
         let sequential = from == self.expected.get() && from > 0;
-        let size = if sequential { (self.size.get() * 2).max(FIRST_WINDOW).min(max) } else { 0 };
+        let largest = MAX_WINDOW.min(max);
+        let size = if sequential { (self.size.get() * 2).max(FIRST_WINDOW).max(to - from).min(largest) } else { 0 };
         self.size.set(size);
+        self.expected.set(to);
         size.max(to - from)
     }
 
-    /// What was read: `data` holds the bytes from `base` on, of which the reader took up to `to`.
-    pub fn keep(&self, base: u64, to: u64, data_version: u64, data: &DmaSlice) {
-        self.expected.set(to);
-        let window = Window { base, data_version, data: data.clone() };
-        if window.end() > to {
-            self.add(window);
+    /// What was read from `base` on, of which a reader took `taken` bytes already.
+    pub fn add(&self, base: u64, data_version: u64, data: DmaSlice, taken: usize, max: u64) {
+        if taken >= data.len() {
+            return;
         }
-    }
-
-    /// A window that nobody has taken from yet.
-    pub fn add_next(&self, base: u64, data_version: u64, data: DmaSlice) {
-        self.add(Window { base, data_version, data });
-    }
-
-    fn add(&self, window: Window) {
         let mut windows = self.windows.borrow_mut();
-        windows.push_back(window);
-        if windows.len() > WINDOWS {
+        windows.push_back(Window { base, data_version, data, taken });
+        // Those of a reader that has gone elsewhere.
+        let bytes = |windows: &VecDeque<Window>| windows.iter().map(|w| w.data.len() as u64).sum::<u64>();
+        while windows.len() > 1 && bytes(&windows) > max + MAX_WINDOW {
             windows.pop_front();
         }
     }
 
-    /// The range to read next for a sequential reader of a file of `size` bytes that has its last window before it.
+    /// The range to read next for a sequential reader of a file of `size` bytes. While windows grow one is ahead of the reader,
+    /// then as many as `max` bytes are.
     pub fn next(&self, size: u64, max: u64) -> Option<(u64, u64)> {
-        let reach = self.windows.borrow().back().map_or(self.expected.get(), Window::end);
-        let enough = self.windows.borrow().len() >= WINDOWS || !self.coming.borrow().is_empty();
-        if self.size.get() == 0 || enough || reach >= size {
+        let expected = self.expected.get();
+        let windows = self.windows.borrow();
+        let coming = self.coming.borrow();
+        let ends = windows.iter().map(Window::end).chain(coming.iter().map(|(_, until)| *until));
+        let reach = ends.fold(expected, u64::max);
+        let (last, ahead) = (self.size.get(), reach - expected);
+        let next = (last * 2).min(MAX_WINDOW).min(max);
+        let room = if last < MAX_WINDOW.min(max) { coming.is_empty() && ahead <= last } else { ahead + next <= max };
+        if last == 0 || !room || reach >= size {
             return None;
         }
-        self.size.set((self.size.get() * 2).min(max));
-        Some((reach, size.min(reach + self.size.get())))
-    }
-
-    /// These bytes are being read.
-    pub fn is_coming(&self, from: u64, to: u64) -> bool {
-        self.coming.borrow().iter().any(|(base, until)| *base <= from && to <= *until)
+        self.size.set(next);
+        Some((reach, size.min(reach + next)))
     }
 
     /// Ends when something that was being read has come, or could not be read.
@@ -111,15 +140,17 @@ impl ReadAhead {
         self.came.notified().await;
     }
 
-    pub fn set_task(&self, task: JoinHandle<()>) {
-        *self.task.borrow_mut() = Some(task);
+    pub fn add_task(&self, task: JoinHandle<()>) {
+        let mut tasks = self.tasks.borrow_mut();
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(task);
     }
 
     /// Nothing is read ahead any more when this ends.
     pub async fn stop(&self) {
-        let task = self.task.borrow_mut().take();
-        if let Some(task) = task {
-            task.cancel();
+        let tasks = self.tasks.take();
+        tasks.iter().for_each(JoinHandle::cancel);
+        for task in tasks {
             let _ = task.await; // cancelled, or done already
         }
     }
@@ -154,37 +185,90 @@ mod tests {
     use super::*;
     use vellum_base::DmaBuf;
 
-    #[test]
-    fn only_sequential_readers_get_growing_windows() {
-        let ra = ReadAhead::default();
-        let max = 1 << 20;
-        assert_eq!(ra.window(0, 100, max), 100, "a first read may be the only one");
-        ra.keep(0, 100, 1, &DmaBuf::zeroed(100).freeze());
-        assert_eq!(ra.window(100, 200, max), FIRST_WINDOW);
-        ra.keep(0, 200, 1, &DmaBuf::zeroed(300).freeze());
-        assert!(ra.get(200, 301, 1).is_none());
-        assert_eq!(ra.get(200, 300, 1).map(|s| s.len()), Some(100));
-        ra.keep(300, 301, 1, &DmaBuf::zeroed(2).freeze());
-        assert!(ra.get(301, 302, 2).is_none(), "the file has changed");
-        ra.keep(0, 300, 1, &DmaBuf::zeroed(300).freeze());
-        assert_eq!(ra.window(300, 301, max), 2 * FIRST_WINDOW);
-        assert_eq!(ra.window(300, 301, 0), 1, "turned off");
-        assert_eq!(ra.window(77, 78, max), 1);
+    const MAX: u64 = 4 << 20;
+
+    fn zeros(len: u64) -> DmaSlice {
+        DmaBuf::zeroed(len as usize).freeze()
+    }
+
+    fn taken(ra: &ReadAhead, from: u64, to: u64, version: u64) -> Option<Vec<usize>> {
+        match ra.take(from, to, version) {
+            Found::Ready(parts) => Some(parts.iter().map(|part| part.len()).collect()),
+            Found::Coming | Found::Missing => None,
+        }
     }
 
     #[test]
-    fn one_window_is_read_beyond_the_one_that_is_taken_from() {
-        let (ra, size, max) = (ReadAhead::default(), 1 << 20, 1 << 18);
-        ra.keep(0, 100, 1, &DmaBuf::zeroed(100).freeze());
-        assert_eq!(ra.next(size, max), None, "nobody is sequential yet");
-        let first = 100 + ra.window(100, 200, max);
-        ra.keep(100, 200, 1, &DmaBuf::zeroed(first as usize - 100).freeze());
-        let (from, until) = ra.next(size, max).unwrap();
-        assert_eq!((from, until), (first, first + 2 * FIRST_WINDOW));
-        ra.add_next(from, 1, DmaBuf::zeroed((until - from) as usize).freeze());
-        assert_eq!(ra.next(size, max), None, "two windows are enough");
-        assert!(ra.get(200, first, 1).is_some(), "the first is used up");
-        assert_eq!(ra.next(size, max), Some((until, until + max)));
-        assert_eq!(ra.next(until, max), None, "the file ends there");
+    fn only_sequential_readers_get_growing_windows() {
+        let ra = ReadAhead::default();
+        assert_eq!(ra.window(0, 100, MAX), 100, "a first read may be the only one");
+        assert_eq!(ra.window(100, 200, MAX), FIRST_WINDOW);
+        ra.add(100, 1, zeros(200), 100, MAX);
+        assert_eq!(taken(&ra, 200, 301, 1), None);
+        assert_eq!(taken(&ra, 200, 300, 1), Some(vec![100]));
+        assert_eq!(taken(&ra, 200, 300, 1), None, "it was used up");
+        ra.add(300, 1, zeros(2), 1, MAX);
+        assert_eq!(taken(&ra, 301, 302, 2), None, "the file has changed");
+        assert_eq!(ra.window(300, 301, MAX), 2 * FIRST_WINDOW);
+        assert_eq!(ra.window(301, 302, 0), 1, "turned off");
+        assert_eq!(ra.window(302, 302 + (3 << 20), MAX), 3 << 20, "never less than what is asked for");
+        assert_eq!(ra.window(77, 78, MAX), 1);
+        assert_eq!(ra.next(u64::MAX, MAX), None, "nobody is sequential any more");
+    }
+
+    #[test]
+    fn windows_grow_one_at_a_time_and_then_fill_the_bound() {
+        let ra = ReadAhead::default();
+        ra.window(0, 100, MAX);
+        let mut reach = 100 + ra.window(100, 200, MAX);
+        ra.coming.borrow_mut().push((100, reach));
+        assert_eq!(ra.next(u64::MAX, MAX), None, "the reader's own is on its way");
+        ra.coming.borrow_mut().clear();
+        ra.add(100, 1, zeros(reach - 100), 100, MAX);
+        for times in [2, 4, 8] {
+            let (from, until) = ra.next(u64::MAX, MAX).unwrap();
+            assert_eq!((from, until), (reach, reach + times * FIRST_WINDOW));
+            ra.coming.borrow_mut().push((from, until));
+            if times < 8 {
+                assert_eq!(ra.next(u64::MAX, MAX), None);
+            }
+            ra.coming.borrow_mut().clear();
+            ra.add(from, 1, zeros(until - from), 0, MAX);
+            assert_eq!(taken(&ra, ra.expected.get(), from, 1).map(|parts| parts.len()), Some(1));
+            reach = until;
+        }
+        let mut more = Vec::new();
+        while let Some(range) = ra.next(u64::MAX, MAX) {
+            ra.coming.borrow_mut().push(range);
+            more.push(range);
+        }
+        let whole: Vec<_> = (0..3).map(|i| (reach + i * MAX_WINDOW, reach + (i + 1) * MAX_WINDOW)).collect();
+        assert_eq!(more, whole, "with the one that is here 4 MiB");
+        assert_eq!(ra.next(reach + 3 * MAX_WINDOW, MAX), None, "the file ends there");
+    }
+
+    #[test]
+    fn a_read_takes_from_several_windows_and_waits_for_those_that_come() {
+        let ra = ReadAhead::default();
+        ra.add(2000, 1, zeros(1000), 0, MAX);
+        ra.coming.borrow_mut().push((1000, 2000));
+        assert!(matches!(ra.take(500, 2500, 1), Found::Missing));
+        assert!(matches!(ra.take(1500, 2500, 1), Found::Coming));
+        ra.coming.borrow_mut().clear();
+        ra.add(1000, 1, zeros(1000), 0, MAX);
+        assert_eq!(taken(&ra, 1500, 2500, 1), Some(vec![500, 500]));
+        assert_eq!(taken(&ra, 1000, 1500, 1), Some(vec![500]), "a request that was overtaken");
+        assert_eq!(taken(&ra, 1000, 1500, 1), None);
+    }
+
+    #[test]
+    fn windows_that_nobody_comes_for_go() {
+        let ra = ReadAhead::default();
+        for i in 0..10 {
+            ra.add(i << 30, 1, zeros(1 << 20), 0, 2 << 20);
+        }
+        let bytes: usize = ra.windows.borrow().iter().map(|w| w.data.len()).sum();
+        assert_eq!(bytes, 3 << 20);
+        assert_eq!(taken(&ra, 9 << 30, (9 << 30) + 1, 1), Some(vec![1]));
     }
 }
