@@ -1,22 +1,30 @@
 //! The read-only checker: opens a filesystem without writing, and holds every structure against every other.
 //!
 //! Superblock, manifest, seals and parts are verified by opening; segments by reading all items. Then: every block is
-//! used once, or by as many extents as it has owners, bitmaps say what extents say, index entries and inodes belong to each other, names, positions, backrefs
-//! and link counts agree, and, when asked for, every block of data has its checksum.
+//! used once, or by as many extents as it has owners, bitmaps say what extents say, index entries and inodes belong to each other,
+//! names, positions, backrefs and link counts agree, and, when asked for, every block of data has its checksum.
+//!
+//! One scan is enough for a sound filesystem: what belongs together is summed up ([`balance`]), and looked up item by item
+//! only when a sum is wrong ([`lookups`]).
 
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use vellum_base::{BlockRange, Ino, Key, KeyRange, View, Zone, crc32c};
+use vellum_base::{BlockRange, Ino, Key, Zone, crc32c};
 use vellum_format::{Bitmap, ChunkUse, Dirent, Extent, FileKind, IndexKind, Inode, ItemKind, Owners, Value};
 use vellum_nvme::{Device, Queue};
 use vellum_rt::{add_poller, watch_fd};
 
+mod balance;
 mod data_blocks;
+mod lookups;
+mod pages;
 
+use self::balance::Balance;
 use self::data_blocks::DataBlocks;
-use crate::beyond::{Beyond, Next, left_out};
+use self::lookups::Lookups;
+use self::pages::{Page, Pages};
 use crate::error::StoreError;
 use crate::open::{Opened, RecoveryReport, open};
 use crate::options::OpenOptions;
@@ -96,13 +104,28 @@ async fn verify(mut opened: Opened, options: CheckOptions) -> Result<CheckReport
     opened.report.repaired.iter().for_each(|place| report.add("a copy", place));
     let Some(seed) = opened.seeds.pop() else { return Err(StoreError::Closed) };
     let store = Store::start(seed, Rc::new(Everyone)).await?;
-    let mut checker =
-        Checker { store: store.clone(), options, report, blocks: RangeSet::default(), data: DataBlocks::default() };
+    let mut checker = Checker {
+        store: store.clone(),
+        options,
+        report,
+        blocks: RangeSet::default(),
+        data: DataBlocks::default(),
+        balance: Balance::default(),
+    };
     checker.fixed_blocks()?;
-    checker.all_items().await?;
+    checker.all_items().await;
     checker.bitmaps();
+    let Checker { mut report, balance, .. } = checker;
+    if !balance.is_even() {
+        let known = report.problem_count;
+        Lookups::new(&store, &mut report).all_items().await;
+        if report.problem_count == 0 {
+            report.add("all items", "those that stand for each other do not add up, and yet each was found");
+        }
+        tracing::debug!(known, found = report.problem_count - known, "counterparts were looked up");
+    }
     store.shutdown().await?;
-    Ok(checker.report)
+    Ok(report)
 }
 
 struct Checker {
@@ -112,6 +135,7 @@ struct Checker {
     /// Everything that is in use.
     blocks: RangeSet,
     data: DataBlocks,
+    balance: Balance,
 }
 
 /// What is gathered of the inode that the scan is at.
@@ -163,52 +187,34 @@ impl Checker {
         Ok(())
     }
 
-    async fn all_items(&mut self) -> Result<(), StoreError> {
-        let mut range = KeyRange::ALL;
+    async fn all_items(&mut self) {
+        let mut pages = Pages::new(&self.store);
         let mut at = Gathered::default();
-        let mut beyond = Beyond::default();
-        loop {
-            let page = match self.store.scan(range, beyond.items(), 1 << 20, View::Applied).await {
-                Ok(page) => page,
-                Err(e) => match beyond.failed(&range.first, &range.last) {
-                    Next::Again => continue,
-                    next => {
-                        at = Gathered::default(); // what is missing of it is no second problem
-                        let next = if let Next::From(next) = next { Some(next) } else { None };
-                        self.report.add(left_out(&range.first, next.as_ref()), format!("cannot be read: {e}"));
-                        let Some(next) = next else { return Ok(()) };
-                        range.first = next;
-                        continue;
-                    }
-                },
+        while let Some(page) = pages.next().await {
+            let items = match page {
+                Page::Items(items) => items,
+                Page::Gap { what, why } => {
+                    at = Gathered::default(); // what is missing of it is no second problem
+                    self.report.add(what, why);
+                    continue;
+                }
             };
-            beyond.succeeded();
-            for (key, value) in page.items {
+            for (key, value) in items {
                 self.report.items += 1;
                 if key.zone() == Some(Zone::Fs) && Ino(key.first()) != at.ino || key.zone() != Some(Zone::Fs) {
-                    let ended = self.end_inode(&std::mem::take(&mut at)).await;
-                    self.unreadable(&key, ended);
+                    self.end_inode(&std::mem::take(&mut at));
                 }
                 if key.zone() == Some(Zone::Fs) {
                     at.ino = Ino(key.first());
                     at.items += 1;
                 }
-                let held = self.item(&key, &value, &mut at).await;
-                self.unreadable(&key, held);
-            }
-            match page.next {
-                Some(next) => range.first = next,
-                None => break,
+                // Something that the item refers to cannot be read.
+                if let Err(e) = self.item(&key, &value, &mut at).await {
+                    self.report.add(format!("item {key:?}"), e);
+                }
             }
         }
-        self.end_inode(&at).await
-    }
-
-    /// Something that an item refers to cannot be read.
-    fn unreadable(&mut self, key: &Key, result: Result<(), StoreError>) {
-        if let Err(e) = result {
-            self.report.add(format!("item {key:?}"), e);
-        }
+        self.end_inode(&at);
     }
 
     async fn item(&mut self, key: &Key, value: &Value, at: &mut Gathered) -> Result<(), StoreError> {
@@ -222,15 +228,18 @@ impl Checker {
                 Some(ItemKind::Extent) => self.extent(key, value, at).await?,
                 Some(kind @ (ItemKind::Dirent | ItemKind::Readdir | ItemKind::Backref)) => {
                     match Dirent::decode(value) {
-                        Ok(d) => self.dirent(key, value, kind, &d, at).await?,
+                        Ok(d) => self.dirent(key, kind, &d, at),
                         Err(e) => self.report.add(place(), e),
                     }
                 }
                 Some(_) => {}
                 None => self.report.add(place(), "no such kind of item"),
             },
-            Some(Zone::Index) => self.index_entry(key).await?,
-            Some(Zone::Orphan) => match self.inode(Ino(key.first())).await? {
+            Some(Zone::Index) => {
+                let (seq, ino) = IndexKind::entry(key);
+                self.balance.index_entry(IndexKind::from_u8(key.first() as u8), seq, ino);
+            }
+            Some(Zone::Orphan) => match lookups::inode(&self.store, Ino(key.first())).await? {
                 Some(inode) if inode.nlink == 0 => {}
                 Some(inode) => self.report.add(place(), format!("the orphan has {} names", inode.nlink)),
                 None => self.report.add(place(), "the orphan has no inode"),
@@ -249,30 +258,6 @@ impl Checker {
             }
             Some(Zone::System) => {}
             None => self.report.add(place(), "no such zone"),
-        }
-        Ok(())
-    }
-
-    async fn inode(&self, ino: Ino) -> Result<Option<Inode>, StoreError> {
-        let value = self.one(Inode::key(ino)).await?;
-        Ok(value.and_then(|v| Inode::decode(&v).ok()))
-    }
-
-    async fn one(&self, key: Key) -> Result<Option<Value>, StoreError> {
-        Ok(self.store.get(&[key], View::Applied).await?.pop().flatten())
-    }
-
-    async fn index_entry(&mut self, key: &Key) -> Result<(), StoreError> {
-        let (seq, ino) = IndexKind::entry(key);
-        let kind = IndexKind::from_u8(key.first() as u8);
-        let seqs = self.inode(ino).await?.map(|i| (i.meta_seq, i.data_seq));
-        let ok = match (kind, seqs) {
-            (Some(IndexKind::MetaSeq), Some((meta, _))) => meta == seq,
-            (Some(IndexKind::DataSeq), Some((_, data))) => data == seq,
-            _ => false,
-        };
-        if !ok {
-            self.report.add(format!("index entry {key:?}"), format!("inode {ino} has (meta, data) {seqs:?}"));
         }
         Ok(())
     }
@@ -321,85 +306,57 @@ impl Checker {
         Ok(())
     }
 
-    async fn dirent(
-        &mut self,
-        key: &Key,
-        value: &Value,
-        kind: ItemKind,
-        d: &Dirent,
-        at: &mut Gathered,
-    ) -> Result<(), StoreError> {
+    fn dirent(&mut self, key: &Key, kind: ItemKind, d: &Dirent, at: &mut Gathered) {
         let owner = Ino(key.first());
-        let place = || format!("{kind:?} {key:?} ({:?})", String::from_utf8_lossy(&d.name));
-        match kind {
+        let (own_key, whose) = match kind {
             ItemKind::Dirent => {
                 self.report.dirents += 1;
                 at.entries += 1;
                 at.subdirs += u32::from(d.kind == FileKind::Directory);
-                if *key != Dirent::key_by_name(owner, &d.name, d.pos) {
-                    self.report.add(place(), "its key is not its name's");
-                }
-                if self.one(Dirent::key_by_pos(owner, d.pos)).await?.as_ref() != Some(value) {
-                    self.report.add(place(), "by position there is no such entry");
-                }
-                match self.inode(d.ino).await? {
-                    None => self.report.add(place(), format!("inode {} is not there", d.ino)),
-                    Some(inode) if inode.kind() != Some(d.kind) => {
-                        self.report.add(place(), format!("inode {} is of another kind", d.ino));
-                    }
-                    Some(_) => {}
-                }
-                let back = self.one(Dirent::key_backref(d.ino, owner, d.pos)).await?;
-                let back = back.and_then(|v| Dirent::decode(&v).ok());
-                if back.is_none_or(|b| b.ino != owner || b.name != d.name) {
-                    self.report.add(place(), format!("inode {} has no backref to it", d.ino));
-                }
+                (Dirent::key_by_name(owner, &d.name, d.pos), "name")
             }
-            ItemKind::Readdir => {
-                if self.one(Dirent::key_by_name(owner, &d.name, d.pos)).await?.as_ref() != Some(value) {
-                    self.report.add(place(), "by name there is no such entry");
-                }
-            }
+            ItemKind::Readdir => (Dirent::key_by_pos(owner, d.pos), "position"),
             _ => {
                 at.backrefs += 1;
-                let entry = self.one(Dirent::key_by_pos(d.ino, d.pos)).await?;
-                let entry = entry.and_then(|v| Dirent::decode(&v).ok());
-                if entry.is_none_or(|e| e.ino != owner || e.name != d.name) {
-                    self.report.add(place(), format!("directory {} has no such entry", d.ino));
-                }
+                (Dirent::key_backref(owner, d.ino, d.pos), "entry")
             }
+        };
+        if *key != own_key {
+            self.report.add(lookups::entry_place(key, kind, d), format!("its key is not its {whose}'s"));
+            return; // where it should be it is missing, and counted so
         }
-        Ok(())
+        match kind {
+            ItemKind::Dirent => self.balance.by_name(owner, d),
+            ItemKind::Readdir => self.balance.by_position(owner, d),
+            _ => self.balance.backref(owner, d),
+        }
     }
 
-    async fn end_inode(&mut self, at: &Gathered) -> Result<(), StoreError> {
+    fn end_inode(&mut self, at: &Gathered) {
         if at.items == 0 {
-            return Ok(());
+            return;
         }
-        let place = format!("inode {:?} ({})", at.ino, at.ino);
+        let place = || lookups::inode_place(at.ino);
         let Some(inode) = &at.inode else {
-            self.report.add(place, format!("{} items and no inode", at.items));
-            return Ok(());
+            self.report.add(place(), format!("{} items and no inode", at.items));
+            return;
         };
         self.report.inodes += 1;
         let expected = if inode.is_dir() { 2 + at.subdirs } else { at.backrefs };
         let orphan_dir = inode.is_dir() && inode.nlink == 0;
         if inode.nlink != expected && !orphan_dir {
-            self.report.add(place.clone(), format!("{} links, and {expected} were found", inode.nlink));
+            self.report.add(place(), format!("{} links, and {expected} were found", inode.nlink));
         }
         if inode.is_dir() && inode.size != at.entries {
-            self.report.add(place.clone(), format!("size {}, and it has {} entries", inode.size, at.entries));
+            self.report.add(place(), format!("size {}, and it has {} entries", inode.size, at.entries));
         }
         if inode.online_blocks != at.blocks {
-            self.report
-                .add(place.clone(), format!("{} blocks, and its extents have {}", inode.online_blocks, at.blocks));
+            self.report.add(place(), format!("{} blocks, and its extents have {}", inode.online_blocks, at.blocks));
         }
-        for (kind, seq) in [(IndexKind::MetaSeq, inode.meta_seq), (IndexKind::DataSeq, inode.data_seq)] {
-            if self.one(kind.key(seq, at.ino)).await?.is_none() {
-                self.report.add(place.clone(), format!("{kind:?} has no entry for it at {seq}"));
-            }
+        self.balance.named(at.ino, inode.kind(), at.backrefs);
+        for (kind, seq) in lookups::index_entries(inode) {
+            self.balance.inode_seq(kind, seq, at.ino);
         }
-        Ok(())
     }
 
     /// Bits, counts of owners and extents say the same.
