@@ -113,7 +113,9 @@ pub fn run(root: &Path, system: &str, shape: &Shape, report: &mut Report) -> Res
     synced(root, system, shape, report)?;
     let streamed = root.join("stream");
     data::streams(&streamed, system, shape.stream_bytes, report)?;
-    Ok(fs::remove_file(streamed)?)
+    fs::remove_file(streamed)?;
+    rustix::fs::sync(); // the next system is not to wait for what this one leaves (journal, discards)
+    Ok(())
 }
 
 /// create, write and fsync of small files by eight threads.

@@ -151,7 +151,8 @@ impl Turns {
     }
 }
 
-fn fill(path: &Path, bytes: u64) -> Result<()> {
+/// A file of random bytes to read from.
+pub fn fill(path: &Path, bytes: u64) -> Result<()> {
     use std::io::Write;
     let mut file = File::create(path)?;
     let mut frame = vec![0u8; 1 << 20];
@@ -162,7 +163,8 @@ fn fill(path: &Path, bytes: u64) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-fn open_direct(path: &Path) -> Result<File> {
+/// For reading past the page cache.
+pub fn open_direct(path: &Path) -> Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     std::fs::OpenOptions::new()
         .read(true)
@@ -250,7 +252,14 @@ fn messages(config: &Config, rounds: usize, recorder: &mut Recorder) -> Result<(
 }
 
 /// Random 4 KiB reads through the Device trait, `depth` in flight.
-fn reads(config: &Config, path: &Path, blocks: u64, depth: usize, count: usize, recorder: &mut Recorder) -> Result<()> {
+pub fn reads(
+    config: &Config,
+    path: &Path,
+    blocks: u64,
+    depth: usize,
+    count: usize,
+    recorder: &mut Recorder,
+) -> Result<()> {
     let spec = format!("uring:{}", path.display());
     let device = vellum_nvme::open(&spec, OpenMode { read_only: true, ..OpenMode::default() })?;
     let recorded = Rc::new(std::cell::RefCell::new(std::mem::take(recorder)));
