@@ -2,7 +2,8 @@
 //!
 //! Every request's future is polled once where the request was read; only when it waits does it become a task of its
 //! own. It is dropped when the caller is killed (see `interrupt`), so a method must keep its state consistent at every
-//! await, as against a crash. Node ids are chosen by the filesystem; 1 is the root.
+//! await, as against a crash. Node ids (`ino` and `parent` here) are chosen by the filesystem, in [`Entry::nodeid`]; 1 is the
+//! root.
 //!
 //! A default answers ENOSYS where that makes the kernel stop asking and do the right thing itself (ACCESS, FLUSH, POLL,
 //! FALLOCATE, LSEEK, COPY_FILE_RANGE, xattrs, TMPFILE, RENAME2 flags), and EOPNOTSUPP or EROFS where the request is
