@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use vellum_base::Ino;
 
-use crate::data::read_ahead::ReadAhead;
+use crate::data::read_ahead::{Budget, ReadAhead};
 use crate::error::{Result, VfsError};
 use crate::file::File;
 use crate::types::{FileHandle, OpenFlags};
@@ -22,13 +22,25 @@ pub(crate) struct Handle {
     pub read_ahead: ReadAhead,
 }
 
-#[derive(Default)]
 pub(crate) struct Handles {
     next: Cell<u64>,
     by_number: RefCell<HashMap<u64, Rc<Handle>>>,
+    read_ahead: Rc<Budget>,
 }
 
 impl Handles {
+    /// Their read-ahead has so many bytes at most, all together.
+    pub fn new(read_ahead_bytes: usize) -> Handles {
+        Handles { next: Cell::default(), by_number: RefCell::default(), read_ahead: Budget::new(read_ahead_bytes) }
+    }
+
+    /// Lets read-ahead that nobody takes go when there is no room for more.
+    pub fn make_room(&self) {
+        if self.read_ahead.wants_sweep() {
+            self.by_number.borrow().values().for_each(|handle| handle.read_ahead.leave_if_idle());
+        }
+    }
+
     /// Counts as one more opener of the file.
     pub fn add(&self, file: Rc<File>, flags: OpenFlags) -> FileHandle {
         file.opens.set(file.opens.get() + 1);
@@ -40,7 +52,7 @@ impl Handles {
             seen_error: Cell::new(file.error_seq()),
             file,
             was_read: Cell::new(false),
-            read_ahead: ReadAhead::default(),
+            read_ahead: ReadAhead::new(&self.read_ahead),
         };
         self.by_number.borrow_mut().insert(number, Rc::new(handle));
         FileHandle(number)

@@ -195,6 +195,8 @@ pub struct VfsOptions {
     pub orphan_scan: Duration,
     /// How far a sequential reader is read ahead of, in bytes; 0 turns it off. An open file keeps at most 1 MiB more.
     pub read_ahead_bytes: usize,
+    /// What all open files have of it together.
+    pub read_ahead_total: usize,
 }
 
 impl Default for VfsOptions {
@@ -206,6 +208,7 @@ impl Default for VfsOptions {
             max_frames: 8,
             orphan_scan: Duration::from_secs(10),
             read_ahead_bytes: 4 << 20,
+            read_ahead_total: 64 << 20,
         }
     }
 }

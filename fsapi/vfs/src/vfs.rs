@@ -45,7 +45,7 @@ impl Vfs {
             client: client.clone(),
             ino_locks: Rc::default(),
             files: Files::default(),
-            handles: Handles::default(),
+            handles: Handles::new(options.read_ahead_total),
             writeback: Writeback::default(),
             room: Room::default(),
             orphans: Orphans::default(),

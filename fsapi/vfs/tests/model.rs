@@ -201,6 +201,7 @@ fn options(rng: &mut Prng) -> VfsOptions {
         dirty_age: Duration::from_millis(1 + rng.below(300)),
         max_dirty_bytes: 4096 << rng.below(12),
         read_ahead_bytes: [0, 8192, 1 << 20][rng.below(3) as usize],
+        read_ahead_total: [0, 2 << 20, 64 << 20][rng.below(3) as usize],
         ..VfsOptions::default()
     }
 }

@@ -49,6 +49,7 @@ impl Vfs {
                 }
                 Found::Missing => {}
             }
+            self.handles.make_room();
             let max = self.options.read_ahead_bytes as u64;
             let ahead = handle.read_ahead.window(offset, end, max);
             let until = seen.size.min(end.max(offset.saturating_add(ahead)));

@@ -21,6 +21,60 @@ use crate::handle::Handle;
 const FIRST_WINDOW: u64 = 128 << 10;
 const MAX_WINDOW: u64 = MAX_EXTENT_BLOCKS as u64 * BLOCK_SIZE as u64;
 
+/// Reads in other files after which the windows of one that is not read count as left behind.
+const IDLE_READS: u64 = 1024;
+
+/// The memory that all files' windows share. Who finds none left reads what is asked for and no more.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    max_bytes: u64,
+    used_bytes: Cell<u64>,
+    /// Reads, over all files, and how many there had been when idle windows were last looked for.
+    reads: Cell<u64>,
+    swept: Cell<u64>,
+}
+
+impl Budget {
+    pub fn new(max_bytes: usize) -> Rc<Budget> {
+        let (used_bytes, reads, swept) = Default::default();
+        Rc::new(Budget { max_bytes: max_bytes as u64, used_bytes, reads, swept })
+    }
+
+    fn has_room_for(&self, bytes: u64) -> bool {
+        self.used_bytes.get() + bytes <= self.max_bytes
+    }
+
+    fn read(&self) -> u64 {
+        self.reads.set(self.reads.get() + 1);
+        self.reads.get()
+    }
+
+    /// True when there is no room, and it is time to take it from those that do not use it.
+    pub fn wants_sweep(&self) -> bool {
+        let due = !self.has_room_for(MAX_WINDOW) && self.reads.get() >= self.swept.get() + IDLE_READS;
+        if due {
+            self.swept.set(self.reads.get());
+        }
+        due
+    }
+}
+
+/// The part of a window, here or on its way.
+struct Share(Rc<Budget>, u64);
+
+impl Share {
+    fn new(budget: &Rc<Budget>, bytes: u64) -> Share {
+        budget.used_bytes.set(budget.used_bytes.get() + bytes);
+        Share(budget.clone(), bytes)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.0.used_bytes.set(self.0.used_bytes.get() - self.1);
+    }
+}
+
 struct Window {
     /// Offset of the first byte.
     base: u64,
@@ -28,6 +82,7 @@ struct Window {
     data: DmaSlice,
     /// Bytes that were given out: when all were, the window goes.
     taken: usize,
+    _share: Share,
 }
 
 impl Window {
@@ -44,8 +99,10 @@ pub(crate) enum Found {
     Missing,
 }
 
-#[derive(Default)]
 pub(crate) struct ReadAhead {
+    budget: Rc<Budget>,
+    /// Number of the last read, over all files.
+    last_read: Cell<u64>,
     /// Where the next read of a sequential reader begins.
     expected: Cell<u64>,
     /// The last window of a sequential reader; 0 for any other.
@@ -60,6 +117,26 @@ pub(crate) struct ReadAhead {
 }
 
 impl ReadAhead {
+    pub fn new(budget: &Rc<Budget>) -> ReadAhead {
+        ReadAhead {
+            budget: budget.clone(),
+            last_read: Cell::default(),
+            expected: Cell::default(),
+            size: Cell::default(),
+            windows: RefCell::default(),
+            coming: RefCell::default(),
+            came: Notify::default(),
+            tasks: RefCell::default(),
+        }
+    }
+
+    /// Gives up the windows when nobody has read for long.
+    pub fn leave_if_idle(&self) {
+        if self.budget.reads.get() > self.last_read.get() + IDLE_READS {
+            self.windows.borrow_mut().clear();
+        }
+    }
+
     /// The bytes `from..to`. What was found is taken from the windows.
     pub fn take(&self, from: u64, to: u64, data_version: u64) -> Found {
         let mut windows = self.windows.borrow_mut();
@@ -90,13 +167,15 @@ impl ReadAhead {
         let found = parts.into_iter().map(take).collect();
         windows.retain(|w| w.taken < w.data.len());
         self.expected.set(to);
+        self.last_read.set(self.budget.read());
         Found::Ready(found)
     }
 
     /// A reader asks for `from..to`, which no window has: the bytes to read for it from `from` on.
     pub fn window(&self, from: u64, to: u64, max: u64) -> u64 {
         let sequential = from == self.expected.get() && from > 0;
-        let largest = MAX_WINDOW.min(max);
+        self.last_read.set(self.budget.read());
+        let largest = if self.budget.has_room_for(MAX_WINDOW) { MAX_WINDOW.min(max) } else { 0 };
         let size = if sequential { (self.size.get() * 2).max(FIRST_WINDOW).max(to - from).min(largest) } else { 0 };
         self.size.set(size);
         self.expected.set(to);
@@ -109,7 +188,8 @@ impl ReadAhead {
             return;
         }
         let mut windows = self.windows.borrow_mut();
-        windows.push_back(Window { base, data_version, data, taken });
+        let share = Share::new(&self.budget, data.len() as u64);
+        windows.push_back(Window { base, data_version, data, taken, _share: share });
         // Those of a reader that has gone elsewhere.
         let bytes = |windows: &VecDeque<Window>| windows.iter().map(|w| w.data.len() as u64).sum::<u64>();
         while windows.len() > 1 && bytes(&windows) > max + MAX_WINDOW {
@@ -128,7 +208,7 @@ impl ReadAhead {
         let (last, ahead) = (self.size.get(), reach - expected);
         let next = (last * 2).min(MAX_WINDOW).min(max);
         let room = if last < MAX_WINDOW.min(max) { coming.is_empty() && ahead <= last } else { ahead + next <= max };
-        if last == 0 || !room || reach >= size {
+        if last == 0 || !room || reach >= size || !self.budget.has_room_for(next) {
             return None;
         }
         self.size.set(next);
@@ -160,12 +240,14 @@ impl ReadAhead {
 pub(crate) struct Coming {
     handle: Rc<Handle>,
     range: (u64, u64),
+    _share: Share,
 }
 
 impl Coming {
     pub fn new(handle: &Rc<Handle>, from: u64, until: u64) -> Coming {
-        handle.read_ahead.coming.borrow_mut().push((from, until));
-        Coming { handle: handle.clone(), range: (from, until) }
+        let ra = &handle.read_ahead;
+        ra.coming.borrow_mut().push((from, until));
+        Coming { handle: handle.clone(), range: (from, until), _share: Share::new(&ra.budget, until - from) }
     }
 }
 
@@ -200,7 +282,7 @@ mod tests {
 
     #[test]
     fn only_sequential_readers_get_growing_windows() {
-        let ra = ReadAhead::default();
+        let ra = ReadAhead::new(&Budget::new(64 << 20));
         assert_eq!(ra.window(0, 100, MAX), 100, "a first read may be the only one");
         assert_eq!(ra.window(100, 200, MAX), FIRST_WINDOW);
         ra.add(100, 1, zeros(200), 100, MAX);
@@ -218,7 +300,7 @@ mod tests {
 
     #[test]
     fn windows_grow_one_at_a_time_and_then_fill_the_bound() {
-        let ra = ReadAhead::default();
+        let ra = ReadAhead::new(&Budget::new(64 << 20));
         ra.window(0, 100, MAX);
         let mut reach = 100 + ra.window(100, 200, MAX);
         ra.coming.borrow_mut().push((100, reach));
@@ -249,7 +331,7 @@ mod tests {
 
     #[test]
     fn a_read_takes_from_several_windows_and_waits_for_those_that_come() {
-        let ra = ReadAhead::default();
+        let ra = ReadAhead::new(&Budget::new(64 << 20));
         ra.add(2000, 1, zeros(1000), 0, MAX);
         ra.coming.borrow_mut().push((1000, 2000));
         assert!(matches!(ra.take(500, 2500, 1), Found::Missing));
@@ -263,12 +345,38 @@ mod tests {
 
     #[test]
     fn windows_that_nobody_comes_for_go() {
-        let ra = ReadAhead::default();
+        let ra = ReadAhead::new(&Budget::new(64 << 20));
         for i in 0..10 {
             ra.add(i << 30, 1, zeros(1 << 20), 0, 2 << 20);
         }
         let bytes: usize = ra.windows.borrow().iter().map(|w| w.data.len()).sum();
         assert_eq!(bytes, 3 << 20);
         assert_eq!(taken(&ra, 9 << 30, (9 << 30) + 1, 1), Some(vec![1]));
+    }
+
+    #[test]
+    fn all_files_share_one_budget_and_idle_ones_leave_it() {
+        let budget = Budget::new(3 << 20);
+        let (left, reader) = (ReadAhead::new(&budget), ReadAhead::new(&budget));
+        for i in 0..3 {
+            left.add(i << 20, 1, zeros(1 << 20), 0, MAX);
+        }
+        reader.window(0, 100, MAX);
+        assert_eq!(reader.window(100, 200, MAX), 100, "no room for a window");
+        assert_eq!(reader.next(u64::MAX, MAX), None);
+        let mut at = 200;
+        while !budget.wants_sweep() {
+            left.leave_if_idle();
+            assert_eq!(reader.window(at, at + 100, MAX), 100);
+            at += 100;
+        }
+        for ra in [&left, &reader] {
+            ra.leave_if_idle();
+        }
+        assert_eq!(budget.used_bytes.get(), 3 << 20, "just as many reads ago it was used");
+        reader.window(at, at + 100, MAX);
+        left.leave_if_idle();
+        assert_eq!(budget.used_bytes.get(), 0);
+        assert_eq!(reader.window(at + 100, at + 200, MAX), FIRST_WINDOW);
     }
 }
