@@ -66,6 +66,11 @@ fn a_manifest_that_contradicts_itself_is_refused() {
         ("chunk 4294967295", run(&[], &[u32::MAX])),
         ("chunk 20", run(&[], &[20])), // a free one
         ("segment 9", ManifestEdit::SegmentAdd { shard: ShardId(0), level: 1, meta }),
+        // Found by fuzzing, too: a bucket of no shard kept whoever asked for its items waiting for ever.
+        (
+            "bucket 7",
+            ManifestEdit::Shard { id: ShardId(999), first_bucket: 7, last_bucket: 7, flushed_through: Epoch(0) },
+        ),
     ] {
         let image = forged(&[edit]);
         let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));

@@ -151,9 +151,13 @@ impl Store {
     }
 
     async fn bad_blocks_once(&self, blocks: BlockRange, checksums: &[u32]) -> Vec<(u32, String)> {
+        let and_the_rest = |detail: String| vec![(0, format!("and the {} after it: {detail}", blocks.len_blocks - 1))];
+        if blocks.end().is_none() {
+            return and_the_rest("beyond all addresses".to_owned()); // a damaged extent may say anything
+        }
         let data = match self.queue.read(blocks.start.bytes(), DmaBuf::new(blocks.len_bytes())).await {
             Ok(data) => data,
-            Err(e) => return vec![(0, format!("and the {} after it: {e}", blocks.len_blocks - 1))],
+            Err(e) => return and_the_rest(e.to_string()),
         };
         let found = data.chunks(BLOCK_SIZE).map(crc32c).zip(checksums).enumerate();
         let bad = found.filter(|(_, (found, expected))| found != *expected);
