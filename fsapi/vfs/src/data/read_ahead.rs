@@ -19,8 +19,8 @@ use crate::handle::Handle;
 
 /// First window of a sequential reader; each next one is twice as large.
 const FIRST_WINDOW: u64 = 128 << 10;
+/// What one frame from the engine carries.
 const MAX_WINDOW: u64 = MAX_EXTENT_BLOCKS as u64 * BLOCK_SIZE as u64;
-
 /// Reads in other files after which the windows of one that is not read count as left behind.
 const IDLE_READS: u64 = 1024;
 
@@ -36,8 +36,8 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub fn new(max_bytes: usize) -> Rc<Budget> {
-        let (used_bytes, reads, swept) = Default::default();
-        Rc::new(Budget { max_bytes: max_bytes as u64, used_bytes, reads, swept })
+        let max_bytes = max_bytes as u64;
+        Rc::new(Budget { max_bytes, used_bytes: Cell::default(), reads: Cell::default(), swept: Cell::default() })
     }
 
     fn has_room_for(&self, bytes: u64) -> bool {
@@ -203,8 +203,12 @@ impl ReadAhead {
         let expected = self.expected.get();
         let windows = self.windows.borrow();
         let coming = self.coming.borrow();
-        let ends = windows.iter().map(Window::end).chain(coming.iter().map(|(_, until)| *until));
-        let reach = ends.fold(expected, u64::max);
+        // Without a gap from where the reader is: others are of a place that it has left.
+        let ranges = || windows.iter().map(|w| (w.base, w.end())).chain(coming.iter().copied());
+        let mut reach = expected;
+        while let Some((_, until)) = ranges().find(|(base, until)| *base <= reach && reach < *until) {
+            reach = until;
+        }
         let (last, ahead) = (self.size.get(), reach - expected);
         let next = (last * 2).min(MAX_WINDOW).min(max);
         let room = if last < MAX_WINDOW.min(max) { coming.is_empty() && ahead <= last } else { ahead + next <= max };
@@ -341,6 +345,16 @@ mod tests {
         assert_eq!(taken(&ra, 1500, 2500, 1), Some(vec![500, 500]));
         assert_eq!(taken(&ra, 1000, 1500, 1), Some(vec![500]), "a request that was overtaken");
         assert_eq!(taken(&ra, 1000, 1500, 1), None);
+    }
+
+    #[test]
+    fn windows_of_another_place_are_not_ahead_of_the_reader() {
+        let ra = ReadAhead::new(&Budget::new(64 << 20));
+        ra.add(100 << 20, 1, zeros(4 << 20), 0, MAX);
+        ra.window(0, 100, MAX);
+        let reach = 100 + ra.window(100, 200, MAX);
+        ra.add(100, 1, zeros(reach - 100), 100, MAX);
+        assert_eq!(ra.next(u64::MAX, MAX), Some((reach, reach + 2 * FIRST_WINDOW)));
     }
 
     #[test]
