@@ -63,8 +63,8 @@ pub type IoDone = (Result<(), DeviceError>, Option<DmaBuf>);
 
 /// Operations of one reactor on one device. Not shared between threads.
 ///
-/// Operations start at the next `process_completions`, all with one system call or doorbell; a reactor therefore polls
-/// once more after its tasks ran and before it sleeps.
+/// Operations start at the next `process_completions` at the latest, all with one system call or doorbell; a reactor therefore
+/// polls once more after its tasks ran and before it sleeps.
 pub trait Queue {
     fn geometry(&self) -> &Geometry;
 
@@ -89,7 +89,8 @@ pub trait Queue {
     fn process_completions(&self) -> usize;
 
     /// Readable (for poll, epoll or another ring) as soon as `process_completions` has something to reap.
-    /// `None` for queues that complete only by being polled.
+    /// `None` for queues that complete only by being polled, and for those on the ring that the reactor itself sleeps on
+    /// ([`vellum_uring::current`]).
     fn wake_fd(&self) -> Option<RawFd>;
 
     /// Submitted and not yet answered.

@@ -148,7 +148,7 @@ pub struct FdWatch {
 impl Drop for FdWatch {
     fn drop(&mut self) {
         if let (Some(op), Some(driver)) = (self.watch.armed.get(), &self.native) {
-            driver.ring.cancel(op);
+            driver.ops.cancel(op);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Regular files and block devices through io_uring.
 //!
-//! Direct IO, one ring per queue (a ring has one issuer, so nothing is shared between reactors), the file registered with
-//! the ring. Decisions:
+//! Direct IO through the ring that the thread's reactor sleeps on, or through one of the queue's own where there is none; the file
+//! registered with the ring. Decisions:
 //! - buffers are not registered: `DmaBuf` memory is not one arena, and registering each buffer for one IO costs more than
 //!   the page pinning that it saves. An arena in `base` would change that;
 //! - every queue opens its own file description: Linux reports a lost write once per description, so a flush of one
@@ -13,9 +13,9 @@ mod file;
 pub mod fill;
 mod lock;
 mod queue;
-mod ring;
 #[cfg(test)]
 mod tests;
+mod transfer;
 
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
@@ -46,7 +46,7 @@ pub struct UringDevice {
 impl UringDevice {
     pub fn open(path: &str, mode: OpenMode) -> Result<UringDevice, DeviceError> {
         let mut file = OpenFile::open(path, mode)?;
-        let polled = file.direct && file.queue_has_polling() && ring::can_poll(file.file.as_raw_fd());
+        let polled = file.direct && file.queue_has_polling() && transfer::can_poll(file.file.as_raw_fd());
         if polled {
             file.geometry.name.push_str(" (polled)");
         }

@@ -1,4 +1,9 @@
-//! A queue over one ring (and a polled one where the device has polling): what to do with each answer of the kernel.
+//! A queue over a lane of the reactor's ring, or over a ring of its own (and a polled one where the device has polling): what
+//! to do with each answer of the kernel.
+//!
+//! Invariant: while an operation's entry may be known to the kernel, the operation (and with it the memory it points to) is in its
+//! tracker. A dropped queue waits for the kernel; if the kernel does not answer, the trackers are leaked rather than memory freed
+//! under a running transfer.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::VecDeque;
@@ -6,11 +11,13 @@ use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use vellum_base::DmaBuf;
+use vellum_uring::{Answer, Kind, current};
 
 use super::Shared;
-use super::ring::{DiscardBy, Ring, Transfer};
+use super::transfer::{DiscardBy, Transfer, Way};
 use crate::tracker::{Operation, Trackers, Tracking};
 use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 
@@ -18,23 +25,28 @@ use crate::{DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 const MAX_DEPTH: u32 = 4096;
 /// How often an operation is given again after "try again" or a transfer in parts, before that is its error.
 const MAX_TRIES: u32 = 1000;
+/// How long a dropped queue waits for the kernel before it leaks what is in flight.
+const DROP_WAIT: Duration = Duration::from_secs(10);
 
 pub(super) struct UringQueue {
     inner: RefCell<Inner>,
     /// Kept for its capacity between polls.
     wakers: RefCell<Vec<Waker>>,
-    wake_fd: RawFd,
+    /// Of a ring of its own.
+    wake_fd: Option<RawFd>,
     shared: Arc<Shared>,
 }
 
 struct Inner {
-    trackers: Trackers<Option<Transfer>>,
-    /// Slots whose transfer is to be started, or started again.
+    trackers: Trackers<Transfer>,
+    /// Slots whose transfer is to be started as soon as there is room.
     waiting: VecDeque<u32>,
-    main: Ring,
-    polled: Option<Ring>,
+    main: Way,
+    polled: Option<Way>,
+    /// Scratch of [`Inner::take_answers`].
+    answers: Vec<Answer>,
     discard_by: DiscardBy,
-    /// After the rings: closed only when they are gone.
+    /// Closed after the lanes are drained.
     _file: File,
 }
 
@@ -51,15 +63,23 @@ impl UringQueue {
             .file
             .reopen(shared.read_only)
             .map_err(|err| DeviceError::open(&shared.file.path, "open a queue on", &err))?;
-        let main = Ring::new(depth, file.as_raw_fd(), false)?;
-        let polled = if shared.polled { Ring::new(depth, file.as_raw_fd(), true).ok() } else { None };
+        let shares = current().and_then(|ring| Way::new(&ring, depth, file.as_raw_fd()).ok());
+        let (main, wake_fd) = match shares {
+            Some(way) => (way, None),
+            None => {
+                let way = Way::alone(Kind::Watched, depth, file.as_raw_fd())?;
+                let wake_fd = way.lane.ring().wake_fd();
+                (way, Some(wake_fd))
+            }
+        };
+        let polled = if shared.polled { Way::alone(Kind::Polled, depth, file.as_raw_fd()).ok() } else { None };
         let discard_by = if shared.file.block_device { DiscardBy::Command } else { DiscardBy::Punch };
-        let wake_fd = main.wake_fd();
         let inner = Inner {
             trackers: Trackers::new(depth),
             waiting: VecDeque::with_capacity(depth as usize),
             main,
             polled,
+            answers: Vec::new(),
             discard_by,
             _file: file,
         };
@@ -73,102 +93,127 @@ impl Inner {
         let mut refused = 0;
         while let Some(&slot) = self.waiting.front() {
             if let Err(failed) = shared.health.check() {
-                self.waiting.pop_front();
                 self.finish(slot, Err(failed));
                 refused += 1;
-                continue;
-            }
-            let Some(place) = self.trackers.op(slot) else {
-                self.waiting.pop_front();
-                continue;
-            };
-            // Polling is for plain transfers: a flush, also that within a FUA write, is no polled operation.
-            let pollable = place
-                .as_ref()
-                .is_some_and(|t| !t.unpolled && matches!(t.op, IoOp::Read { .. } | IoOp::Write { fua: false, .. }));
-            let ring = match &mut self.polled {
-                Some(polled) if pollable => polled,
-                _ => &mut self.main,
-            };
-            if !ring.has_room() {
+            } else if !self.start(slot) {
                 break;
             }
             self.waiting.pop_front();
-            if let Some(mut transfer) = place.take() {
-                transfer.discard_by = self.discard_by;
-                ring.start(slot, transfer);
-            }
         }
         refused
+    }
+
+    /// False when there is no room.
+    #[allow(unsafe_code)]
+    #[inline]
+    fn start(&mut self, slot: u32) -> bool {
+        let Some(transfer) = self.trackers.op(slot) else { return true };
+        // Polling is for plain transfers: a flush, also that within a FUA write, is no polled operation.
+        let pollable = !transfer.unpolled && matches!(transfer.op, IoOp::Read { .. } | IoOp::Write { fua: false, .. });
+        let way = match &self.polled {
+            Some(polled) if pollable => polled,
+            _ => &self.main,
+        };
+        let has_room = way.has_room();
+        if has_room {
+            transfer.discard_by = self.discard_by;
+            // SAFETY: the transfer's memory does not move with its tracker, which keeps it until `answered`; and dropping drains.
+            unsafe { way.start(slot, transfer) };
+        }
+        has_room
     }
 
     fn finish(&mut self, slot: u32, result: Result<(), DeviceError>) {
         self.trackers.finish(slot, |_| result);
     }
 
-    fn answered(&mut self, slot: u32, mut transfer: Transfer, result: i32, from_polled: bool, shared: &Shared) {
+    /// Judges what the kernel has answered, on the polled ring or on the other; returns how much that was.
+    fn take_answers(&mut self, polled: bool, shared: &Shared) -> usize {
+        let Some(way) = (if polled { self.polled.as_ref() } else { Some(&self.main) }) else { return 0 };
+        if let Err(err) = way.lane.look() {
+            shared.health.fail(format!("io_uring_enter for {}: {err}", shared.file.path));
+        }
+        let mut answers = std::mem::take(&mut self.answers);
+        way.lane.take(&mut answers);
+        let count = answers.len();
+        for answer in answers.drain(..) {
+            self.answered(answer.key as u32, answer.result, polled, shared);
+        }
+        self.answers = answers;
+        count
+    }
+
+    fn answered(&mut self, slot: u32, result: i32, from_polled: bool, shared: &Shared) {
+        let Some(transfer) = self.trackers.op(slot) else { return };
         let next = match shared.health.check() {
             Err(failed) => Next::Done(Err(failed)),
             Ok(()) if from_polled && result == -libc::EOPNOTSUPP => {
                 transfer.unpolled = true;
                 Next::Again
             }
-            Ok(()) => self.judge(&mut transfer, result, shared),
+            Ok(()) => judge(transfer, &mut self.discard_by, result, shared),
         };
-        if let Some(place) = self.trackers.op(slot) {
-            *place = Some(transfer);
-        }
         match next {
             Next::Done(result) => self.finish(slot, result),
             Next::Again => self.waiting.push_back(slot),
         }
     }
+}
 
-    fn judge(&mut self, transfer: &mut Transfer, result: i32, shared: &Shared) -> Next {
-        let errno = -result;
-        if matches!(errno, libc::EAGAIN | libc::EINTR) && transfer.tries < MAX_TRIES && !flushes(&transfer.op, shared) {
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let mut ways = self.polled.iter().chain([&self.main]);
+        if !ways.all(|way| way.lane.drain(DROP_WAIT)) {
+            tracing::error!("the kernel did not answer; the memory of its transfers is leaked");
+            #[allow(clippy::mem_forget)] // the only safe end: the kernel may still write there
+            std::mem::forget(std::mem::replace(&mut self.trackers, Trackers::new(1)));
+        }
+    }
+}
+
+fn judge(transfer: &mut Transfer, discard_by: &mut DiscardBy, result: i32, shared: &Shared) -> Next {
+    let errno = -result;
+    if matches!(errno, libc::EAGAIN | libc::EINTR) && transfer.tries < MAX_TRIES && !flushes(&transfer.op, shared) {
+        transfer.tries += 1;
+        return Next::Again;
+    }
+    match &transfer.op {
+        op if result < 0 && flushes(op, shared) => {
+            let reason = format!("{} of {}: {}", op.name(), shared.file.path, std::io::Error::from_raw_os_error(errno));
+            Next::Done(Err(shared.health.fail(reason)))
+        }
+        IoOp::Flush => Next::Done(Ok(())),
+        IoOp::Discard { .. } => judge_discard(transfer, discard_by, result),
+        op if result < 0 => Next::Done(Err(op.error(errno))),
+        op => {
+            transfer.done_bytes += result as usize;
             transfer.tries += 1;
-            return Next::Again;
-        }
-        match &transfer.op {
-            op if result < 0 && flushes(op, shared) => {
-                let reason =
-                    format!("{} of {}: {}", op.name(), shared.file.path, std::io::Error::from_raw_os_error(errno));
-                Next::Done(Err(shared.health.fail(reason)))
+            let (at_bytes, len_bytes) = op.extent();
+            let done_bytes = transfer.done_bytes as u64;
+            if done_bytes == len_bytes {
+                return Next::Done(Ok(()));
             }
-            IoOp::Flush => Next::Done(Ok(())),
-            IoOp::Discard { .. } => self.judge_discard(transfer, result),
-            op if result < 0 => Next::Done(Err(op.error(errno))),
-            op => {
-                transfer.done_bytes += result as usize;
-                transfer.tries += 1;
-                let (at_bytes, len_bytes) = op.extent();
-                let done_bytes = transfer.done_bytes as u64;
-                if done_bytes == len_bytes {
-                    return Next::Done(Ok(()));
-                }
-                // Direct IO cannot go on within a sector, and no progress would go on for ever.
-                let resumable = done_bytes.is_multiple_of(u64::from(shared.file.geometry.lba_bytes));
-                if result == 0 || !resumable || transfer.tries > MAX_TRIES {
-                    return Next::Done(Err(DeviceError::Short { op: op.name(), at_bytes, len_bytes, done_bytes }));
-                }
-                Next::Again
+            // Direct IO cannot go on within a sector, and no progress would go on for ever.
+            let resumable = done_bytes.is_multiple_of(u64::from(shared.file.geometry.lba_bytes));
+            if result == 0 || !resumable || transfer.tries > MAX_TRIES {
+                return Next::Done(Err(DeviceError::Short { op: op.name(), at_bytes, len_bytes, done_bytes }));
             }
+            Next::Again
         }
     }
+}
 
-    fn judge_discard(&mut self, transfer: &mut Transfer, result: i32) -> Next {
-        if result >= 0 {
-            return Next::Done(Ok(()));
-        }
-        let unsupported = matches!(-result, libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS);
-        match (transfer.discard_by, unsupported) {
-            (DiscardBy::Command, true) => self.discard_by = DiscardBy::Punch,
-            (DiscardBy::Punch, true) => self.discard_by = DiscardBy::Nothing,
-            _ => return Next::Done(Err(transfer.op.error(-result))),
-        }
-        Next::Again
+fn judge_discard(transfer: &Transfer, discard_by: &mut DiscardBy, result: i32) -> Next {
+    if result >= 0 {
+        return Next::Done(Ok(()));
     }
+    let unsupported = matches!(-result, libc::EOPNOTSUPP | libc::EINVAL | libc::ENOTTY | libc::ENOSYS);
+    match (transfer.discard_by, unsupported) {
+        (DiscardBy::Command, true) => *discard_by = DiscardBy::Punch,
+        (DiscardBy::Punch, true) => *discard_by = DiscardBy::Nothing,
+        _ => return Next::Done(Err(transfer.op.error(-result))),
+    }
+    Next::Again
 }
 
 /// Operations whose failure says that *earlier* writes may be lost too. A FUA write through the page cache is one: the
@@ -181,15 +226,15 @@ fn flushes(op: &IoOp, shared: &Shared) -> bool {
     }
 }
 
-/// `None` while the ring has it.
-impl Operation for Option<Transfer> {
+impl Operation for Transfer {
+    #[inline]
     fn take_buf(&mut self) -> Option<DmaBuf> {
-        self.as_mut().and_then(|transfer| transfer.op.take_buf())
+        self.op.take_buf()
     }
 }
 
-impl Tracking<Option<Transfer>> for UringQueue {
-    fn trackers(&self) -> RefMut<'_, Trackers<Option<Transfer>>> {
+impl Tracking<Transfer> for UringQueue {
+    fn trackers(&self) -> RefMut<'_, Trackers<Transfer>> {
         RefMut::map(self.inner.borrow_mut(), |inner| &mut inner.trackers)
     }
 
@@ -220,10 +265,10 @@ impl Queue for UringQueue {
         let is_nothing = op.extent().1 == 0 && !matches!(op, IoOp::Flush);
         let transfer = Transfer::new(op, inner.discard_by);
         if checked.is_err() || is_nothing {
-            return inner.trackers.start_done(Some(transfer), checked);
+            return inner.trackers.start_done(transfer, checked);
         }
-        let (ticket, accepted) = inner.trackers.start(Some(transfer));
-        if accepted {
+        let (ticket, accepted) = inner.trackers.start(transfer);
+        if accepted && !(inner.waiting.is_empty() && inner.start(ticket.slot)) {
             inner.waiting.push_back(ticket.slot);
         }
         ticket
@@ -242,28 +287,18 @@ impl Queue for UringQueue {
         let inner = &mut *borrowed;
         let shared = &*self.shared;
         let mut events = inner.start_waiting(shared);
-        let entered = inner.main.enter().and_then(|()| inner.polled.as_mut().map_or(Ok(()), Ring::enter));
-        if let Err(err) = entered {
-            shared.health.fail(format!("io_uring_enter for {}: {err}", shared.file.path));
-        }
-        while let Some((slot, transfer, result)) = inner.main.reap() {
-            events += 1;
-            inner.answered(slot, transfer, result, false, shared);
-        }
-        while let Some((slot, transfer, result)) = inner.polled.as_mut().and_then(Ring::reap) {
-            events += 1;
-            inner.answered(slot, transfer, result, true, shared);
-        }
-        let unannounced =
-            inner.main.has_unsubmitted() || inner.polled.as_ref().is_some_and(|ring| ring.at_kernel() > 0);
-        let events = events.max(usize::from(unannounced));
+        events += inner.take_answers(false, shared) + inner.take_answers(true, shared);
+        // A reactor's own ring is submitted by the reactor.
+        let unsubmitted = self.wake_fd.is_some() && inner.main.lane.ring().has_unsubmitted();
+        let unannounced = unsubmitted || inner.polled.as_ref().is_some_and(|way| way.lane.in_flight() > 0);
+        events = events.max(usize::from(unannounced));
         drop(borrowed);
         self.wake_waiters();
         events
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        Some(self.wake_fd)
+        self.wake_fd
     }
 
     fn in_flight(&self) -> usize {
@@ -295,11 +330,12 @@ mod tests {
     /// Pretends that the kernel answered `result` to `op`; gives its future.
     fn answer(queue: &Rc<UringQueue>, op: IoOp, result: i32) -> crate::IoFuture {
         let queue_dyn: Rc<dyn Queue> = queue.clone();
+        queue.inner.borrow_mut().waiting.push_back(u32::MAX); // of nobody: what comes now waits behind it
         let future = queue_dyn.start(op);
         let mut inner = queue.inner.borrow_mut();
         let slot = inner.waiting.pop_back().unwrap();
-        let transfer = inner.trackers.op(slot).unwrap().take().unwrap();
-        inner.answered(slot, transfer, result, false, &queue.shared);
+        inner.waiting.clear();
+        inner.answered(slot, result, false, &queue.shared);
         future
     }
 

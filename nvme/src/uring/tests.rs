@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::Command;
+use std::rc::Rc;
 
 use tempfile::TempDir;
 use vellum_base::DmaBuf;
@@ -126,6 +127,49 @@ fn another_ring_can_sleep_on_the_wake_descriptor() {
             turns += q.process_completions();
         }
         assert!(turns > 0);
+    }
+}
+
+/// What a reactor does for the queues on its ring.
+fn turn(ring: &vellum_uring::Ring, queue: &Rc<dyn Queue>) {
+    ring.reap();
+    if queue.process_completions() == 0 {
+        ring.wait(Some(std::time::Duration::from_secs(10))).unwrap();
+    }
+}
+
+#[test]
+fn queues_on_a_reactors_ring_are_submitted_and_woken_by_its_sleep() {
+    let Some((_dir, path)) = disk_file(8 << 20) else { return };
+    let Ok(ring) = vellum_uring::Ring::new(4, vellum_uring::Kind::Waited).map(Rc::new) else { return };
+    let device = open(&path, EXCLUSIVE).unwrap();
+    let installed = vellum_uring::install(&ring);
+    let (a, b) = (device.open_queue(8).unwrap(), device.open_queue(2).unwrap());
+    drop(installed);
+    assert_eq!((a.wake_fd(), b.wake_fd()), (None, None), "there is no other ring to watch");
+    // More than the ring has entries for, and than the queue may have at the kernel.
+    for i in 0..40u64 {
+        drop(a.write(i << 12, filled(i as u8, 4096).freeze(), false));
+    }
+    while a.in_flight() > 0 {
+        turn(&ring, &a);
+    }
+    // What one queue left at the kernel does not disturb the other, and its end waits for it.
+    drop(a.read(0, DmaBuf::new(1 << 20)));
+    let mut read = Box::pin(b.read(39 << 12, DmaBuf::new(4096)));
+    drop(a);
+    let back = loop {
+        match std::future::Future::poll(read.as_mut(), &mut std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(done) => break done.unwrap(),
+            std::task::Poll::Pending => turn(&ring, &b),
+        }
+    };
+    assert_eq!(back[..], [39; 4096]);
+    drop((read, b, device));
+    let start = std::time::Instant::now();
+    while open(&path, EXCLUSIVE).is_err() {
+        assert!(start.elapsed().as_secs() < 10, "the ring keeps a file of queues that are gone");
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
@@ -263,7 +307,7 @@ fn a_queue_dropped_with_operations_in_flight_waits_for_the_kernel() {
 fn polled_completions_are_probed_for_and_not_insisted_on() {
     let Some((_dir, path)) = disk_file(1 << 20) else { return };
     let device = UringDevice::open(&path, SHARED).unwrap();
-    let works = ring::can_poll(device.shared.file.file.as_raw_fd());
+    let works = transfer::can_poll(device.shared.file.file.as_raw_fd());
     eprintln!("polled reads of {path}: {works}; used: {}", device.shared.polled);
     // Forced: what the polled ring refuses goes through the plain one.
     let mut shared = Arc::into_inner(device.shared).unwrap();

@@ -8,8 +8,9 @@ use std::process::Command;
 /// bench may ship `vellum-sim`).
 const ALLOWED: &[(&str, &[&str])] = &[
     ("vellum-base", &[]),
-    ("vellum-rt", &["vellum-base"]),
-    ("vellum-nvme", &["vellum-base"]),
+    ("vellum-uring", &[]),
+    ("vellum-rt", &["vellum-base", "vellum-uring"]),
+    ("vellum-nvme", &["vellum-base", "vellum-uring"]),
     ("vellum-format", &["vellum-base"]),
     ("vellum-wire", &["vellum-base"]),
     ("vellum-proto", &["vellum-base", "vellum-format", "vellum-wire"]),

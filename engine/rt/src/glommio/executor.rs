@@ -4,9 +4,9 @@ use std::io;
 use std::time::Duration;
 
 use ::glommio::{CpuSet, LocalExecutor, LocalExecutorBuilder, Placement};
-use io_uring::IoUring;
 use rustix::process::{Resource, getrlimit};
 use rustix::thread::sched_getaffinity;
+use vellum_uring::{Kind, Ring};
 
 use crate::native::{Config, PollMode};
 
@@ -40,12 +40,9 @@ fn placement() -> io::Result<Placement> {
 }
 
 fn check_kernel() -> io::Result<()> {
-    let ring = IoUring::new(2)
-        .map_err(|e| io::Error::new(e.kind(), format!("the kernel gives no io_uring, which glommio needs: {e}")))?;
-    if !ring.params().is_feature_ext_arg() {
-        return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old (5.11 needed)"));
-    }
-    Ok(())
+    Ring::new(2, Kind::Watched)
+        .map(drop)
+        .map_err(|e| io::Error::new(e.kind(), format!("the kernel gives no io_uring, which glommio needs: {e}")))
 }
 
 fn check_locked_memory() -> io::Result<()> {

@@ -12,9 +12,10 @@ use std::time::Duration;
 use rustix::event::{EventfdFlags, PollFlags, eventfd};
 use rustix::io::Errno;
 use vellum_base::prng::Prng;
+use vellum_uring::{Kind, Lane, Ring};
 
 use super::config::Config;
-use super::ring::Ring;
+use super::ops::Ops;
 use crate::kernel::{clock, unpredictable};
 use crate::wake::Doorbell;
 
@@ -24,7 +25,9 @@ const SPINNERS: usize = 4;
 const SPIN: Duration = Duration::from_micros(20);
 
 pub(crate) struct Driver {
+    /// What the reactor sleeps on; queues of devices have lanes of it too.
     pub ring: Rc<Ring>,
+    pub ops: Rc<Ops>,
     prng: RefCell<Prng>,
     /// Tasks that try their descriptor again in the next turn.
     spinners: RefCell<Vec<Waker>>,
@@ -34,9 +37,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     pub fn new(config: &Config, doorbell: Arc<OwnedFd>) -> io::Result<Driver> {
-        let ring = Rc::new(Ring::new(config.ring_entries, doorbell)?);
+        let ring = Rc::new(Ring::new(config.ring_entries, Kind::Waited)?);
+        let ops = Rc::new(Ops::new(Lane::new(&ring)?, doorbell));
         Ok(Driver {
             ring,
+            ops,
             prng: RefCell::new(unpredictable()),
             spinners: RefCell::default(),
             spins_ended: Cell::new(0),
@@ -115,7 +120,7 @@ impl Driver {
     }
 
     async fn poll(&self, file: &Rc<OwnedFd>, events: PollFlags) -> io::Result<()> {
-        let result = self.ring.poll(file, events.bits() as i16).await.result;
+        let result = self.ops.poll(file, events.bits() as i16).await.result;
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
 }

@@ -1,7 +1,7 @@
 //! The native world: one reactor per thread, each on one io_uring (or, with the feature `glommio`, on one executor of
 //! glommio's: [`Executor`]).
 //!
-//! - [`ring`]: the ring and every operation in flight (unsafe code);
+//! - [`ops`]: every operation in flight of the reactor's tasks in its ring (unsafe code);
 //! - [`run`]: the reactor's loop, and when it sleeps;
 //! - [`awake`]: what keeps idle cores from halting meanwhile;
 //! - [`threads`]: reactors on threads and cores;
@@ -10,8 +10,8 @@
 mod awake;
 mod config;
 mod driver;
+mod ops;
 mod patience;
-mod ring;
 mod run;
 mod socket;
 mod threads;
@@ -20,5 +20,5 @@ pub use config::{Config, Executor, PollMode};
 pub use threads::{ReactorThread, Reactors, block_on, block_on_with, spawn_thread, spawn_thread_with, start};
 
 pub(crate) use driver::Driver;
-pub(crate) use ring::OpId;
+pub(crate) use ops::OpId;
 pub(crate) use socket::Socket;

@@ -1,7 +1,7 @@
 //! The native reactor's loop, and when it sleeps.
 //!
-//! A turn: remote wakes, completions, timers, pollers, tasks, one submission for all that they started. A turn that
-//! found nothing spins on for a short while (none at all while spinning has been in vain), and gives the core to whoever
+//! A turn: remote wakes, completions, timers, pollers, tasks, one submission for all that they started (with the sleep, when
+//! that follows at once). A turn that found nothing spins on for a short while (none at all while spinning has been in vain), and gives the core to whoever
 //! wants it; then the reactor sleeps in the kernel until a completion, the doorbell, a watched fd or the next timer. It has
 //! no tick of its own.
 //!
@@ -42,15 +42,22 @@ impl Loop {
     /// Turns until `main`, called after the tasks of each turn, has a result. The reactor must be installed.
     pub fn run_until<T>(&self, mut main: impl FnMut() -> Option<T>) -> io::Result<T> {
         let mut last_work = clock();
+        let ring = &self.driver.ring;
         loop {
             let now = clock();
             let mut output = None;
-            let (progress, now) = self.turn(now, || output = main());
-            self.driver.ring.flush()?;
+            let (progress, now) = self.turn(now, || output = main())?;
             if let Some(output) = output {
+                ring.enter()?;
                 return Ok(output);
             }
             if progress > 0 || self.reactor.tasks.ready_len() > 0 {
+                // Where the next turn is the last before a sleep, unless it finds work, the sleep submits.
+                let sleeps_next = !ring.is_held_back() && self.may_sleep(now, now);
+                ring.hold_back(sleeps_next);
+                if !sleeps_next {
+                    ring.enter()?;
+                }
                 last_work = now;
                 self.awake.worked(now);
                 continue;
@@ -61,18 +68,26 @@ impl Loop {
                 let woken = clock();
                 self.patience.learn(woken - last_work);
                 last_work = woken;
+            } else {
+                ring.enter()?;
             }
+            ring.hold_back(false);
         }
     }
 
     /// One turn; returns what it got done (a task that spun in vain is nothing), and the present.
-    fn turn(&self, now: Instant, main: impl FnOnce()) -> (usize, Instant) {
-        let reactor = &self.reactor;
+    fn turn(&self, now: Instant, main: impl FnOnce()) -> io::Result<(usize, Instant)> {
+        let (reactor, ring) = (&self.reactor, &self.driver.ring);
         let wakes = reactor.drain_remote_wakes();
-        let completions = self.driver.ring.reap();
+        ring.reap();
+        let completions = self.driver.ops.reap();
         let timers = reactor.timers.fire(now);
         let events = reactor.pollers.run();
         let spinners = self.driver.turn_spinners();
+        if ring.is_held_back() && reactor.tasks.ready_len() > 0 {
+            ring.hold_back(false);
+            ring.enter()?; // tasks may take their time
+        }
         let (polls, now) = reactor.run_tasks(now);
         main();
         let in_vain = spinners.saturating_sub(self.driver.take_spins_ended());
@@ -82,26 +97,34 @@ impl Loop {
         stats.idle_turns += u64::from(progress == 0);
         stats.completions += completions as u64;
         stats.poller_events += events as u64;
-        (progress, now)
+        Ok((progress, now))
+    }
+
+    /// Nothing keeps the reactor from sleeping.
+    fn is_free(&self) -> bool {
+        self.poll == PollMode::Adaptive && !self.driver.has_spinners() && !self.reactor.pollers.keep_awake()
+    }
+
+    /// Whether a reactor without work since `last_work` sleeps.
+    fn may_sleep(&self, now: Instant, last_work: Instant) -> bool {
+        self.is_free() && self.patience.is_over(now, last_work, self.reactor.awake_until.get())
     }
 
     /// Called in a turn without work: whether to sleep now, or to spin on.
     fn is_time_to_sleep(&self, now: Instant, last_work: Instant) -> bool {
-        let held = self.driver.has_spinners() || self.reactor.pollers.keep_awake();
-        let may_sleep = self.poll == PollMode::Adaptive && !held;
-        let expects = self.reactor.awake_until.get();
-        if may_sleep && self.patience.is_over(now, last_work, expects) {
+        if self.may_sleep(now, last_work) {
             return true;
         }
         std::thread::yield_now();
-        may_sleep && clock() - now >= if now < expects { WANTED } else { CONTENDED }
+        let wanted = now < self.reactor.awake_until.get();
+        self.is_free() && clock() - now >= if wanted { WANTED } else { CONTENDED }
     }
 
     fn sleep(&self) -> io::Result<()> {
         let reactor = &self.reactor;
         reactor.watches.for_each(|watch| {
             if watch.armed.get().is_none() {
-                self.driver.ring.arm_watch(watch);
+                self.driver.ops.arm_watch(watch);
             }
         });
         reactor.wakes.set_sleeping();
@@ -110,7 +133,8 @@ impl Loop {
         if late_wakes == 0 {
             let timer = reactor.timers.next_deadline().map(|deadline| deadline - clock());
             let timeout = timer.into_iter().chain(self.awake.sleep_at_most()).min();
-            self.driver.ring.sleep(timeout)?;
+            self.driver.ops.arm_doorbell();
+            self.driver.ring.wait(timeout)?;
             reactor.stats.borrow_mut().sleeps += 1;
         }
         reactor.wakes.set_awake();

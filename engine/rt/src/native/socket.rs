@@ -9,7 +9,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vellum_base::DmaBuf;
 
 use super::driver::Driver;
-use super::ring::Hold;
+use super::ops::Hold;
 use crate::kernel::Parts;
 
 pub(crate) struct Socket {
@@ -25,13 +25,13 @@ impl Socket {
     }
 
     pub async fn recv(&self, buf: DmaBuf, range: Range<usize>) -> (io::Result<usize>, DmaBuf) {
-        let done = self.driver.ring.recv(&self.fd, buf, range).await;
+        let done = self.driver.ops.recv(&self.fd, buf, range).await;
         let Hold::Recv { buf, .. } = done.hold else { unreachable!("an operation returns what it was given") };
         (to_result(done.result), buf)
     }
 
     pub async fn send(&self, parts: Parts, skip: usize) -> (io::Result<usize>, Parts) {
-        let done = self.driver.ring.send(&self.fd, parts, skip).await;
+        let done = self.driver.ops.send(&self.fd, parts, skip).await;
         let Hold::Send { parts, .. } = done.hold else { unreachable!("an operation returns what it was given") };
         (to_result(done.result), parts)
     }

@@ -30,6 +30,7 @@ fn run<F: Future>(id: ReactorId, config: &Config, main: impl FnOnce() -> F) -> i
 fn run_natively<F: Future>(id: ReactorId, config: &Config, main: impl FnOnce() -> F) -> io::Result<F::Output> {
     let doorbell = new_eventfd()?;
     let driver = Rc::new(Driver::new(config, doorbell.clone())?);
+    let _shared = vellum_uring::install(&driver.ring);
     let wakes = wake::remote(Box::new(EventfdDoorbell(doorbell)));
     let backend = Backend::Kernel(kernel::Driver::Native(driver.clone()));
     let reactor = Reactor::new(id, backend, wakes, config.stall, config.slice);

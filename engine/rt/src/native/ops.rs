@@ -1,17 +1,15 @@
-//! The io_uring of one reactor and all its operations in flight.
+//! The operations of one reactor's tasks in its io_uring.
 //!
 //! Invariants, which make the interface safe:
 //! - Memory that the kernel may touch (buffers, message headers, the file) is owned by the operation's slot, whose
 //!   address is stable (boxed), from submission until the kernel's completion has been reaped. A dropped [`Op`] only
 //!   marks its slot abandoned and asks the kernel to cancel.
-//! - The ring is dropped only when nothing is in flight; slots that the kernel does not give back are leaked.
+//! - They are dropped only when nothing is in flight; slots that the kernel does not give back are leaked.
 //! - A completion names its slot and generation, so none is taken for another's.
 #![allow(unsafe_code)] // submissions carry raw pointers into the slots; the argument is above, and at each block
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::future::Future;
-use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
@@ -20,21 +18,20 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use io_uring::types::{CancelBuilder, Fd, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
 use vellum_base::DmaBuf;
+use vellum_uring::types::Fd;
+use vellum_uring::{Answer, Lane, opcode, squeue};
 
 use crate::kernel::Parts;
 use crate::poller::Watch;
 
-/// Completions of cancellations: nobody waits for them.
-const IGNORED: u64 = u64::MAX;
-const DOORBELL: u64 = u64::MAX - 1;
+/// The key of the doorbell's poll; slots and generations have [`HALF`] bits each, and never so many ones.
+const DOORBELL: u64 = (1 << Lane::KEY_BITS) - 1;
+const HALF: u32 = Lane::KEY_BITS / 2;
 /// `IORING_RECVSEND_POLL_FIRST` of the kernel's interface.
 const RECVSEND_POLL_FIRST: u16 = 1;
-/// How long a dying ring waits for the kernel to give the buffers back.
-const DRAIN_STEP: Duration = Duration::from_millis(10);
-const DRAIN_STEPS: usize = 200;
+/// How long a dying reactor waits for the kernel to give the buffers back.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// An operation's slot and generation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,8 +41,12 @@ pub(crate) struct OpId {
 }
 
 impl OpId {
-    fn user_data(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot)
+    fn key(self) -> u64 {
+        u64::from(self.generation) << HALF | u64::from(self.slot)
+    }
+
+    fn of(key: u64) -> OpId {
+        OpId { slot: (key & ((1 << HALF) - 1)) as u32, generation: (key >> HALF) as u32 }
     }
 }
 
@@ -84,70 +85,32 @@ impl Slot {
 
     fn free(&mut self) -> Hold {
         self.state = State::Free;
-        self.generation = self.generation.wrapping_add(1);
+        self.generation = (self.generation + 1) % ((1 << HALF) - 1);
         std::mem::replace(&mut self.hold, Hold::None)
     }
 }
 
 struct Inner {
-    uring: IoUring,
+    lane: Lane,
     #[expect(clippy::vec_box, reason = "the kernel holds the slots' addresses")]
     slots: Vec<Box<Slot>>,
     free: Vec<u32>,
-    /// Entries that found the submission queue full.
-    backlog: VecDeque<squeue::Entry>,
-    /// Slots that the kernel has not answered.
-    in_flight: usize,
     doorbell: Arc<OwnedFd>,
     doorbell_armed: bool,
 }
 
-pub(crate) struct Ring {
+/// The tasks' lane of the reactor's ring.
+pub(crate) struct Ops {
     inner: RefCell<Inner>,
-    /// Scratch of [`Ring::reap`].
+    /// Scratch of [`Ops::reap`].
+    answers: Cell<Vec<Answer>>,
     wakers: Cell<Vec<Waker>>,
 }
 
-fn build(entries: u32) -> io::Result<IoUring> {
-    let mut error = None;
-    // Single issuer with deferred task run (6.1), cooperative task run (5.19), anything.
-    for level in [2, 1, 0] {
-        let mut builder = IoUring::builder();
-        builder.dontfork().setup_cqsize(entries * 8).setup_clamp();
-        match level {
-            2 => {
-                builder.setup_single_issuer().setup_defer_taskrun().setup_taskrun_flag().setup_submit_all();
-            }
-            1 => {
-                builder.setup_coop_taskrun().setup_taskrun_flag();
-            }
-            _ => {}
-        }
-        match builder.build(entries) {
-            Ok(ring) => return Ok(ring),
-            Err(e) => error = Some(e),
-        }
-    }
-    Err(error.unwrap_or_else(|| io::ErrorKind::Unsupported.into()))
-}
-
-impl Ring {
-    /// A ring for the calling thread, which alone may use it.
-    pub fn new(entries: u32, doorbell: Arc<OwnedFd>) -> io::Result<Ring> {
-        let uring = build(entries)?;
-        if !uring.params().is_feature_ext_arg() || !uring.params().is_feature_nodrop() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring is too old (5.11 needed)"));
-        }
-        let inner = Inner {
-            uring,
-            slots: Vec::new(),
-            free: Vec::new(),
-            backlog: VecDeque::new(),
-            in_flight: 0,
-            doorbell,
-            doorbell_armed: false,
-        };
-        Ok(Ring { inner: RefCell::new(inner), wakers: Cell::default() })
+impl Ops {
+    pub fn new(lane: Lane, doorbell: Arc<OwnedFd>) -> Ops {
+        let inner = Inner { lane, slots: Vec::new(), free: Vec::new(), doorbell, doorbell_armed: false };
+        Ops { inner: RefCell::new(inner), answers: Cell::default(), wakers: Cell::default() }
     }
 
     /// Receives into `buf[range]`; holds `buf` and `file` until the kernel answers. The kernel waits
@@ -190,42 +153,38 @@ impl Ring {
 
     fn start(self: &Rc<Self>, hold: Hold, entry: impl FnOnce(&mut Slot) -> squeue::Entry) -> Op {
         let id = self.inner.borrow_mut().start(hold, entry);
-        Op { ring: self.clone(), id, finished: false }
+        Op { ops: self.clone(), id, finished: false }
     }
 
     /// Asks the kernel to end an operation early; its completion comes as usual.
     pub fn cancel(&self, op: OpId) {
-        let entry = opcode::AsyncCancel::new(op.user_data()).build().user_data(IGNORED);
-        self.inner.borrow_mut().push(entry);
+        self.inner.borrow().lane.cancel(op.key());
     }
 
-    /// Submits what is queued and runs what the kernel deferred to us. No system call when there is neither.
-    pub(super) fn flush(&self) -> io::Result<()> {
-        self.inner.borrow_mut().flush()
-    }
-
-    /// Wakes the owners of finished operations; returns the number of completions.
+    /// Wakes the owners of operations that the ring has an answer for; returns how many answers there were.
     pub(super) fn reap(&self) -> usize {
-        let mut wakers = self.wakers.take();
-        let count = self.inner.borrow_mut().reap(&mut wakers);
+        let (mut answers, mut wakers) = (self.answers.take(), self.wakers.take());
+        self.inner.borrow_mut().reap(&mut answers, &mut wakers);
+        let count = answers.len();
+        answers.clear();
         for waker in wakers.drain(..) {
             waker.wake(); // outside the borrow: wakers are foreign code
         }
+        self.answers.set(answers);
         self.wakers.set(wakers);
         count
     }
 
-    /// Sleeps until a completion, a ring of the doorbell, or `timeout`.
-    pub(super) fn sleep(&self, timeout: Option<Duration>) -> io::Result<()> {
-        let mut inner = self.inner.borrow_mut();
-        inner.arm_doorbell();
-        inner.wait(timeout)
+    /// Has the doorbell end the ring's waits.
+    pub(super) fn arm_doorbell(&self) {
+        self.inner.borrow_mut().arm_doorbell();
     }
 }
 
 impl Inner {
     fn start(&mut self, hold: Hold, entry: impl FnOnce(&mut Slot) -> squeue::Entry) -> OpId {
         let index = self.free.pop().unwrap_or_else(|| {
+            assert!(self.slots.len() < (1 << HALF) - 1, "more operations in flight than there are names for");
             self.slots.push(Slot::new());
             (self.slots.len() - 1) as u32
         });
@@ -233,90 +192,35 @@ impl Inner {
         slot.state = State::Waiting(None);
         slot.hold = hold;
         let id = OpId { slot: index, generation: slot.generation };
-        let entry = entry(slot).user_data(id.user_data());
-        self.in_flight += 1;
-        self.push(entry);
-        id
-    }
-
-    fn push(&mut self, entry: squeue::Entry) {
+        let entry = entry(slot);
         // SAFETY: all pointers in the entry lead into its slot's hold, iov and msg, which live until it completes.
-        if !self.backlog.is_empty() || unsafe { self.uring.submission().push(&entry) }.is_err() {
-            self.backlog.push_back(entry);
-        }
-    }
-
-    fn refill(&mut self) {
-        let mut queue = self.uring.submission();
-        while let Some(entry) = self.backlog.front() {
-            // SAFETY: as in push.
-            if unsafe { queue.push(entry) }.is_err() {
-                break;
-            }
-            self.backlog.pop_front();
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        loop {
-            self.refill();
-            let queue = self.uring.submission();
-            if queue.is_empty() && !queue.taskrun() && !queue.cq_overflow() {
-                return Ok(());
-            }
-            drop(queue);
-            match self.uring.submit() {
-                Ok(_) if self.backlog.is_empty() => return Ok(()),
-                Ok(_) => {}
-                // Completions must be reaped first, or a signal came: the next turn goes on.
-                Err(e) if is_transient(&e) => return Ok(()),
-                Err(e) => return Err(e),
-            }
-        }
+        unsafe { self.lane.push(entry, id.key()) };
+        id
     }
 
     fn arm_doorbell(&mut self) {
         if !self.doorbell_armed {
             // Multishot, and the counter is never read: each ring of the bell is an event of its own.
             let poll = opcode::PollAdd::new(Fd(self.doorbell.as_raw_fd()), libc::POLLIN as u32).multi(true);
-            self.push(poll.build().user_data(DOORBELL));
+            // SAFETY: a poll points to no memory, and the doorbell is open until the lane was drained.
+            unsafe { self.lane.push(poll.build(), DOORBELL) };
             self.doorbell_armed = true;
         }
     }
 
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.refill();
-        let done = match timeout {
-            None => self.uring.submit_and_wait(1),
-            Some(timeout) => {
-                let timespec = Timespec::from(timeout);
-                self.uring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+    fn reap(&mut self, answers: &mut Vec<Answer>, wakers: &mut Vec<Waker>) {
+        self.lane.take(answers);
+        for answer in answers {
+            if answer.key == DOORBELL {
+                self.doorbell_armed &= answer.more;
+                continue;
             }
-        };
-        match done {
-            Err(e) if !is_transient(&e) && e.raw_os_error() != Some(libc::ETIME) => Err(e),
-            _ => Ok(()),
-        }
-    }
-
-    fn reap(&mut self, wakers: &mut Vec<Waker>) -> usize {
-        let mut count = 0;
-        for completion in self.uring.completion() {
-            count += 1;
-            let id = match completion.user_data() {
-                IGNORED => continue,
-                DOORBELL => {
-                    self.doorbell_armed &= cqueue::more(completion.flags());
-                    continue;
-                }
-                id => OpId { slot: id as u32, generation: (id >> 32) as u32 },
-            };
+            let id = OpId::of(answer.key);
             let Some(slot) = self.slots.get_mut(id.slot as usize).filter(|slot| slot.generation == id.generation)
             else {
                 continue;
             };
-            self.in_flight -= 1;
-            match std::mem::replace(&mut slot.state, State::Done(completion.result())) {
+            match std::mem::replace(&mut slot.state, State::Done(answer.result)) {
                 State::Waiting(waker) => {
                     if let Hold::Watch(watch) = &slot.hold {
                         watch.armed.set(None);
@@ -333,34 +237,22 @@ impl Inner {
                 State::Free | State::Done(_) => {}
             }
         }
-        count
     }
-}
-
-fn is_transient(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let all = opcode::AsyncCancel2::new(CancelBuilder::any()).build().user_data(IGNORED);
-        // What was never submitted is not in the kernel.
-        let unsent = self.backlog.drain(..).filter(|entry| entry.get_user_data() < DOORBELL).count();
-        self.in_flight -= unsent;
-        self.push(all);
-        let mut wakers = Vec::new();
-        for _ in 0..DRAIN_STEPS {
-            if self.in_flight == 0 {
-                return;
+        for (index, slot) in self.slots.iter().enumerate() {
+            if matches!(slot.state, State::Waiting(_) | State::Abandoned) {
+                self.lane.cancel(OpId { slot: index as u32, generation: slot.generation }.key());
             }
-            if self.wait(Some(DRAIN_STEP)).is_err() {
-                break;
-            }
-            self.reap(&mut wakers);
         }
-        // The kernel may still write into these: better lost than used again.
-        for slot in self.slots.drain(..) {
-            Box::leak(slot);
+        self.lane.cancel(DOORBELL);
+        if !self.lane.drain(DRAIN) {
+            // The kernel may still write into these: better lost than used again.
+            for slot in self.slots.drain(..) {
+                Box::leak(slot);
+            }
         }
     }
 }
@@ -372,9 +264,9 @@ pub(super) struct Completion {
     pub hold: Hold,
 }
 
-/// One operation in flight. Dropping it cancels the operation; its memory stays with the ring until the kernel answers.
+/// One operation in flight. Dropping it cancels the operation; its memory stays in its slot until the kernel answers.
 pub(super) struct Op {
-    ring: Rc<Ring>,
+    ops: Rc<Ops>,
     id: OpId,
     finished: bool,
 }
@@ -383,9 +275,9 @@ impl Future for Op {
     type Output = Completion;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Completion> {
-        let Op { ring, id, finished } = &mut *self;
+        let Op { ops, id, finished } = &mut *self;
         assert!(!*finished, "polled after it was done");
-        let mut inner = ring.inner.borrow_mut();
+        let mut inner = ops.inner.borrow_mut();
         let inner = &mut *inner;
         let slot = &mut inner.slots[id.slot as usize];
         match &mut slot.state {
@@ -413,7 +305,7 @@ impl Drop for Op {
         if self.finished {
             return;
         }
-        let mut inner = self.ring.inner.borrow_mut();
+        let mut inner = self.ops.inner.borrow_mut();
         let inner = &mut *inner;
         let slot = &mut inner.slots[self.id.slot as usize];
         match slot.state {
@@ -423,7 +315,7 @@ impl Drop for Op {
             }
             _ => {
                 slot.state = State::Abandoned;
-                inner.push(opcode::AsyncCancel::new(self.id.user_data()).build().user_data(IGNORED));
+                inner.lane.cancel(self.id.key());
             }
         }
     }
