@@ -61,6 +61,8 @@ mutants! {
     MoveUnheld,
     /// A block that gets another owner is not counted: the first one's end frees it.
     ForgetOwner,
+    /// What was read ahead on the device is believed after its blocks were written.
+    BelieveOldNeighbours,
     /// A shard goes to another reactor without what is only in memory of it.
     MoveUnflushed,
     // ---- locks and sessions of the engine

@@ -181,7 +181,7 @@ impl Backend for StoreBackend {
 
     fn read_data(&self, ranges: Vec<BlockRange>) -> BackendFuture<DmaSlice> {
         let store = self.store.clone();
-        self.tell(async move { store.read_data(&ranges).await.map(DmaSlice::from) })
+        self.tell(async move { store.read_data(&ranges).await })
     }
 
     fn names(&self) -> u64 {

@@ -12,6 +12,7 @@ use crate::env::COORDINATOR;
 use crate::error::StoreError;
 use crate::fact::Fact;
 use crate::mesh::{Answer, Request};
+use crate::neighbours::Source;
 use crate::reads::HeldBlocks;
 use crate::store::Store;
 
@@ -53,6 +54,7 @@ impl Store {
         let ranges = self.take_space(rid, blocks).await?;
         let mut at = 0;
         let mut writes = Vec::with_capacity(ranges.len());
+        self.neighbours.writes().note(&ranges);
         for r in &ranges {
             let end = at + r.len_bytes();
             writes.push(self.queue.write(r.start.bytes(), data.slice(at..end), false));
@@ -66,6 +68,7 @@ impl Store {
             for write in writes {
                 result = result.and(write.await);
             }
+            store.neighbours.writes().note(&written);
             if result.is_ok() {
                 store.space.borrow_mut().written(rid, &written);
             }
@@ -164,7 +167,7 @@ impl Store {
     }
 
     /// Reads blocks one after the other into one buffer. Checksums are the client's: it has the extents.
-    pub async fn read_data(self: &Rc<Self>, ranges: &[BlockRange]) -> Result<DmaBuf, StoreError> {
+    pub async fn read_data(self: &Rc<Self>, ranges: &[BlockRange]) -> Result<DmaSlice, StoreError> {
         let len: usize = ranges.iter().map(|r| r.len_bytes()).sum();
         let inside = |r: &BlockRange| r.end().is_some_and(|end| end.0 <= self.blocks.get());
         if len == 0 || len > MAX_WRITE_BYTES || !ranges.iter().all(inside) {
@@ -172,7 +175,10 @@ impl Store {
         }
         let _reading = self.reads.begin();
         if let [one] = ranges {
-            return Ok(self.queue.read(one.start.bytes(), DmaBuf::new(len)).await?);
+            if let Some(data) = self.read_from_neighbours(one).await {
+                return Ok(data);
+            }
+            return Ok(self.queue.read(one.start.bytes(), DmaBuf::new(len)).await?.freeze());
         }
         let reads: Vec<_> =
             ranges.iter().map(|r| self.queue.read(r.start.bytes(), DmaBuf::new(r.len_bytes()))).collect();
@@ -183,7 +189,34 @@ impl Store {
             out[at..at + piece.len()].copy_from_slice(&piece);
             at += piece.len();
         }
-        Ok(out)
+        Ok(out.freeze())
+    }
+
+    /// What a small read finds in memory, or brings with what lies behind it. `None`: it is read by itself.
+    async fn read_from_neighbours(self: &Rc<Self>, range: &BlockRange) -> Option<DmaSlice> {
+        if self.options.read_only {
+            return None; // somebody else may write
+        }
+        let window = match self.neighbours.source(range, self.blocks.get()) {
+            Source::Device => return None,
+            Source::Window(window) => window,
+            Source::New(window) => {
+                let (store, window_read) = (self.clone(), window.clone());
+                let at = window.blocks.start.bytes();
+                let read = self.queue.read(at, DmaBuf::new(window.blocks.len_bytes()));
+                // A task: others may wait for it when the one who asked goes away.
+                let task = async move {
+                    let data = read.await.ok();
+                    if data.is_none() {
+                        store.neighbours.forget(&window_read);
+                    }
+                    window_read.bring(data.map(DmaBuf::freeze));
+                };
+                spawn(Class::Request, "neighbours", task).detach();
+                window
+            }
+        };
+        self.neighbours.part(&window, range).await
     }
 
     /// Keeps blocks that are freed from now on from being used again: who looks up where a file is and then reads there

@@ -36,6 +36,7 @@ mod memory;
 mod mesh;
 mod mkfs;
 mod moves;
+mod neighbours;
 mod open;
 mod options;
 mod parts;

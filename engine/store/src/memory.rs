@@ -5,10 +5,10 @@
 
 use vellum_base::dma::{KEPT_BYTES, arena, slabs};
 
-use crate::compactions;
 use crate::lsm::LsmConfig;
 use crate::options::OpenOptions;
 use crate::store::{Store, lsm_config};
+use crate::{compactions, neighbours};
 
 /// What the process has of buffers (see [`vellum_base::dma`]): blocks in the cache, what is being read, built and written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +45,6 @@ fn bound_bytes(options: &OpenOptions, lsm: &LsmConfig) -> usize {
     // A segment is built while the one before is being written; an eighth for its index, filter, and last block.
     let segments = (compactions::HERE + FLUSHES) * 2 * (lsm.segment_bytes + lsm.segment_bytes / 8);
     let reading = compactions::HERE * lsm.l0_far * READ_AHEAD_BYTES;
-    let reactor = segments + reading + PARTS_BYTES + KEPT_BYTES + REST_BYTES;
+    let reactor = segments + reading + PARTS_BYTES + neighbours::BYTES + KEPT_BYTES + REST_BYTES;
     options.cache_bytes + options.memtable_bytes + options.reactors * reactor + slabs::SPARE_BYTES
 }

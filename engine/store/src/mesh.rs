@@ -25,6 +25,7 @@ use crate::evacuate;
 use crate::grow::Growth;
 use crate::lsm::Load;
 use crate::moves::Cargo;
+use crate::neighbours::Writes;
 use crate::scrub::{Cursor, LastScrub, ScrubCommand, ScrubStatus, Step};
 use crate::space::SpaceChange;
 use crate::status::{CentralStatus, ReactorStatus};
@@ -41,6 +42,7 @@ pub(crate) struct MeshSeed {
     /// Counts shards that left a reactor and arrived at another: odd while one is on its way. Who asks all reactors one after
     /// the other, and finds it even and the same in the end, has asked each shard.
     pub handovers: Arc<AtomicU64>,
+    pub writes: Arc<Writes>,
 }
 
 pub(crate) enum Message {

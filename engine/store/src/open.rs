@@ -26,6 +26,7 @@ use crate::fact::Fact;
 use crate::grow::{fit_table, forget_unfinished, share};
 use crate::manifest::{self, FoundManifest, ManifestSeed, ManifestState, ShardState, use_chunks};
 use crate::mesh::{MAILBOX, MeshSeed};
+use crate::neighbours::Writes;
 use crate::options::OpenOptions;
 use crate::recovery::{ReplayPart, RunEnd, read_run};
 use crate::superblock;
@@ -359,6 +360,7 @@ fn make_seeds(
     let superblock = coordinator.manifest.superblock.clone();
     let mut coordinator = Some(coordinator);
     let (names, handovers) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let writes = Arc::new(Writes::new(superblock.chunk_blocks));
     receivers
         .into_iter()
         .enumerate()
@@ -383,6 +385,7 @@ fn make_seeds(
                     inbox,
                     names: names.clone(),
                     handovers: handovers.clone(),
+                    writes: writes.clone(),
                 },
                 coordinator: coordinator.take(),
             }

@@ -25,6 +25,7 @@ use crate::error::StoreError;
 use crate::lsm::{BlockCache, LocalFuture, LsmConfig, Shard, ShardEnv};
 use crate::mesh::{Answer, Mesh, Message, Request};
 use crate::moves::{HandOver, Moves};
+use crate::neighbours::Neighbours;
 use crate::open::ReactorSeed;
 use crate::options::OpenOptions;
 use crate::reads::{Pins, ReadTracker};
@@ -89,6 +90,7 @@ pub struct Store {
     pub(crate) moves: Moves,
     /// See [`MeshSeed::handovers`](crate::mesh::MeshSeed).
     pub(crate) handovers: Arc<AtomicU64>,
+    pub(crate) neighbours: Neighbours,
     pub(crate) epochs: RefCell<LocalEpochs>,
     /// None when open for reading only.
     pub(crate) log: RefCell<Option<LogWriter>>,
@@ -181,6 +183,7 @@ impl Store {
             splits: Splits::default(),
             moves: Moves::default(),
             handovers: seed.mesh.handovers,
+            neighbours: Neighbours::new(seed.mesh.writes),
             epochs: RefCell::new(LocalEpochs::new(usize::from(seed.reactor.0), reactors, seed.first_epoch)),
             log: RefCell::new(log),
             durable: Cell::new(before),

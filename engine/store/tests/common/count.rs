@@ -1,4 +1,4 @@
-//! A device in memory that counts what is written to it.
+//! A device in memory that counts what is written to it, and how often it is read.
 
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -13,16 +13,22 @@ use vellum_nvme::{Device, DeviceError, Geometry, IoDone, IoOp, Queue, Ticket};
 pub struct CountingDevice {
     memory: MemoryDevice,
     written: Arc<AtomicU64>,
+    reads: Arc<AtomicU64>,
 }
 
 impl CountingDevice {
     pub fn new(bytes: u64) -> CountingDevice {
-        CountingDevice { memory: MemoryDevice::new(bytes), written: Arc::default() }
+        CountingDevice { memory: MemoryDevice::new(bytes), written: Arc::default(), reads: Arc::default() }
     }
 
     /// Bytes written since the last time.
     pub fn take_written(&self) -> u64 {
         self.written.swap(0, Relaxed)
+    }
+
+    /// Read operations since the last time.
+    pub fn take_reads(&self) -> u64 {
+        self.reads.swap(0, Relaxed)
     }
 
     pub fn as_device(&self) -> Arc<dyn Device> {
@@ -36,13 +42,15 @@ impl Device for CountingDevice {
     }
 
     fn open_queue(&self, depth: u32) -> Result<Rc<dyn Queue>, DeviceError> {
-        Ok(Rc::new(CountingQueue { inner: self.memory.open_queue(depth)?, written: self.written.clone() }))
+        let (inner, written, reads) = (self.memory.open_queue(depth)?, self.written.clone(), self.reads.clone());
+        Ok(Rc::new(CountingQueue { inner, written, reads }))
     }
 }
 
 struct CountingQueue {
     inner: Rc<dyn Queue>,
     written: Arc<AtomicU64>,
+    reads: Arc<AtomicU64>,
 }
 
 impl Queue for CountingQueue {
@@ -51,8 +59,10 @@ impl Queue for CountingQueue {
     }
 
     fn submit(&self, op: IoOp) -> Ticket {
-        if let IoOp::Write { data, .. } = &op {
-            self.written.fetch_add(data.len() as u64, Relaxed);
+        match &op {
+            IoOp::Write { data, .. } => drop(self.written.fetch_add(data.len() as u64, Relaxed)),
+            IoOp::Read { .. } => drop(self.reads.fetch_add(1, Relaxed)),
+            _ => {}
         }
         self.inner.submit(op)
     }
