@@ -109,6 +109,8 @@ mutants! {
     IgnoreLease,
     /// File data is believed whatever its checksum says.
     BelieveBadData,
+    /// Of evicted items it is forgotten that they were there.
+    ForgetEvicted,
     /// Changes are evicted from the cache before they are durable.
     EvictUndurable,
     /// A batch is sent as two.

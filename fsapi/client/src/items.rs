@@ -235,7 +235,10 @@ impl Client {
 
     /// Keeps the cache within its bound.
     pub(crate) fn evict(&self) {
-        let evicted = self.cache.borrow_mut().evict(self.options.cache_bytes, EVICT_ITEMS, self.batches.durable.get());
+        let (options, durable) = (&self.options, self.batches.durable.get());
+        let mut cache = self.cache.borrow_mut();
+        let evicted = cache.evict(options.cache_bytes, options.large_group_items, EVICT_ITEMS, durable);
+        drop(cache);
         if !evicted.is_empty() {
             count(&self.counters.evictions, evicted.len() as u64);
             for group in evicted {

@@ -10,6 +10,9 @@ pub struct ClientOptions {
     pub rid: Option<Rid>,
     /// Items in memory, in bytes, those that must stay (undurable changes) included.
     pub cache_bytes: usize,
+    /// Items of one inode group (a large directory is one) from which on it is remembered which of them were evicted, in a quarter
+    /// of `cache_bytes` at most: of a name that never was there the engine is not asked.
+    pub large_group_items: usize,
     /// Idle locks kept; the oldest beyond it are given back.
     pub max_idle_locks: usize,
     /// A batch is closed at this many operations or bytes.
@@ -38,6 +41,7 @@ impl Default for ClientOptions {
         ClientOptions {
             rid: None,
             cache_bytes: 128 << 20,
+            large_group_items: 16 << 10,
             max_idle_locks: 10_000,
             batch_ops: 4096,
             batch_bytes: 256 << 10,

@@ -392,6 +392,7 @@ async fn run_clients(seed: u64) {
     };
     let options = ClientOptions {
         cache_bytes: draw(&[2000, 20_000, 1 << 20]) as usize,
+        large_group_items: 16,
         max_idle_locks: draw(&[3, 10_000]) as usize,
         batch_ops: draw(&[60, 4096]) as usize,
         batch_delay: Duration::from_millis(draw(&[1, 5, 50])),

@@ -119,3 +119,47 @@ fn a_listing_stays_within_the_cache() {
         assert!(most < 512 << 10, "{most} bytes in the cache");
     });
 }
+
+/// Which names a directory does not have is remembered when its items are not: making one asks the engine for nothing.
+#[test]
+fn a_name_that_never_was_is_not_asked_for_again() {
+    run(7, || async {
+        let engine = engine();
+        let options = ClientOptions { cache_bytes: 512 << 10, large_group_items: 512, ..ClientOptions::default() };
+        let vfs = Vfs::new(engine.client(options), VfsOptions::default());
+        let dir = vfs.mkdir(ME, Ino::ROOT, b"large", 0o755).await.unwrap().ino;
+        let name = |i: u64| format!("name-{i:05}").into_bytes();
+        const NAMES: u64 = 8000;
+        for i in 0..NAMES {
+            vfs.mknod(ME, dir, &name(i), 0o644, 0).await.unwrap();
+            if i % 200 == 0 {
+                vfs.syncfs().await.unwrap(); // changes stay until they are durable
+            }
+        }
+        let stats = vfs.client().stats();
+        assert!(stats.evictions > 20 && stats.cached_bytes < 1 << 20, "{stats:?}");
+        // One in two hundred is taken for one that was there, and the end of the cache's bound may come first.
+        assert!(stats.scan_misses < NAMES / 20, "{} questions for {NAMES} new names", stats.scan_misses);
+        // What is there is found, what was removed is not, and comes back.
+        for i in (0..NAMES).step_by(97) {
+            assert_eq!(vfs.mknod(ME, dir, &name(i), 0o644, 0).await.unwrap_err(), VfsError::EXIST);
+            assert_eq!(vfs.lookup(dir, &name(i + NAMES)).await, Err(VfsError::NOENT));
+            vfs.unlink(dir, &name(i)).await.unwrap();
+        }
+        for i in 0..1000 {
+            vfs.mknod(ME, dir, &name(i + 2 * NAMES), 0o644, 0).await.unwrap();
+        }
+        for i in (0..NAMES).step_by(97) {
+            assert_eq!(vfs.lookup(dir, &name(i)).await, Err(VfsError::NOENT));
+            vfs.mknod(ME, dir, &name(i), 0o644, 0).await.unwrap();
+        }
+        let (mut pos, mut count) = (2, 0);
+        while let [.., last] = &vfs.readdir(dir, pos, 500, false).await.unwrap()[..] {
+            pos = last.next_pos;
+            count += 1;
+        }
+        assert_eq!(count, (NAMES + 1000).div_ceil(500), "pages");
+        vfs.syncfs().await.unwrap();
+        fsck::check(&engine.durable_items());
+    });
+}

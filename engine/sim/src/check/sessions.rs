@@ -50,7 +50,13 @@ impl Sessions {
 
     pub fn store(&mut self, fact: &StoreFact, _: &mut Out) {
         match fact {
-            StoreFact::RecordMade { term, rid, epoch } => drop(self.records.insert(*rid, (*term, *epoch))),
+            // A leader that was deposed while it was stopped may still say so, and will not make it durable.
+            StoreFact::RecordMade { term, rid, epoch } => {
+                let made = self.records.entry(*rid).or_insert((*term, *epoch));
+                if made.0 <= *term {
+                    *made = (*term, *epoch);
+                }
+            }
             StoreFact::RecordGone { term, rid } => drop(self.gone.insert(*rid, *term)),
             _ => {}
         }
@@ -107,5 +113,20 @@ mod tests {
         assert_eq!(greeted_in(1, false), ["N6", "N5"], "it has had the time to notice");
         assert_eq!(greeted_in(2, false), ["N6", "N5"]);
         assert_eq!(greeted_in(3, false), ["N6", "N5"]);
+    }
+
+    /// It had the greeting in its socket when it was stopped, and begins a record that its fenced device will not take.
+    /// (Seed 106877822.)
+    #[test]
+    fn n5_what_a_deposed_leader_begins_hides_no_record_of_its_successor() {
+        let checks = Checks::new(World::new(1, SimConfig::default()).clock());
+        let mut checks = checks.borrow_mut();
+        checks.see(&StoreFact::RecordMade { term: Term(2), rid: RID, epoch: Epoch(9) });
+        checks.see(&StoreFact::Durable { term: Term(2), epoch: Epoch(9) });
+        checks.see(&StoreFact::RecordMade { term: Term(1), rid: RID, epoch: Epoch(4) });
+        let Checks { sessions, durability, out, .. } = &mut *checks;
+        let greeted = ServerFact::Greeted { term: Term(2), rid: RID, fresh: false };
+        sessions.server(&greeted, durability, false, out);
+        assert!(checks.violations().is_empty());
     }
 }

@@ -78,6 +78,7 @@ async fn one_life(shared: &Rc<Shared>, rid: Rid) -> Result<(), End> {
     let options = ClientOptions {
         rid: Some(rid),
         cache_bytes: 8 << 10 << prng.below(8),
+        large_group_items: 16,
         max_idle_locks: 2 + prng.below(20) as usize,
         batch_ops: 32,
         batch_delay: Duration::from_micros(200 + prng.below(10_000)),

@@ -45,6 +45,7 @@ impl Mount {
         let options = ClientOptions {
             rid: Some(rid),
             cache_bytes: 8 << 10 << prng.below(8),
+            large_group_items: 16,
             max_idle_locks: 2 + prng.below(20) as usize,
             batch_ops: 128,
             max_retained_batches: 8,

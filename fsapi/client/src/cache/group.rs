@@ -6,6 +6,7 @@ use bytes::Bytes;
 use vellum_base::{BatchNo, Ino, Key, KeyRange, Mutant, Zone, mutant};
 
 use super::RangeSet;
+use super::evicted::Evicted;
 
 /// Bytes that an item takes besides its value: key, tree node, reference count.
 const ITEM_OVERHEAD: usize = 96;
@@ -35,11 +36,24 @@ impl Cached {
     }
 }
 
+/// What an eviction is to do.
+pub(crate) struct Limits {
+    /// Changes up to here may go.
+    pub durable: BatchNo,
+    /// What is to be dropped.
+    pub enough_bytes: usize,
+    /// Items from which on a group is so large that what is evicted is remembered; a smaller one is soon fetched again.
+    pub large_items: usize,
+    /// What may be remembered of one group.
+    pub memory_bytes: usize,
+}
+
 #[derive(Default)]
 pub(crate) struct GroupCache {
     items: BTreeMap<Key, Cached>,
     /// Ranges in which everything that exists is in `items`.
     pub known: RangeSet,
+    evicted: Evicted,
     /// Inodes whose items all died, with the batch that says so.
     deaths: BTreeMap<Ino, BatchNo>,
     item_bytes: usize,
@@ -52,18 +66,20 @@ pub(crate) struct GroupCache {
 
 impl GroupCache {
     pub fn bytes(&self) -> usize {
-        self.item_bytes + (self.known.len() + self.deaths.len()) * ITEM_OVERHEAD
+        let ranges = self.known.len() + self.evicted.ranges() + self.deaths.len();
+        self.item_bytes + ranges * ITEM_OVERHEAD + self.evicted.filter_bytes()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.items.is_empty() && self.known.is_empty() && self.deaths.is_empty() && self.fetches == 0
+        let nothing_known = self.items.is_empty() && self.known.is_empty() && self.evicted.is_empty();
+        nothing_known && self.deaths.is_empty() && self.fetches == 0
     }
 
     pub fn lookup(&self, key: &Key) -> Known {
         match self.items.get(key) {
             Some(Cached { value: Some(value), .. }) => Known::Present(value.clone()),
             Some(_) => Known::Absent,
-            None if self.is_dead(key) || self.known.contains(key) => Known::Absent,
+            None if self.is_dead(key) || self.known.contains(key) || self.evicted.has_not(key) => Known::Absent,
             None => Known::No,
         }
     }
@@ -129,6 +145,9 @@ impl GroupCache {
                 through = Some(through.map_or(inode.last, |t| t.max(inode.last)));
             }
         }
+        if through.is_none() && self.evicted.has_none_in(&range) {
+            through = Some(range.last);
+        }
         let through = through?.min(range.last);
         let mut items = Vec::new();
         for (key, cached) in self.items.range(range.first..=through) {
@@ -143,14 +162,19 @@ impl GroupCache {
         Some((items, next))
     }
 
-    /// Drops what is not an undurable change, on from where the last call stopped, until `enough` bytes are dropped or the `budget`
-    /// of items that are looked at is used up. True: it came to the end.
-    pub fn evict(&mut self, durable: BatchNo, enough: usize, budget: &mut usize) -> bool {
-        let durable = if mutant::active(Mutant::EvictUndurable) { BatchNo(u64::MAX) } else { durable };
+    /// Drops what is not an undurable change, on from where the last call stopped, until it is enough or the `budget` of items that
+    /// are looked at is used up. True: it came to the end. Nothing is remembered of a group that nobody used since all its items
+    /// were dropped.
+    pub fn evict(&mut self, limits: &Limits, budget: &mut usize) -> bool {
+        if self.items.is_empty() {
+            self.evicted = Evicted::default();
+        }
+        let remembers = self.items.len() >= limits.large_items || !self.evicted.is_empty();
+        let durable = if mutant::active(Mutant::EvictUndurable) { BatchNo(u64::MAX) } else { limits.durable };
         let first = self.evict_from.take().unwrap_or(Key::MIN);
         let (mut dropped, mut bytes, mut stop) = (Vec::new(), 0, None);
         for (key, cached) in self.items.range(first..) {
-            if *budget == 0 || bytes >= enough {
+            if *budget == 0 || bytes >= limits.enough_bytes {
                 stop = Some(*key);
                 break;
             }
@@ -160,9 +184,21 @@ impl GroupCache {
                 dropped.push(*key);
             }
         }
-        dropped.iter().for_each(|key| drop(self.items.remove(key)));
+        for key in &dropped {
+            let exists = self.items.remove(key).is_some_and(|item| item.value.is_some());
+            if exists && remembers && !mutant::active(Mutant::ForgetEvicted) {
+                self.evicted.insert(key);
+            }
+        }
         self.item_bytes -= bytes;
-        self.known.remove(KeyRange { first, last: stop.and_then(|stop| stop.predecessor()).unwrap_or(Key::MAX) });
+        let range = KeyRange { first, last: stop.and_then(|stop| stop.predecessor()).unwrap_or(Key::MAX) };
+        if remembers {
+            self.known.within(range).into_iter().for_each(|part| self.evicted.cover(part));
+        }
+        self.known.remove(range);
+        if self.evicted.filter_bytes() > limits.memory_bytes {
+            self.evicted = Evicted::default();
+        }
         if stop.is_none() {
             self.deaths.retain(|_, batch| *batch > durable);
         }
@@ -181,6 +217,11 @@ mod tests {
 
     fn bytes(s: &'static str) -> Bytes {
         Bytes::from_static(s.as_bytes())
+    }
+
+    /// Eleven items are many.
+    fn evict(c: &mut GroupCache, durable: u64, enough_bytes: usize, budget: &mut usize, memory_bytes: usize) -> bool {
+        c.evict(&Limits { durable: BatchNo(durable), enough_bytes, large_items: 11, memory_bytes }, budget)
     }
 
     #[test]
@@ -206,7 +247,7 @@ mod tests {
         c.put(key(2), Some(bytes("new")), BatchNo(2));
         c.delete_inode(Ino(6), BatchNo(2));
         c.fetched(key(3), Some(bytes("clean")));
-        assert!(c.evict(BatchNo(1), usize::MAX, &mut 4));
+        assert!(evict(&mut c, 1, usize::MAX, &mut 4, usize::MAX));
         assert_eq!((c.lookup(&key(1)), c.lookup(&key(3))), (Known::No, Known::No));
         assert_eq!(c.lookup(&key(2)), Known::Present(bytes("new")));
         assert_eq!(c.lookup(&Key::fs(Ino(6), 1, 0, 0, 0)), Known::Absent);
@@ -219,17 +260,57 @@ mod tests {
         c.known.insert(KeyRange { first: key(0), last: key(20) });
         let each = c.bytes() / 11;
         let mut budget = 3;
-        assert!(!c.evict(BatchNo(0), usize::MAX, &mut budget), "used up");
+        assert!(!evict(&mut c, 0, usize::MAX, &mut budget, usize::MAX), "used up");
         assert_eq!(budget, 0);
         let known = |c: &GroupCache, n| c.lookup(&key(n)) != Known::No;
         assert_eq!([0, 1, 2, 3, 15].map(|n| known(&c, n)), [false, true, false, true, true]);
-        assert!(!c.evict(BatchNo(0), usize::MAX, &mut 0), "nothing is allowed");
-        assert!(!c.evict(BatchNo(0), each, &mut 100), "enough");
+        assert!(!evict(&mut c, 0, usize::MAX, &mut 0, usize::MAX), "nothing is allowed");
+        assert!(!evict(&mut c, 0, each, &mut 100, usize::MAX), "enough");
         assert_eq!([3, 4, 15].map(|n| known(&c, n)), [false, true, true]);
-        assert!(c.evict(BatchNo(0), usize::MAX, &mut 100));
+        assert!(evict(&mut c, 0, usize::MAX, &mut 100, usize::MAX));
         assert_eq!([1, 9, 15].map(|n| known(&c, n)), [true, false, false]);
-        assert!(c.evict(BatchNo(1), usize::MAX, &mut 100), "from the beginning again");
+        assert!(evict(&mut c, 1, usize::MAX, &mut 100, usize::MAX), "from the beginning again");
         assert!(c.is_empty() && c.bytes() == 0);
+    }
+
+    /// Twenty keys of one inode, and all behind them, known; those in `gone` do not exist.
+    fn large(gone: std::ops::Range<u64>) -> GroupCache {
+        let mut c = GroupCache::default();
+        for n in 0..20 {
+            c.put(key(n), Some(bytes("v")).filter(|_| !gone.contains(&n)), BatchNo(0));
+        }
+        c.known.insert(KeyRange { first: key(0), last: key(99) });
+        c
+    }
+
+    #[test]
+    fn what_a_large_group_never_had_is_known_after_its_items_are_gone() {
+        let mut c = large(3..6);
+        assert!(!evict(&mut c, 0, usize::MAX, &mut 10, usize::MAX));
+        for n in 0..10 {
+            let expected = if (3..6).contains(&n) { Known::Absent } else { Known::No };
+            assert_eq!(c.lookup(&key(n)), expected, "key {n}");
+        }
+        assert_eq!(c.lookup(&key(15)), Known::Present(bytes("v")));
+        let one = |n| KeyRange { first: key(n), last: Key::fs(Ino(5), 1, n, u64::MAX, 0) };
+        assert_eq!((c.scan(one(4), 10), c.scan(one(7), 10)), (Some((vec![], None)), None));
+        // What is made there, and evicted in its turn, is no less remembered.
+        c.put(key(4), Some(bytes("new")), BatchNo(1));
+        assert_eq!(c.scan(one(4), 10), Some((vec![(key(4), bytes("new"))], None)));
+        assert!(evict(&mut c, 1, usize::MAX, &mut { usize::MAX }, usize::MAX), "the rest");
+        assert!(evict(&mut c, 1, usize::MAX, &mut 100, usize::MAX), "and what came after");
+        assert_eq!(c.lookup(&key(4)), Known::No);
+        assert_eq!([5, 50, 98].map(|n| c.lookup(&key(n))), [Known::Absent, Known::Absent, Known::Absent]);
+        assert!(c.bytes() > 0 && !c.is_empty());
+        assert!(evict(&mut c, 1, usize::MAX, &mut 100, usize::MAX), "unused since it was emptied");
+        assert!(c.is_empty() && c.bytes() == 0);
+    }
+
+    #[test]
+    fn a_memory_of_evicted_items_that_is_too_large_is_given_up() {
+        let mut c = large(0..0);
+        assert!(evict(&mut c, 0, usize::MAX, &mut { usize::MAX }, 100));
+        assert_eq!((c.lookup(&key(50)), c.bytes()), (Known::No, 0));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The item cache: what is known of the items under held locks.
 //!
 //! Items are kept per lock group, so that giving a lock away costs the group's items and not the cache. Absence is
-//! knowledge too: as an item without value, as an inode that died, or by a range that is known completely.
+//! knowledge too: as an item without value, as an inode that died, by a range that is known completely, or by what is
+//! remembered of evicted items ([`evicted`]).
 //! Invariants: what is cached is the newest state (own changes included), because the lock is held; a change stays
 //! until its batch is durable (an undurable item that were evicted could be read back in its old state after a crash);
 //! in a group from which items are being fetched nothing is evicted, so that an answer that was overtaken by an own
 //! change always finds that change here.
 
+mod evicted;
 mod group;
 mod ranges;
 
@@ -15,7 +17,7 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use vellum_base::{BatchNo, Ino, ItemOp, Key, KeyRange, Zone};
 
-pub(crate) use group::{GroupCache, Known, Page};
+pub(crate) use group::{GroupCache, Known, Limits, Page};
 pub(crate) use ranges::RangeSet;
 
 #[derive(Default)]
@@ -128,8 +130,8 @@ impl ItemCache {
     }
 
     /// Drops what was used longest ago and need not stay until `limit_bytes` is met with some room, or `budget` items have been
-    /// looked at. Returns the groups that lost items.
-    pub fn evict(&mut self, limit_bytes: usize, mut budget: usize, durable: BatchNo) -> Vec<u64> {
+    /// looked at; groups of `large_items` are remembered. Returns the groups that lost items.
+    pub fn evict(&mut self, limit_bytes: usize, large_items: usize, mut budget: usize, durable: BatchNo) -> Vec<u64> {
         let mut evicted = Vec::new();
         if self.bytes <= limit_bytes {
             return evicted;
@@ -150,7 +152,8 @@ impl ItemCache {
             };
             budget -= 1;
             let before = cache.bytes();
-            let whole = cache.evict(durable, self.bytes - goal, &mut budget);
+            let (enough_bytes, memory_bytes) = (self.bytes - goal, limit_bytes / 4);
+            let whole = cache.evict(&Limits { durable, enough_bytes, large_items, memory_bytes }, &mut budget);
             self.bytes = self.bytes + cache.bytes() - before;
             evicted.push(group);
             if cache.is_empty() {

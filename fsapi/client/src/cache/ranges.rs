@@ -48,6 +48,17 @@ impl RangeSet {
         self.ranges.insert(first, last);
     }
 
+    /// The parts of `range` that are in the set.
+    pub fn within(&self, range: KeyRange) -> Vec<KeyRange> {
+        if range.first > range.last {
+            return Vec::new();
+        }
+        let before = self.known_through(&range.first).map(|last| (range.first, last));
+        let inside = self.ranges.range(range.first..=range.last).map(|(first, last)| (*first, *last));
+        let inside = inside.filter(|(first, _)| before.is_none() || *first != range.first);
+        before.into_iter().chain(inside).map(|(first, last)| KeyRange { first, last: last.min(range.last) }).collect()
+    }
+
     /// Takes the keys of `range` out.
     pub fn remove(&mut self, range: KeyRange) {
         if range.first > range.last {
@@ -95,6 +106,12 @@ mod tests {
             }
             for n in 0..64 {
                 assert_eq!(set.contains(&key(n)), model[n as usize]);
+            }
+            let (first, last) = (prng.below(64), prng.below(64));
+            let parts = set.within(KeyRange { first: key(first.min(last)), last: key(first.max(last)) });
+            for n in 0..64 {
+                let expected = model[n as usize] && (first.min(last)..=first.max(last)).contains(&n);
+                assert_eq!(parts.iter().filter(|part| part.contains(&key(n))).count(), usize::from(expected));
             }
             let runs = model.windows(2).filter(|w| !w[0] && w[1]).count() + usize::from(model[0]);
             assert_eq!(set.len(), runs, "ranges that touch are one");
