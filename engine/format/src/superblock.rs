@@ -132,6 +132,15 @@ impl Superblock {
         })
     }
 
+    /// True when an area lies on another, or on a superblock: whoever writes one would destroy the other.
+    pub fn areas_overlap(&self) -> bool {
+        let block = |start| BlockRange { start, len_blocks: 1 };
+        let [[a0, a1], [b0, b1]] = self.manifest;
+        let mut fixed = [block(BlockAddr(0)), block(self.copy), self.slots_area, a0, a1, b0, b1];
+        fixed.sort_unstable_by_key(|range| range.start);
+        fixed.windows(2).any(|pair| pair[0].end().is_none_or(|end| end > pair[1].start))
+    }
+
     /// Relations that every use of the geometry relies on.
     fn check(&self) -> Result<(), &'static str> {
         let inside = |r: &BlockRange| r.len_blocks > 0 && r.end().is_some_and(|end| end.0 <= self.blocks);
@@ -179,7 +188,7 @@ mod tests {
             chunk_blocks: 256,
             copy: BlockAddr(1023),
             slots_area: r(1),
-            manifest: [[r(16), r(512)], [r(32), r(528)]],
+            manifest: [[r(17), r(512)], [r(33), r(528)]],
             manifest_generation: 77,
             metadata_copies: 1,
             created: 1,
@@ -195,9 +204,18 @@ mod tests {
             Superblock { slots_area: r(u64::MAX - 3), ..sb.clone() },
             Superblock { copy: BlockAddr(1024), ..sb.clone() },
             Superblock { blocks: 1 << 53, chunk_blocks: 1 << 22, ..sb.clone() },
-            Superblock { manifest_generation: u64::MAX, ..sb },
+            Superblock { manifest_generation: u64::MAX, ..sb.clone() },
         ] {
             assert!(Superblock::decode(&bad.encode(BlockAddr(0)), BlockAddr(0)).is_err());
+        }
+        assert!(!sb.areas_overlap());
+        for bad in [
+            Superblock { manifest: [[r(0), r(512)], [r(33), r(528)]], ..sb.clone() },
+            Superblock { manifest: [[r(17), r(512)], [r(32), r(528)]], ..sb.clone() },
+            Superblock { copy: BlockAddr(543), ..sb.clone() },
+            Superblock { slots_area: r(700), copy: BlockAddr(700), ..sb },
+        ] {
+            assert!(bad.areas_overlap(), "{bad:?}");
         }
     }
 }

@@ -108,6 +108,9 @@ async fn search(queue: &Rc<dyn Queue>, size_bytes: u64) -> Result<Option<BlockAd
 }
 
 fn check(sb: &Superblock, device: &str, size_bytes: u64) -> Result<(), StoreError> {
+    if sb.areas_overlap() {
+        return Err(StoreError::corrupt("superblock", "an area lies on another one, or on a superblock"));
+    }
     if sb.format_version > FORMAT_VERSION || sb.format_version == 0 {
         return Err(StoreError::FormatVersion { found: sb.format_version, known: FORMAT_VERSION });
     }

@@ -108,3 +108,19 @@ fn what_counts_up_from_zero_has_room_above() {
         });
     }
 }
+
+/// Found by fuzzing whole images: a manifest area over block 0 was served, and would have been written there.
+#[test]
+fn areas_that_overlap_are_refused() {
+    let mut image = forged(&[]);
+    let mut block = [0; 4096];
+    image.read(0, &mut block);
+    let mut sb = Superblock::decode(&block, BlockAddr(0)).unwrap();
+    sb.manifest[0][0].start = BlockAddr(0);
+    [BlockAddr(0), sb.copy].into_iter().for_each(|at| image.write(at.bytes(), &sb.encode(at)));
+    let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image));
+    block_on(async {
+        let error = start(&device, options(1)).await.map(|_| ()).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains("superblock"), "{error}");
+    });
+}

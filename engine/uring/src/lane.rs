@@ -21,9 +21,9 @@ impl Lane {
     /// Bits of a key.
     pub const KEY_BITS: u32 = 48;
 
-    /// Fails when the ring has as many lanes as there are names for.
-    pub fn new(ring: &Rc<Ring>) -> io::Result<Lane> {
-        let index = ring.open_lane()?;
+    /// With memory for so many answers at a time; more take more. Fails when the ring has as many lanes as there are names for.
+    pub fn new(ring: &Rc<Ring>, answers: usize) -> io::Result<Lane> {
+        let index = ring.open_lane(answers)?;
         Ok(Lane { ring: ring.clone(), index })
     }
 

@@ -158,7 +158,7 @@ impl Ring {
         inner.news = false;
     }
 
-    pub(crate) fn open_lane(&self) -> io::Result<u16> {
+    pub(crate) fn open_lane(&self, answers: usize) -> io::Result<u16> {
         let lanes = &mut self.inner.borrow_mut().lanes;
         let unused = lanes.iter().position(|lane| !lane.open && lane.in_flight == 0);
         let index = unused.unwrap_or(lanes.len());
@@ -169,6 +169,7 @@ impl Ring {
             lanes.push(LaneState::default());
         }
         lanes[index].open = true;
+        lanes[index].answers.reserve(answers);
         Ok(index as u16)
     }
 

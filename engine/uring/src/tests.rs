@@ -35,7 +35,7 @@ fn taken(lane: &Lane) -> Vec<Answer> {
 #[test]
 fn each_lane_gets_its_own_answers_and_a_full_queue_loses_nothing() {
     let Some(ring) = ring(4, Kind::Waited) else { return };
-    let lanes: Vec<Lane> = (0..3).map(|_| Lane::new(&ring).unwrap()).collect();
+    let lanes: Vec<Lane> = (0..3).map(|_| Lane::new(&ring, 0).unwrap()).collect();
     // Thirty times what the submission queue holds, and more than the completion queue does.
     for key in 0..120 {
         nop(&lanes[key as usize % 3], key);
@@ -57,7 +57,7 @@ fn each_lane_gets_its_own_answers_and_a_full_queue_loses_nothing() {
 #[test]
 fn what_is_held_back_goes_with_the_wait() {
     let Some(ring) = ring(8, Kind::Waited) else { return };
-    let lane = Lane::new(&ring).unwrap();
+    let lane = Lane::new(&ring, 0).unwrap();
     ring.hold_back(true);
     nop(&lane, 7);
     lane.look().unwrap();
@@ -71,7 +71,7 @@ fn what_is_held_back_goes_with_the_wait() {
 #[test]
 fn a_lane_that_looks_does_not_let_the_owner_sleep_over_anothers_answer() {
     let Some(ring) = ring(8, Kind::Waited) else { return };
-    let (one, two) = (Lane::new(&ring).unwrap(), Lane::new(&ring).unwrap());
+    let (one, two) = (Lane::new(&ring, 0).unwrap(), Lane::new(&ring, 0).unwrap());
     nop(&one, 1);
     while taken(&one).is_empty() {
         two.look().unwrap(); // sorts what is the first lane's
@@ -93,7 +93,7 @@ fn a_lane_that_looks_does_not_let_the_owner_sleep_over_anothers_answer() {
 #[test]
 fn an_entry_can_be_cancelled_and_one_with_many_answers_counts_until_its_last() {
     let Some(ring) = ring(8, Kind::Waited) else { return };
-    let lane = Lane::new(&ring).unwrap();
+    let lane = Lane::new(&ring, 0).unwrap();
     let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     push(&lane, opcode::PollAdd::new(Fd(bell.as_raw_fd()), libc::POLLIN as u32).multi(true).build(), 3);
     for _ in 0..3 {
@@ -112,25 +112,25 @@ fn an_entry_can_be_cancelled_and_one_with_many_answers_counts_until_its_last() {
 fn an_index_is_used_again_only_when_nothing_of_its_lane_is_left() {
     let Some(ring) = ring(8, Kind::Waited) else { return };
     let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
-    let gone = Lane::new(&ring).unwrap();
+    let gone = Lane::new(&ring, 0).unwrap();
     push(&gone, opcode::PollAdd::new(Fd(bell.as_raw_fd()), libc::POLLIN as u32).build(), 5);
     ring.enter().unwrap();
     assert!(!gone.drain(Duration::from_millis(5)), "nobody rings");
     drop(gone);
-    let next = Lane::new(&ring).unwrap();
+    let next = Lane::new(&ring, 0).unwrap();
     rustix::io::write(&bell, &1u64.to_ne_bytes()).unwrap();
     ring.wait(Some(LONG)).unwrap();
     ring.reap();
     assert_eq!(taken(&next), [], "the answer was for another");
     let format = |lane: &Lane| format!("{lane:?}");
-    assert_eq!((format(&next), format(&Lane::new(&ring).unwrap())), ("Lane(1)".into(), "Lane(0)".into()));
+    assert_eq!((format(&next), format(&Lane::new(&ring, 0).unwrap())), ("Lane(1)".into(), "Lane(0)".into()));
 }
 
 #[test]
 fn a_registered_file_is_closed_with_its_lane() {
     let Some(ring) = ring(8, Kind::Waited) else { return };
     let (read, write) = rustix::pipe::pipe().unwrap();
-    let lane = Lane::new(&ring).unwrap();
+    let lane = Lane::new(&ring, 0).unwrap();
     if lane.register(write.as_raw_fd()).is_none() {
         eprintln!("SKIPPED: this kernel's io_uring has no sparse file tables");
         return;
@@ -149,7 +149,7 @@ fn a_registered_file_is_closed_with_its_lane() {
 #[test]
 fn a_watched_ring_announces_its_answers() {
     let Some(ring) = ring(8, Kind::Watched) else { return };
-    let lane = Lane::new(&ring).unwrap();
+    let lane = Lane::new(&ring, 0).unwrap();
     let bell = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
     push(&lane, opcode::PollAdd::new(Fd(bell.as_raw_fd()), libc::POLLIN as u32).build(), 9);
     lane.look().unwrap();

@@ -79,7 +79,7 @@ impl UringQueue {
             waiting: VecDeque::with_capacity(depth as usize),
             main,
             polled,
-            answers: Vec::new(),
+            answers: Vec::with_capacity(depth as usize),
             discard_by,
             _file: file,
         };

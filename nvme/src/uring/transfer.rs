@@ -61,7 +61,7 @@ enum Target {
 impl Way {
     /// On `ring`, for a descriptor that its owner keeps open for as long.
     pub fn new(ring: &Rc<Ring>, depth: u32, fd: RawFd) -> io::Result<Way> {
-        let lane = Lane::new(ring)?;
+        let lane = Lane::new(ring, depth as usize)?;
         let file = lane.register(fd).map_or(Target::Plain(types::Fd(fd)), Target::Registered);
         Ok(Way { lane, file, depth: depth as usize })
     }

@@ -38,7 +38,7 @@ pub(crate) struct Driver {
 impl Driver {
     pub fn new(config: &Config, doorbell: Arc<OwnedFd>) -> io::Result<Driver> {
         let ring = Rc::new(Ring::new(config.ring_entries, Kind::Waited)?);
-        let ops = Rc::new(Ops::new(Lane::new(&ring)?, doorbell));
+        let ops = Rc::new(Ops::new(Lane::new(&ring, config.ring_entries as usize)?, doorbell));
         Ok(Driver {
             ring,
             ops,

@@ -202,7 +202,8 @@ fn keys(range: &KeyRange) -> String {
 }
 
 fn data_finding((index, detail): &(u32, String), blocks: BlockRange, first_block: u64, path: &str) -> Finding {
-    let byte = (first_block + u64::from(*index)) * BLOCK_SIZE as u64;
+    // A forged extent may begin beyond what any file has.
+    let byte = (u128::from(first_block) + u128::from(*index)) * BLOCK_SIZE as u128;
     Finding {
         place: format!("block {}", blocks.start.0 + u64::from(*index)),
         detail: detail.clone(),

@@ -62,8 +62,9 @@ pub fn image(input: &[u8]) -> bool {
     run::dumped(&image);
     let whole = run::checked(&image).is_ok_and(|report| report.problem_count == 0);
     let (served, after) = run::served(&image);
-    // A newer version's filesystem may be read and not written.
-    if whole && !matches!(served, Err(StoreError::Features { .. })) {
+    // A newer version's filesystem may be read and not written, and all free chunks may be said to be for data, which leaves none
+    // for logs.
+    if whole && !matches!(served, Err(StoreError::Features { .. } | StoreError::NoSpace)) {
         served.unwrap_or_else(|e| panic!("it is whole and is not served: {e}"));
         if forged {
             return true;
