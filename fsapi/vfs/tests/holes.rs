@@ -120,7 +120,7 @@ fn a_listing_stays_within_the_cache() {
     });
 }
 
-/// Which names a directory does not have is remembered when its items are not: making one asks the engine for nothing.
+/// Which names a directory does not have is remembered when its items are not: making one asks the engine for next to nothing.
 #[test]
 fn a_name_that_never_was_is_not_asked_for_again() {
     run(7, || async {
