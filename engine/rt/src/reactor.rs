@@ -21,6 +21,8 @@ use crate::wake::{Remote, RemoteWakes};
 const POLLS_PER_TURN: usize = 128;
 /// Task time between two looks at the IO.
 const TURN: Duration = Duration::from_micros(200);
+/// The same while something is expected (see [`stay_awake`]): who waits for it waits for the turn to end as well.
+const EXPECTING_TURN: Duration = Duration::from_micros(30);
 
 pub(crate) struct Reactor {
     pub id: ReactorId,
@@ -37,6 +39,8 @@ pub(crate) struct Reactor {
     poll_began: Cell<Instant>,
     /// See [`stay_awake`].
     pub awake_until: Cell<Instant>,
+    /// What is expected was asked for in this turn, and the kernel does not know yet.
+    asked: Cell<bool>,
 }
 
 thread_local! {
@@ -100,6 +104,7 @@ impl Reactor {
             slice,
             poll_began: Cell::new(Instant(0)),
             awake_until: Cell::new(Instant(0)),
+            asked: Cell::new(false),
         })
     }
 
@@ -113,9 +118,10 @@ impl Reactor {
 
     /// Runs the ready tasks of one turn; `began` is the present. Returns the count and the new present.
     pub fn run_tasks(&self, mut began: Instant) -> (usize, Instant) {
-        let until = began + TURN;
+        let until = began + if began < self.awake_until.get() { EXPECTING_TURN } else { TURN };
         let mut count = 0;
-        while count < POLLS_PER_TURN && began < until {
+        self.asked.set(false);
+        while count < POLLS_PER_TURN && began < until && !self.asked.get() {
             let Some((class, task)) = self.tasks.pop() else { break };
             self.poll_began.set(began);
             let Some(polled) = self.tasks.poll(task) else { continue };
@@ -189,11 +195,13 @@ pub fn random_u64() -> u64 {
 }
 
 /// The current reactor expects something within this time that somebody waits for (that a flush is done): until then it spins,
-/// unless somebody else wants its core, where otherwise it would sleep and be woken. Only a native reactor heeds it.
+/// unless somebody else wants its core, where otherwise it would sleep and be woken. Its turns are short meanwhile, and the
+/// present one ends with the running poll, so that the kernel learns at once what was asked for. Only a native reactor spins.
 pub fn stay_awake(within: Duration) {
     with(|reactor| {
         let until = reactor.backend.now() + within;
         reactor.awake_until.set(reactor.awake_until.get().max(until));
+        reactor.asked.set(true);
     });
 }
 

@@ -398,3 +398,27 @@ fn pollers_run_after_a_task_and_before_a_sleep(config: Config) {
     })
     .unwrap();
 }
+
+#[test]
+fn what_was_asked_for_ends_the_turn() {
+    block_on(&Config::default(), async {
+        let turns = Rc::new(Cell::new(0));
+        let counted = turns.clone();
+        let _poller = rt::add_poller("turns", move || {
+            counted.set(counted.get() + 1);
+            0
+        });
+        let ran_in = |name, asks: bool| {
+            let turns = turns.clone();
+            rt::spawn(Class::Request, name, async move {
+                if asks {
+                    rt::stay_awake(Duration::from_micros(1));
+                }
+                turns.get()
+            })
+        };
+        let (asks, after) = (ran_in("asks", true), ran_in("after", false));
+        let (asks, after) = (asks.await.unwrap(), after.await.unwrap());
+        assert!(after > asks, "the device was told before the next task ran");
+    });
+}
