@@ -19,7 +19,7 @@ use vellum_nvme::OpenMode;
 use vellum_rt::net::Endpoint;
 use vellum_rt::{Class, native, spawn};
 use vellum_server::{Node, NodeOptions};
-use vellum_store::{MkfsOptions, OpenOptions, Prefer};
+use vellum_store::{MkfsOptions, OpenOptions, PolledQueue, Prefer};
 use vellum_wire::{LockMode, LockName, LockWant, Request, Response};
 
 use crate::node::fresh_image;
@@ -61,10 +61,7 @@ pub fn run<W>(dir: &Path, shape: &Shape, worker: impl FnOnce(&Path, &Path) -> Re
     let device = vellum_nvme::open(&image.display().to_string(), OpenMode::default())?;
     let made = device.clone();
     native::block_on(async move {
-        let queue = made.open_queue(64)?;
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("mkfs", move || polled.process_completions());
-        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        let queue = PolledQueue::open(&*made, 64, "mkfs")?;
         vellum_store::mkfs(&made, &queue, MkfsOptions::default()).await
     })?;
     let options = |prefer| NodeOptions {

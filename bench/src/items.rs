@@ -17,10 +17,10 @@ use bytes::{Bytes, BytesMut};
 use vellum_base::prng::Prng;
 use vellum_base::{Batch, BatchNo, Ino, ItemOp, Key, Rid, View};
 use vellum_format::ItemKind;
-use vellum_nvme::{Device, OpenMode, Queue};
+use vellum_nvme::{Device, OpenMode};
 use vellum_rt::Class;
 use vellum_rt::native::{self, Config};
-use vellum_store::{Everyone, MkfsOptions, OpenOptions, ReactorSeed, Store};
+use vellum_store::{Everyone, MkfsOptions, OpenOptions, PolledQueue, ReactorSeed, Store};
 
 use crate::executors;
 use crate::node::fresh_image;
@@ -205,10 +205,7 @@ fn options(reactors: usize) -> OpenOptions {
 
 /// What each reactor's store begins with.
 async fn seeds(device: &Arc<dyn Device>, reactors: usize, fresh: bool) -> Result<Vec<ReactorSeed>> {
-    let queue: Rc<dyn Queue> = device.open_queue(64)?;
-    let polled = queue.clone();
-    let _poller = vellum_rt::add_poller("open", move || polled.process_completions());
-    let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+    let queue = PolledQueue::open(&**device, 64, "open")?;
     if fresh {
         vellum_store::mkfs(device, &queue, MkfsOptions::default()).await?;
     }

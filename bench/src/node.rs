@@ -12,16 +12,13 @@ use vellum_nvme::memory::MemoryDevice;
 use vellum_nvme::{Device, OpenMode};
 use vellum_rt::native;
 use vellum_server::{Node, NodeOptions};
-use vellum_store::{Everyone, MkfsOptions, OpenOptions, Store, StoreStatus, mkfs};
+use vellum_store::{Everyone, MkfsOptions, OpenOptions, PolledQueue, Store, StoreStatus, mkfs};
 use vellum_vfs::{Caller, Vfs, VfsOptions};
 use vellum_wire::Request;
 
 fn format(device: &Arc<dyn Device>) -> Result<()> {
     native::block_on(async {
-        let queue = device.open_queue(64)?;
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("mkfs", move || polled.process_completions());
-        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        let queue = PolledQueue::open(&**device, 64, "mkfs")?;
         mkfs(device, &queue, MkfsOptions { force: true, ..MkfsOptions::default() }).await?;
         Ok(())
     })
@@ -62,10 +59,7 @@ pub fn of_file(path: &Path, reactors: usize) -> Result<Node> {
 pub fn status_of_file(path: &Path) -> Result<StoreStatus> {
     let device = open(path)?;
     native::block_on(async {
-        let queue = device.open_queue(64)?;
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("look", move || polled.process_completions());
-        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        let queue = PolledQueue::open(&*device, 64, "look")?;
         let options = OpenOptions { read_only: true, ..OpenOptions::default() };
         let mut opened = vellum_store::open(&device, &queue, options).await?;
         let seed = opened.seeds.pop().context("one reactor")?;

@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vellum_base::{BLOCK_SIZE, DmaBuf, prng::Prng};
-use vellum_nvme::{OpenMode, Queue};
+use vellum_nvme::OpenMode;
 use vellum_rt::native::{self, Config};
 use vellum_rt::net::{Endpoint, Listener, Stream};
 use vellum_rt::{Class, channel};
+use vellum_store::PolledQueue;
 
 use crate::executors;
 use crate::link;
@@ -265,10 +266,7 @@ pub fn reads(
     let recorded = Rc::new(std::cell::RefCell::new(std::mem::take(recorder)));
     let shared = recorded.clone();
     native::block_on_with(config.clone(), async move {
-        let queue: Rc<dyn Queue> = device.open_queue(depth as u32)?;
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("device", move || polled.process_completions());
-        let _watch = queue.wake_fd().map(vellum_rt::watch_fd);
+        let queue = PolledQueue::open(&*device, depth as u32, "device")?;
         let workers: Vec<_> = (0..depth)
             .map(|worker| {
                 let (queue, recorded) = (queue.clone(), shared.clone());

@@ -16,8 +16,7 @@ use vellum_link::{InProcessDialer, InProcessListener, in_process};
 use vellum_nvme::Device;
 use vellum_rt::channel::{Receiver, Sender, bounded};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{add_poller, watch_fd};
-use vellum_store::{ReactorSeed, RecoveryReport, Store, StoreError};
+use vellum_store::{PolledQueue, ReactorSeed, RecoveryReport, Store, StoreError};
 use vellum_wire::WireError;
 
 use crate::authority::TableAuthority;
@@ -264,10 +263,8 @@ impl Plan {
     }
 
     async fn open(&self) -> Result<(RecoveryReport, Vec<ReactorSeed>), NodeError> {
-        let queue = self.device.open_queue(self.options.store.queue_depth).map_err(StoreError::from)?;
-        let polled = queue.clone();
-        let _poller = add_poller("device", move || polled.process_completions());
-        let _watch = queue.wake_fd().map(watch_fd);
+        let queue =
+            PolledQueue::open(&*self.device, self.options.store.queue_depth, "device").map_err(StoreError::from)?;
         let options = vellum_store::OpenOptions {
             reactors: self.options.cores.len(),
             withhold: true, // until the workers of the terms before are known to be quiet

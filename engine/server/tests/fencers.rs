@@ -47,9 +47,7 @@ fn child_that_is_a_member() {
     let Some(path) = std::env::var_os(MEMBER_OF) else { return };
     let device = member(Path::new(&path), 1);
     block_on(async {
-        let queue = device.open_queue(32).unwrap();
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("device", move || polled.process_completions());
+        let queue = vellum_store::PolledQueue::open(&*device, 32, "device").unwrap();
         println!("ready");
         loop {
             let data = || vellum_base::DmaBuf::zeroed(1 << 20).freeze();

@@ -225,7 +225,7 @@ fn c3_what_a_dead_leader_handed_over_is_not_reused_before_its_worker_is_quiet() 
     let flag = written.clone();
     lab.world
         .spawn(puppet.on, Class::Compaction, "late", async move {
-            let (queue, _poller) = open_queue(&device);
+            let queue = open_queue(&device);
             let _ = execute(&queue, &old, &Cancel::default()).await; // its inputs may be gone
             for range in &old.space {
                 let data = vellum_base::DmaBuf::copy_from(&vec![0xee; range.len_bytes()], true).freeze();

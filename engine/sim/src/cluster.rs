@@ -13,12 +13,12 @@ use vellum_format::ProcessIdentity;
 use vellum_nvme::Image;
 use vellum_nvme::fault::{Delays, FaultConfig, FaultDevice, ProcessId};
 use vellum_proto::quorum::QuorumTimers;
+use vellum_rt::Class;
 use vellum_rt::net::Endpoint;
 use vellum_rt::sim::{NodeId, World};
-use vellum_rt::{Class, add_poller};
 use vellum_server::cluster::{Member, MemberOptions, MemberProgress, MemberStop};
 use vellum_server::{NodeOptions, Plan, Progress, StopHandle};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs, read_superblock};
+use vellum_store::{MkfsOptions, OpenOptions, PolledQueue, mkfs, read_superblock};
 
 use crate::fencer::{Orders, SimFencer};
 
@@ -128,9 +128,7 @@ impl Cluster {
         let target = device.as_device();
         let slots = if nodes == 1 { Vec::new() } else { (0..nodes).map(|n| socket_addr(n).to_string()).collect() };
         let made = world.block_on(on, MKFS, async move {
-            let queue = target.open_queue(32)?;
-            let polled = queue.clone();
-            let _poller = add_poller("mkfs", move || polled.process_completions());
+            let queue = PolledQueue::open(&*target, 32, "mkfs")?;
             mkfs(&target, &queue, MkfsOptions { slots, ..MkfsOptions::default() }).await?;
             read_superblock(&queue).await
         });

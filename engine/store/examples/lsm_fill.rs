@@ -9,8 +9,8 @@ use std::rc::Rc;
 use bytes::Bytes;
 use vellum_base::prng::Prng;
 use vellum_base::{BLOCK_SIZE, BlockRange, Bucket, Epoch, Ino, Key, KeyRange, SegmentId, ShardId};
+use vellum_nvme::Queue;
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Queue};
 use vellum_store::lsm::{BlockCache, Edit, ItemWrite, LocalFuture, LsmConfig, LsmError, Shard, ShardEnv};
 
 const VALUE_BYTES: usize = 100;
@@ -117,11 +117,9 @@ async fn work(shard: &Rc<Shard>, env: &Env) -> Result<(), LsmError> {
 
 async fn run(keys: u64, memtable_bytes: usize, cache_bytes: usize) -> Result<(), Box<dyn std::error::Error>> {
     let device = MemoryDevice::new(keys * 128 * 8 + (1 << 30));
-    let queue = device.open_queue(128)?;
-    let polled = queue.clone();
-    let _poller = vellum_rt::add_poller("device", move || polled.process_completions());
+    let queue = vellum_store::PolledQueue::open(&device, 128, "device")?;
     let env = Rc::new(Env {
-        queue,
+        queue: queue.clone(),
         next_id: Cell::new(0),
         next_block: Cell::new(1),
         free: RefCell::default(),

@@ -14,7 +14,6 @@ use std::sync::Arc;
 use vellum_base::{BlockRange, Ino, Key, Zone, crc32c};
 use vellum_format::{Bitmap, ChunkUse, Dirent, Extent, FileKind, IndexKind, Inode, ItemKind, Owners, Value};
 use vellum_nvme::{Device, Queue};
-use vellum_rt::{add_poller, watch_fd};
 
 mod balance;
 mod data_blocks;
@@ -28,6 +27,7 @@ use self::pages::{Page, Pages};
 use crate::error::StoreError;
 use crate::open::{Opened, RecoveryReport, open};
 use crate::options::OpenOptions;
+use crate::polled::PolledQueue;
 use crate::space::RangeSet;
 use crate::store::{Everyone, Store};
 
@@ -89,11 +89,7 @@ pub async fn check(
 pub async fn check_alone(device: &Arc<dyn Device>, options: CheckOptions) -> Result<CheckReport, StoreError> {
     let open_options = OpenOptions { read_only: true, ..OpenOptions::default() };
     let opened = {
-        let queue = device.open_queue(open_options.queue_depth)?;
-        let polled = queue.clone();
-        let poller = add_poller("device", move || polled.process_completions());
-        let watch = queue.wake_fd().map(watch_fd);
-        poller.keep_awake(watch.is_none());
+        let queue = PolledQueue::open(&**device, open_options.queue_depth, "device")?;
         open(device, &queue, open_options).await?
     };
     verify(opened, options).await

@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vellum_base::{Bucket, ChunkIndex, Epoch, Fsid, Key, KeyRange, Mutant, ReactorId, Rid, Term, mutant};
 use vellum_format::{LogMeta, Record, Superblock, log};
-use vellum_nvme::Queue;
 use vellum_rt::local::{Notify, OneshotSender, oneshot};
-use vellum_rt::{Class, FdWatch, PollerHandle, add_poller, spawn, watch_fd, yield_if_needed, yield_now};
+use vellum_rt::{Class, spawn, yield_if_needed, yield_now};
 
 use crate::admission::{Home, Pace, Reservations};
 use crate::central::Central;
@@ -28,6 +27,7 @@ use crate::moves::{HandOver, Moves};
 use crate::neighbours::Neighbours;
 use crate::open::ReactorSeed;
 use crate::options::OpenOptions;
+use crate::polled::PolledQueue;
 use crate::reads::{Pins, ReadTracker};
 use crate::space::Allocator;
 use crate::split::Splits;
@@ -74,9 +74,7 @@ pub struct Store {
     pub(crate) superblock: Superblock,
     pub(crate) blocks: Cell<u64>,
     pub(crate) term: Term,
-    pub(crate) queue: Rc<dyn Queue>,
-    _poller: PollerHandle,
-    _watch: Option<FdWatch>,
+    pub(crate) queue: PolledQueue,
     pub(crate) mesh: Rc<Mesh>,
     /// Who has which bucket, as far as this reactor knows.
     pub(crate) routes: [Cell<ReactorId>; 256],
@@ -138,12 +136,7 @@ impl Store {
     /// Starts the store of one reactor, on that reactor. It answers when its part of the log is replayed; requests to
     /// other reactors wait until those have started.
     pub async fn start(seed: ReactorSeed, authority: Rc<dyn Authority>) -> Result<Rc<Store>, StoreError> {
-        let queue = seed.device.open_queue(seed.options.queue_depth)?;
-        let poller = {
-            let queue = queue.clone();
-            add_poller("device", move || queue.process_completions())
-        };
-        let watch = queue.wake_fd().map(watch_fd);
+        let queue = PolledQueue::open(&*seed.device, seed.options.queue_depth, "device")?;
         let mesh = Mesh::new(seed.mesh.me, seed.mesh.senders);
         let before = Epoch(seed.first_epoch.0 - 1);
         let env = Env::new(queue.clone(), mesh.clone(), seed.first_segment, before);
@@ -173,8 +166,6 @@ impl Store {
             superblock: seed.superblock,
             term: seed.term,
             queue,
-            _poller: poller,
-            _watch: watch,
             routes: seed.routes.map(Cell::new),
             homes: seed.routes,
             env,

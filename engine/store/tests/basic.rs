@@ -230,13 +230,13 @@ fn a_scan_crosses_reactors_and_views_differ_until_durable() {
 fn devices_that_are_too_small_or_hold_something_are_refused() {
     block_on(async {
         let small = memory(63 * MIB);
-        let (q, _p) = queue(&small);
+        let q = queue(&small);
         let result = vellum_store::mkfs(&small, &q, Default::default()).await;
         assert!(matches!(result, Err(StoreError::TooSmall { .. })));
         assert!(matches!(start(&small, options(1)).await, Err(StoreError::NotVellum { .. })));
         let device = memory(64 * MIB);
         make(&device).await;
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let again = vellum_store::mkfs(&device, &q, Default::default()).await;
         assert!(matches!(again, Err(StoreError::Exists { .. })));
     });

@@ -32,7 +32,7 @@ async fn write(store: &Rc<Store>, client: &mut Client, from: u64, batches: u64) 
 }
 
 async fn check_clean(device: &Arc<dyn Device>) {
-    let (q, _p) = queue(device);
+    let q = queue(device);
     let report = vellum_store::check(device, &q, CheckOptions { data: true }).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }
@@ -124,9 +124,9 @@ fn c3_whatever_becomes_of_a_helper_the_store_goes_on_and_nothing_leaks() {
             let (stores, _) =
                 start(&device, OpenOptions { memtable_bytes: 16 << 20, ..options(reactors) }).await.unwrap();
             let store = &stores[0];
-            let (queue, _poller) = queue(&device);
+            let queue = queue(&device);
             let lab = Rc::new(Lab {
-                queue,
+                queue: queue.clone(),
                 deed: Cell::new(Deed::Right),
                 taken: Cell::new(0),
                 distrusted: Cell::new(0),

@@ -235,7 +235,7 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, with: &[
     let mut first = block_on(async {
         let memory = MemoryDevice::new(128 * MIB);
         let device: std::sync::Arc<dyn vellum_nvme::Device> = std::sync::Arc::new(memory.clone());
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         let shards = if splits { 2 } else { 8 };
         vellum_store::mkfs(&device, &queue, MkfsOptions { shards, ..MkfsOptions::default() }).await.unwrap();
         memory.snapshot()
@@ -257,7 +257,7 @@ fn crash_run_with(seed: u64, reactors: usize, steps: usize, every: u64, with: &[
         let inner = block_on(async {
             let device = CrashDevice::new(image);
             if i % 4 == 0 {
-                let (shared, (q, _p)) = (device.as_device(), queue(&device.as_device()));
+                let (shared, q) = (device.as_device(), queue(&device.as_device()));
                 let report = vellum_store::check(&shared, &q, CheckOptions { data: true }).await.unwrap();
                 assert!(report.problems.is_empty(), "{what}: {:#?}", report.problems);
             }

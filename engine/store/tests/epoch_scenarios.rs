@@ -70,7 +70,7 @@ fn block(image: &Image, at: u64) -> Vec<u8> {
 fn seals(image: &Image) -> BTreeMap<u64, (u64, Seal)> {
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
     let fsid = block_on(async {
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         read_superblock(&queue).await.unwrap().fsid
     });
     let found = (0..image.len_bytes() / 4096).filter_map(|at| {
@@ -335,7 +335,7 @@ fn e10_neighbours_of_a_reused_block_still_verify() {
             assert_eq!(checksums, extent.checksums, "{key:?}");
         }
         store.shutdown().await.unwrap();
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.is_empty() && report.verified_blocks == 8, "{report:#?}");
     });
@@ -422,7 +422,7 @@ fn scenario_37_a_batch_that_is_wrong_somewhere_changes_nothing_anywhere() {
         let used: u64 = stores[0].status().await.unwrap().reactors.iter().map(|r| r.used_blocks).sum();
         assert_eq!(used, 0, "blocks of failed batches");
         stores[0].shutdown().await.unwrap();
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     });
@@ -482,7 +482,7 @@ fn scenario_41_totals_are_right_while_merges_are_under_way() {
         let used: u64 = stores[0].status().await.unwrap().reactors.iter().map(|r| r.used_blocks).sum();
         assert_eq!(used, live);
         stores[0].shutdown().await.unwrap();
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.is_empty() && report.segments > 0, "{:#?}", report.problems);
     });

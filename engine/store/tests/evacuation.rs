@@ -35,7 +35,7 @@ async fn write_metadata(store: &Rc<Store>, client: &mut Client, prng: &mut Prng,
 }
 
 async fn check_clean(device: &std::sync::Arc<dyn Device>) {
-    let (q, _p) = queue(device);
+    let q = queue(device);
     let report = vellum_store::check(device, &q, CheckOptions { data: true }).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }
@@ -282,7 +282,7 @@ fn what_is_rotten_stays_where_it_is_and_is_reported() {
         files.verify(store).await;
         store.shutdown().await.unwrap();
         drop(stores);
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert_eq!(report.problem_count, 1, "{:#?}", report.problems);
     });

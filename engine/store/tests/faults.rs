@@ -176,7 +176,7 @@ fn scenario_46_a_full_device_refuses_data_and_can_be_emptied() {
             let status = store.status().await.unwrap();
             assert_eq!(status.reactors.iter().map(|r| r.used_blocks + r.waiting_blocks).sum::<u64>(), 0);
             store.shutdown().await.unwrap();
-            let (q, _p) = queue(&device);
+            let q = queue(&device);
             let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
         });

@@ -75,7 +75,7 @@ fn a_manifest_that_contradicts_itself_is_refused() {
         let image = forged(&[edit]);
         let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
         block_on(async {
-            let (queue, _poller) = queue(&device);
+            let queue = queue(&device);
             let refused = [
                 start(&device, options(2)).await.map(|_| ()).unwrap_err(),
                 check(&device, &queue, CheckOptions::default()).await.map(|_| ()).unwrap_err(),

@@ -38,7 +38,7 @@ async fn write_file(store: &Rc<Store>, client: &mut Client, ino: Ino, blocks: u6
 
 /// Every structure is in order; a copy that was being written when power went may be bad.
 async fn assert_clean(device: &std::sync::Arc<dyn Device>, what: &str) {
-    let (q, _p) = queue(device);
+    let q = queue(device);
     let report = vellum_store::check(device, &q, CheckOptions { data: true }).await;
     let report = report.unwrap_or_else(|e| panic!("{what}: {e}"));
     let problems: Vec<_> = report.problems.iter().filter(|p| p.place != "a copy").collect();

@@ -32,7 +32,7 @@ fn rounds(default: usize) -> usize {
 
 async fn make_with_copies(device: &std::sync::Arc<dyn vellum_nvme::Device>) {
     let metadata_copies = std::env::var("VELLUM_COPIES").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
-    let (q, _p) = queue(device);
+    let q = queue(device);
     mkfs(device, &q, MkfsOptions { metadata_copies, ..MkfsOptions::default() }).await.unwrap();
 }
 
@@ -192,7 +192,7 @@ fn overwriting_costs_the_same_on_the_last_day_as_on_the_first() {
         assert!(debt < 1.0, "merging is behind: {debt}");
         stores[0].shutdown().await.unwrap();
         drop(stores);
-        let (q, _p) = queue(&device.as_device());
+        let q = queue(&device.as_device());
         let report = vellum_store::check(&device.as_device(), &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
         assert!(report.inodes <= FILES + LARGE && report.inodes > FILES / 2);
@@ -242,7 +242,7 @@ fn a_device_is_filled_and_emptied_many_times() {
         assert!(full.iter().all(|n| n * 4 >= most * 3), "files that it held: {full:?}");
         stores[0].shutdown().await.unwrap();
         drop(stores);
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     });
@@ -297,7 +297,7 @@ fn free_space_in_pieces_comes_together_in_every_round() {
         assert!(full.iter().all(|n| n * 4 >= most * 3), "files that it held: {full:?}");
         stores[0].shutdown().await.unwrap();
         drop(stores);
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.is_empty(), "{:#?}", report.problems);
     });

@@ -28,7 +28,7 @@ async fn owners(store: &Rc<Store>) -> BTreeMap<u8, u16> {
 }
 
 async fn sound(device: &std::sync::Arc<dyn vellum_nvme::Device>) {
-    let (q, _p) = queue(device);
+    let q = queue(device);
     let report = vellum_store::check(device, &q, CheckOptions { data: true }).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }

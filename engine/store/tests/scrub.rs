@@ -24,7 +24,7 @@ const SEAL: u16 = 4;
 async fn made(bytes: u64, metadata_copies: u8) -> (MemoryDevice, Arc<dyn Device>) {
     let memory = MemoryDevice::new(bytes);
     let device: Arc<dyn Device> = Arc::new(memory.clone());
-    let (q, _p) = queue(&device);
+    let q = queue(&device);
     mkfs(&device, &q, MkfsOptions { metadata_copies, ..MkfsOptions::default() }).await.unwrap();
     (memory, device)
 }
@@ -189,7 +189,7 @@ fn a_rotten_segment_block_names_what_is_lost_and_the_rest_is_verified() {
         let unread = status.findings.iter().filter(|f| f.place.starts_with("items from")).count();
         assert!(unread > 0 && unread < 40, "{unread} pieces were left out");
         // The checker, too, goes on behind it.
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
         assert!(report.problems.iter().any(|p| p.detail.contains("cannot be read")), "{:#?}", report.problems);
         assert!(report.problems.iter().any(|p| p.detail.contains("checksum")), "{:#?}", report.problems);
@@ -229,7 +229,7 @@ fn with_two_copies_a_rotten_one_is_written_again() {
             rot(&memory, bad.iter().copied());
             if offline {
                 rot(&memory, [0]);
-                let (q, _p) = queue(&device);
+                let q = queue(&device);
                 let report = vellum_store::repair(&device, &q).await.unwrap();
                 assert!(report.left.is_empty() && report.repaired.len() > 1, "{report:#?}");
             } else {
@@ -241,7 +241,7 @@ fn with_two_copies_a_rotten_one_is_written_again() {
             }
             // What is left when the other copies go is what was repaired.
             rot(&memory, firsts.iter().copied().filter(|block| !seconds.contains(block)).take(1));
-            let (q, _p) = queue(&device);
+            let q = queue(&device);
             let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
             assert_eq!(report.inodes, 300);
@@ -386,7 +386,7 @@ fn rotten_bitmaps(format_1: bool) {
             refused += 1;
             assert!(matches!(error, StoreError::Bitmaps { .. }), "{error}");
             assert!(error.to_string().contains("vellum check --repair"), "{error}");
-            let (q, _p) = queue(&device);
+            let q = queue(&device);
             let report = match vellum_store::repair(&device, &q).await {
                 Ok(report) => report,
                 // Extents were in it as well: who has their blocks is lost.

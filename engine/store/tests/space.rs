@@ -217,7 +217,7 @@ fn a3_every_block_has_one_state_and_is_freed_once() {
             assert_eq!(status.reactors.iter().map(|r| r.used_blocks).sum::<u64>(), files.blocks());
             assert_eq!(status.reactors.iter().map(|r| r.pending_blocks + r.waiting_blocks).sum::<u64>(), 0);
             store.shutdown().await.unwrap();
-            let (q, _p) = queue(&device);
+            let q = queue(&device);
             let report = vellum_store::check(&device, &q, CheckOptions { data: true }).await.unwrap();
             assert!(report.problems.is_empty(), "{:#?}", report.problems);
         });

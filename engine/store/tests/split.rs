@@ -19,7 +19,7 @@ use vellum_rt::{Class, spawn};
 use vellum_store::{CheckOptions, MkfsOptions, OpenOptions, ShardStatus, Store, check, dump, mkfs, read_superblock};
 
 async fn make_with(device: &Arc<dyn Device>, shards: u32, copies: u8) {
-    let (queue, _poller) = queue(device);
+    let queue = queue(device);
     let options = MkfsOptions { shards, metadata_copies: copies, ..MkfsOptions::default() };
     mkfs(device, &queue, options).await.unwrap();
 }
@@ -67,7 +67,7 @@ async fn holds(store: &Rc<Store>, model: &BTreeMap<Key, Bytes>) {
 }
 
 async fn is_whole(device: &Arc<dyn Device>) {
-    let (queue, _poller) = queue(device);
+    let queue = queue(device);
     let report = check(device, &queue, CheckOptions::default()).await.unwrap();
     assert!(report.problems.is_empty(), "{:#?}", report.problems);
 }
@@ -94,7 +94,7 @@ fn long_shards_split_under_load() {
             }
         }
         holds(&stores[1], &model).await;
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         let text = dump::manifest(&queue).await.unwrap().to_string();
         assert!(text.contains("shard 3"), "{text}");
         // Killed.
@@ -163,7 +163,7 @@ fn a_filesystem_without_the_feature_is_never_split() {
     block_on(async {
         make_with(&device, 1, 1).await;
         {
-            let (queue, _poller) = queue(&device);
+            let queue = queue(&device);
             let mut sb = read_superblock(&queue).await.unwrap();
             assert_ne!(sb.features, Features::default());
             sb.features = Features::default();

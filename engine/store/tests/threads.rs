@@ -19,7 +19,7 @@ fn stores_on_threads_of_their_own_work_together() {
     let device = memory(128 * MIB);
     let seeds = block_on(async {
         make(&device).await;
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         open(&device, &q, options(3)).await.unwrap().seeds
     });
     let (done, all_done) = std::sync::mpsc::channel::<()>();
@@ -124,7 +124,7 @@ fn a_move_gives_the_other_core_its_share() {
     let options = OpenOptions { memtable_bytes: 64 << 20, rebalance: Rebalance::Never, ..options(2) };
     let seeds = block_on(async {
         make(&device).await;
-        let (q, _p) = queue(&device);
+        let q = queue(&device);
         open(&device, &q, options.clone()).await.unwrap().seeds
     });
     let met = Arc::new(AtomicU64::new(0));

@@ -13,9 +13,9 @@ use vellum_nvme::Device;
 use vellum_nvme::memory::MemoryDevice;
 use vellum_proto::Timers;
 use vellum_rt::native::block_on;
-use vellum_rt::{Class, JoinHandle, add_poller, sleep, spawn, timeout};
+use vellum_rt::{Class, JoinHandle, sleep, spawn, timeout};
 use vellum_server::{Node, NodeOptions};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_store::{MkfsOptions, OpenOptions, PolledQueue, mkfs};
 use vellum_wire::{LockMode, LockName};
 
 /// An inode of the group that is fought for.
@@ -25,9 +25,7 @@ const INO: Ino = Ino((7 << 56) | (5_000 << 10) | 1);
 fn formatted() -> Arc<dyn Device> {
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::new(256 << 20));
     block_on(async {
-        let queue = device.open_queue(64).unwrap();
-        let polled = queue.clone();
-        let _poller = add_poller("mkfs", move || polled.process_completions());
+        let queue = PolledQueue::open(&*device, 64, "mkfs").unwrap();
         mkfs(&device, &queue, MkfsOptions::default()).await.unwrap();
     });
     device

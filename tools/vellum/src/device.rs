@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use vellum_nvme::{Device, OpenMode, Queue};
+use vellum_store::PolledQueue;
 
 use crate::exit::{Exit, WithExit};
 
@@ -33,11 +34,7 @@ where
     F: Future<Output = Result<T>>,
 {
     vellum_rt::native::block_on(async {
-        let queue = device.open_queue(DEPTH).exit(Exit::Device)?;
-        let polled = queue.clone();
-        let poller = vellum_rt::add_poller("device", move || polled.process_completions());
-        let watch = queue.wake_fd().map(vellum_rt::watch_fd);
-        poller.keep_awake(watch.is_none());
-        work(queue).await
+        let queue = PolledQueue::open(&**device, DEPTH, "device").exit(Exit::Device)?;
+        work(queue.clone()).await
     })
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use vellum_link::Address;
 use vellum_rt::channel::{Receiver, Sender, bounded};
 use vellum_rt::net::Endpoint;
-use vellum_rt::{Class, add_poller, spawn, watch_fd};
-use vellum_store::StoreError;
+use vellum_rt::{Class, spawn};
+use vellum_store::{PolledQueue, StoreError};
 
 use super::blocks::Membership;
 use super::leadership::Job;
@@ -60,10 +60,7 @@ impl Member {
 
     /// Where the other members serve when they lead.
     async fn others(&self) -> Result<Vec<Endpoint>, NodeError> {
-        let queue = self.device.open_queue(QUEUE_DEPTH).map_err(StoreError::from)?;
-        let polled = queue.clone();
-        let _poller = add_poller("member device", move || polled.process_completions());
-        let _watch = queue.wake_fd().map(watch_fd);
+        let queue = PolledQueue::open(&*self.device, QUEUE_DEPTH, "member device").map_err(StoreError::from)?;
         let members = Membership::of(&vellum_store::read_superblock(&queue).await?);
         let others = members.slots().filter(|(slot, _)| *slot != self.options.slot);
         Ok(others.map(|(_, address)| Endpoint::Tcp(address)).collect())

@@ -11,8 +11,8 @@ use vellum_nvme::{Device, Queue};
 use vellum_proto::quorum::{Quorum, QuorumConfig};
 use vellum_rt::channel::{Receiver, Sender, bounded};
 use vellum_rt::net::{Datagram, Endpoint};
-use vellum_rt::{Class, add_poller, random_u64, spawn, wall_clock, watch_fd};
-use vellum_store::StoreError;
+use vellum_rt::{Class, random_u64, spawn, wall_clock};
+use vellum_store::{PolledQueue, StoreError};
 
 use super::agent::{Agent, time};
 use super::blocks::{Membership, read_blocks};
@@ -144,10 +144,7 @@ impl Member {
         let Some(AgentSeat { jobs, questions, mut stop }) = seat else { return Err(NodeError::Stopped) };
         // Whatever the agent spawned, and what it knows of the engine, ends with it.
         vellum_rt::scope(async move {
-            let queue = self.device.open_queue(QUEUE_DEPTH).map_err(StoreError::from)?;
-            let polled = queue.clone();
-            let _poller = add_poller("quorum device", move || polled.process_completions());
-            let _watch = queue.wake_fd().map(watch_fd);
+            let queue = PolledQueue::open(&*self.device, QUEUE_DEPTH, "quorum device").map_err(StoreError::from)?;
             let (members, blocks) = self.look(&queue).await?;
             let socket = self.bind(&members)?;
             let quorum = self.quorum(&queue, &members, &blocks).await?;
@@ -155,7 +152,7 @@ impl Member {
             tracing::info!(%slot, %rid, %term, fsid = %members.fsid, "member of the quorum");
             self.tell(MemberProgress::Following { term });
             let engine = Engine::new(jobs, self.handle.clone());
-            let agent = Agent::new(self.clone(), members, queue, quorum, engine);
+            let agent = Agent::new(self.clone(), members, queue.clone(), quorum, engine);
             let figures = self.options.node.metrics.as_ref();
             let _figures = figures.map(|at| agent.give_figures(at)).transpose()?;
             spawn(Class::Commit, "questions to the quorum", answer(agent.clone(), questions)).detach();

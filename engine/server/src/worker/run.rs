@@ -14,8 +14,8 @@ use vellum_link::{Address, ConnectOptions, Connection, Identity, LinkError, Loca
 use vellum_nvme::Device;
 use vellum_proto::Timers;
 use vellum_rt::channel::Receiver;
-use vellum_rt::{add_poller, random_u64, sleep, timeout, watch_fd};
-use vellum_store::StoreError;
+use vellum_rt::{random_u64, sleep, timeout};
+use vellum_store::{PolledQueue, StoreError};
 use vellum_wire::{ErrorCode, Greeting, Refusal, Request, Response};
 
 use super::jobs::Jobs;
@@ -80,12 +80,9 @@ pub async fn run(
     options: WorkerOptions,
     mut stop: Receiver<()>,
 ) -> Result<(), WorkerError> {
-    let queue = device.open_queue(options.queue_depth).map_err(StoreError::from)?;
-    let polled = queue.clone();
-    let _poller = add_poller("worker device", move || polled.process_completions());
-    let _watch = queue.wake_fd().map(watch_fd);
+    let queue = PolledQueue::open(&*device, options.queue_depth, "worker device").map_err(StoreError::from)?;
     let fsid = vellum_store::fsid(&queue).await?;
-    let jobs = Jobs::new(queue, options.jobs.max(1) as usize);
+    let jobs = Jobs::new(queue.clone(), options.jobs.max(1) as usize);
     let result = loop {
         let ended = session(&address, fsid, &options, &jobs, &mut stop).await;
         jobs.drain().await;

@@ -275,7 +275,7 @@ impl Lab {
         let flags = Greeting::worker_flags(Some(slot));
         let link = ConnectOptions { open_within: None, insecure_network: true, flags, ..ConnectOptions::default() };
         let task = async move {
-            let (queue, _poller) = open_queue(&device);
+            let queue = open_queue(&device);
             let identity = Identity { rid: Rid(1000 + u64::from(slot)), fsid: None };
             let connection = Connection::open(address(), identity, link).await.expect("a connection");
             connection.set_handler(Rc::new(move |request| -> LocalBoxFuture<Response> {
@@ -320,7 +320,7 @@ impl Lab {
         let on = self.world.add_reactor(node);
         let target = sim_device(self.device.snapshot(), 1).as_device();
         let report = self.world.block_on(on, LONG, async move {
-            let (queue, _poller) = open_queue(&target);
+            let queue = open_queue(&target);
             vellum_store::check(&target, &queue, CheckOptions { data: true }).await
         });
         let report = report.expect("it ends").expect("it can be checked");

@@ -1,6 +1,5 @@
 //! Nothing fake: devices with a filesystem on them, and nodes that serve one in the simulated world.
 
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,13 +7,13 @@ use serde_json::Value;
 use vellum_link::Address;
 use vellum_nvme::fault::{FaultConfig, FaultDevice};
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Image, Queue};
+use vellum_nvme::{Device, Image};
+use vellum_rt::Class;
 use vellum_rt::native::block_on;
 use vellum_rt::net::Endpoint;
 use vellum_rt::sim::{NodeId, World};
-use vellum_rt::{Class, PollerHandle, add_poller};
 use vellum_server::{NodeOptions, Plan, Progress, StopHandle};
-use vellum_store::{MkfsOptions, OpenOptions, mkfs};
+use vellum_store::{MkfsOptions, OpenOptions, PolledQueue, mkfs};
 use vellum_wire::{Request, Response};
 
 use super::TestClient;
@@ -32,14 +31,12 @@ pub fn address() -> Address {
 }
 
 /// A queue that is polled as long as the handle lives.
-pub fn open_queue(device: &Arc<dyn Device>) -> (Rc<dyn Queue>, PollerHandle) {
-    let queue = device.open_queue(32).unwrap();
-    let polled = queue.clone();
-    (queue, add_poller("test", move || polled.process_completions()))
+pub fn open_queue(device: &Arc<dyn Device>) -> PolledQueue {
+    PolledQueue::open(&**device, 32, "test").unwrap()
 }
 
 async fn format(device: Arc<dyn Device>, options: MkfsOptions) {
-    let (queue, _poller) = open_queue(&device);
+    let queue = open_queue(&device);
     mkfs(&device, &queue, options).await.unwrap();
 }
 

@@ -8,10 +8,9 @@ use std::time::Duration;
 use vellum_base::{Ino, KeyRange, Rid, View, mutant, probe};
 use vellum_format::Inode;
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Image, Queue};
+use vellum_nvme::{Device, Image};
 use vellum_rt::sim::{SimConfig, World};
-use vellum_rt::{PollerHandle, add_poller};
-use vellum_store::{CheckOptions, Everyone, OpenOptions, Store, StoreError, check, open};
+use vellum_store::{CheckOptions, Everyone, OpenOptions, PolledQueue, Store, StoreError, check, open};
 
 use super::history::Survived;
 use crate::work::file::decode_all;
@@ -20,12 +19,6 @@ use crate::work::file::decode_all;
 const ROT: &str = "a copy: Superblock";
 /// Virtual time that a recovery may take.
 const LIMIT: Duration = Duration::from_secs(600);
-
-fn queue(device: &Arc<dyn Device>) -> Result<(Rc<dyn Queue>, PollerHandle), StoreError> {
-    let queue = device.open_queue(64)?;
-    let polled = queue.clone();
-    Ok((queue, add_poller("inspect", move || polled.process_completions())))
-}
 
 /// Recovers a copy of the device, and reads what is there. It must be clean, data included.
 ///
@@ -73,7 +66,7 @@ pub fn problems(image: &Image, seed: u64) -> Result<Problems, String> {
     let on = world.add_reactor(node);
     let checked: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
     let report = world.block_on(on, LIMIT, async move {
-        let (queue, _poller) = queue(&checked)?;
+        let queue = PolledQueue::open(&*checked, 64, "check")?;
         check(&checked, &queue, CheckOptions { data: true }).await
     });
     match report.ok_or("the check does not end")? {
@@ -87,7 +80,7 @@ pub fn problems(image: &Image, seed: u64) -> Result<Problems, String> {
 
 async fn read(device: Arc<dyn Device>, options: OpenOptions) -> Result<Survived, String> {
     let text = |e: StoreError| e.to_string();
-    let (queue, _poller) = queue(&device).map_err(text)?;
+    let queue = PolledQueue::open(&*device, 64, "inspect").map_err(StoreError::from).map_err(text)?;
     let mut opened = open(&device, &queue, options).await.map_err(text)?;
     let seed = opened.seeds.pop().ok_or("no seed")?;
     let store = Store::start(seed, Rc::new(Everyone)).await.map_err(text)?;

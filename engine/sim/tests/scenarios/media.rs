@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use vellum_nvme::fault::{FaultConfig, FaultDevice};
 use vellum_nvme::{Device, Image, Queue};
-use vellum_rt::add_poller;
 use vellum_rt::sim::{SimConfig, World};
 use vellum_sim::fault::{Fault, LEADER, Stray};
 use vellum_sim::plan::Work;
@@ -69,10 +68,8 @@ fn in_world<F: Future<Output = Result<(), StoreError>> + 'static>(
     let ended = Rc::new(RefCell::new(None));
     let to = ended.clone();
     world.block_on(on, ms(600_000), async move {
-        let queue = device.open_queue(32).expect("a queue");
-        let polled = queue.clone();
-        let _poller = add_poller("device", move || polled.process_completions());
-        let result = work(device, queue).await;
+        let queue = vellum_store::PolledQueue::open(&*device, 32, "device").expect("a queue");
+        let result = work(device, queue.clone()).await;
         *to.borrow_mut() = Some(result);
     });
     ended.take().expect("it ends")

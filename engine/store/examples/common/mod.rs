@@ -12,13 +12,10 @@ pub const RID: Rid = Rid(1);
 /// The file is there, with its size; [`RID`] is known.
 pub async fn fresh(image: &str, options: OpenOptions) -> Result<Rc<Store>, Box<dyn Error>> {
     let device = vellum_nvme::open(image, OpenMode { exclusive: true, ..OpenMode::default() })?;
-    let queue = device.open_queue(64)?;
-    let polled = queue.clone();
-    let poller = vellum_rt::add_poller("open", move || polled.process_completions());
-    let watch = queue.wake_fd().map(vellum_rt::watch_fd);
+    let queue = vellum_store::PolledQueue::open(&*device, 64, "open")?;
     mkfs(&device, &queue, MkfsOptions::default()).await?;
     let seed = open(&device, &queue, options).await?.seeds.pop().ok_or("no seed")?;
-    drop((poller, watch, queue));
+    drop(queue);
     let store = Store::start(seed, Rc::new(Everyone)).await?;
     store.open_rid(RID, b"example").await?;
     Ok(store)

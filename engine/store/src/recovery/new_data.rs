@@ -158,9 +158,7 @@ mod tests {
         lost.iter().for_each(|block| image.write(block * BLOCK_SIZE as u64, &[1; BLOCK_SIZE]));
         vellum_rt::native::block_on(async {
             let device = vellum_nvme::memory::MemoryDevice::from_image(image);
-            let queue = vellum_nvme::Device::open_queue(&device, 8).unwrap();
-            let polled = queue.clone();
-            let _poller = vellum_rt::add_poller("test", move || polled.process_completions());
+            let queue = crate::PolledQueue::open(&device, 8, "test").unwrap();
             let tail = (1..).zip(epochs).map(|(n, (new, used))| epoch(n, *new, used)).collect();
             whole_prefix(&queue, 256, &tail).await.unwrap().0
         })

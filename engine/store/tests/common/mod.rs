@@ -12,10 +12,10 @@ use bytes::Bytes;
 use vellum_base::{Batch, BatchNo, BlockAddr, BlockRange, DmaBuf, Ino, ItemOp, Key, Rid, View, crc32c};
 use vellum_format::{Extent, ExtentHeader, Inode, Superblock};
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Image, Queue};
-use vellum_rt::{PollerHandle, add_poller};
+use vellum_nvme::{Device, Image};
 use vellum_store::{
-    CheckOptions, CommitError, Everyone, MkfsOptions, OpenOptions, RecoveryReport, Store, StoreError, mkfs, open,
+    CheckOptions, CommitError, Everyone, MkfsOptions, OpenOptions, PolledQueue, RecoveryReport, Store, StoreError,
+    mkfs, open,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -26,15 +26,12 @@ pub fn memory(bytes: u64) -> Arc<dyn Device> {
 }
 
 /// A queue that is polled as long as the handle lives.
-pub fn queue(device: &Arc<dyn Device>) -> (Rc<dyn Queue>, PollerHandle) {
-    let queue = device.open_queue(64).unwrap();
-    let polled = queue.clone();
-    let poller = add_poller("test", move || polled.process_completions());
-    (queue, poller)
+pub fn queue(device: &Arc<dyn Device>) -> PolledQueue {
+    PolledQueue::open(&**device, 64, "test").unwrap()
 }
 
 pub async fn make(device: &Arc<dyn Device>) {
-    let (queue, _poller) = queue(device);
+    let queue = queue(device);
     mkfs(device, &queue, MkfsOptions::default()).await.unwrap();
 }
 
@@ -62,7 +59,7 @@ pub async fn start(
     device: &Arc<dyn Device>,
     options: OpenOptions,
 ) -> Result<(Vec<Rc<Store>>, RecoveryReport), StoreError> {
-    let (queue, _poller) = queue(device);
+    let queue = queue(device);
     let opened = open(device, &queue, options).await?;
     let mut stores = Vec::new();
     for seed in opened.seeds {
@@ -170,7 +167,7 @@ pub fn three_blocks(ino: Ino) -> Key {
 
 /// What the checker says of a device that nobody serves.
 pub async fn problems(device: &Arc<dyn Device>) -> Vec<String> {
-    let (q, _p) = queue(device);
+    let q = queue(device);
     let report = vellum_store::check(device, &q, CheckOptions { data: true }).await.unwrap();
     report.problems.iter().map(ToString::to_string).collect()
 }

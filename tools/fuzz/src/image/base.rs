@@ -68,7 +68,7 @@ fn made(seed: u64, metadata_copies: u8, clean: bool) -> Image {
     let reactor = world.add_reactor(node);
     let work = async move {
         let options = MkfsOptions { metadata_copies, ..MkfsOptions::default() };
-        let (q, _poller) = queue(&device);
+        let q = queue(&device);
         mkfs(&device, &q, options).await.expect("a new filesystem");
         let mut next = 2;
         for round in 0..3 {

@@ -6,19 +6,18 @@ use std::time::Duration;
 
 use vellum_base::{KeyRange, View};
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Image, Queue};
+use vellum_nvme::{Device, Image};
 use vellum_rt::sim::{SimConfig, World};
-use vellum_rt::{PollerHandle, add_poller};
-use vellum_store::{CheckOptions, CheckReport, Everyone, OpenOptions, Store, StoreError, check, dump, open, repair};
+use vellum_store::{
+    CheckOptions, CheckReport, Everyone, OpenOptions, PolledQueue, Store, StoreError, check, dump, open, repair,
+};
 
 /// Virtual time within which everything ends.
 const LIMIT: Duration = Duration::from_secs(3600);
 
 /// A queue that is polled as long as the handle lives.
-pub fn queue(device: &Arc<dyn Device>) -> (Rc<dyn Queue>, PollerHandle) {
-    let queue = device.open_queue(64).expect("memory has queues");
-    let polled = queue.clone();
-    (queue.clone(), add_poller("device", move || polled.process_completions()))
+pub fn queue(device: &Arc<dyn Device>) -> PolledQueue {
+    PolledQueue::open(&**device, 64, "device").expect("memory has queues")
 }
 
 fn in_a_world<T: 'static>(what: &str, work: impl Future<Output = T> + 'static) -> T {
@@ -32,7 +31,7 @@ fn in_a_world<T: 'static>(what: &str, work: impl Future<Output = T> + 'static) -
 pub fn checked(image: &Image) -> Result<CheckReport, StoreError> {
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
     in_a_world("check", async move {
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         check(&device, &queue, CheckOptions { data: true }).await
     })
 }
@@ -41,7 +40,7 @@ pub fn checked(image: &Image) -> Result<CheckReport, StoreError> {
 pub fn dumped(image: &Image) {
     let device: Arc<dyn Device> = Arc::new(MemoryDevice::from_image(image.clone()));
     in_a_world("dump", async move {
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         let dumps = [
             dump::superblock(&queue).await,
             dump::manifest(&queue).await,
@@ -58,7 +57,7 @@ pub fn served(image: &Image) -> (Result<(), StoreError>, Image) {
     let memory = MemoryDevice::from_image(image.clone());
     let device: Arc<dyn Device> = Arc::new(memory.clone());
     let outcome = in_a_world("serving", async move {
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         let options = OpenOptions { reactors: 2, memtable_bytes: 4 << 20, ..OpenOptions::default() };
         let opened = open(&device, &queue, options).await?;
         let mut stores = Vec::new();
@@ -89,7 +88,7 @@ pub fn repaired(image: &Image) -> (bool, Image) {
     let memory = MemoryDevice::from_image(image.clone());
     let device: Arc<dyn Device> = Arc::new(memory.clone());
     let whole = in_a_world("repair", async move {
-        let (queue, _poller) = queue(&device);
+        let queue = queue(&device);
         repair(&device, &queue).await.is_ok_and(|report| report.left_count == 0)
     });
     (whole, memory.snapshot())

@@ -2,18 +2,17 @@
 //! (C1 to C3, and the scenarios that they answer).
 
 use std::collections::BTreeSet;
-use std::rc::Rc;
 
 use bytes::Bytes;
 use vellum_base::prng::Prng;
 use vellum_base::{BlockRange, Epoch, KeyRange, SegmentId};
 use vellum_format::SegmentMeta;
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Queue};
 use vellum_rt::native::block_on;
 
 use super::{DEVICE_BYTES, KEYS, Lab, key};
 use crate::lsm::{Cancel, CompactionJob, ItemWrite, LsmError, Outcome, Plan, execute};
+use crate::polled::PolledQueue;
 
 /// A lab with `runs` runs in level 0, each with other versions of all keys.
 async fn with_runs(device: &MemoryDevice, runs: u64, copies: u8) -> Lab {
@@ -41,9 +40,7 @@ async fn more_runs(lab: &mut Lab, rounds: std::ops::Range<u64>) {
 
 /// Another process: a queue of its own, and the bytes of the job.
 async fn elsewhere(device: &MemoryDevice, plan: &Plan) -> Result<Outcome, LsmError> {
-    let queue: Rc<dyn Queue> = device.open_queue(16).unwrap();
-    let polled = queue.clone();
-    let _poller = vellum_rt::add_poller("runner", move || polled.process_completions());
+    let queue = PolledQueue::open(device, 16, "runner").unwrap();
     let job = CompactionJob::decode(&plan.job().encode().unwrap()).unwrap();
     assert_eq!(job, **plan.job());
     let outcome = execute(&queue, &job, &Cancel::default()).await?;
@@ -201,9 +198,7 @@ fn c3_scenario_39_a_job_that_is_cancelled_or_fails_midway_leaves_nothing_half_do
         let device = MemoryDevice::new(DEVICE_BYTES);
         let mut lab = with_runs(&device, 4, 1).await;
         let plan = lab.shard.plan(lab.shard.pick_compaction().unwrap()).await.unwrap();
-        let queue: Rc<dyn Queue> = device.open_queue(16).unwrap();
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("runner", move || polled.process_completions());
+        let queue = PolledQueue::open(&device, 16, "runner").unwrap();
         let cancel = Cancel::default();
         let (job, runner, token) = (plan.job().clone(), queue.clone(), cancel.clone());
         let task = vellum_rt::spawn(vellum_rt::Class::Compaction, "runner", async move {
@@ -253,9 +248,7 @@ fn scenario_47_the_space_of_a_lost_runner_is_nobodys_until_it_is_quiet() {
         let edit = again.into_edit_of(outcome).await;
         lab.install(edit);
         // The lost one writes on, long after its inputs are gone and overwritten: it hits nothing that counts.
-        let queue: Rc<dyn Queue> = device.open_queue(16).unwrap();
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("runner", move || polled.process_completions());
+        let queue = PolledQueue::open(&device, 16, "runner").unwrap();
         drop(execute(&queue, &late, &Cancel::default()).await);
         lab.compare(&mut Prng::new(8), 8).await;
         withheld.release();

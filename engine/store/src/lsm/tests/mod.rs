@@ -17,11 +17,11 @@ use bytes::Bytes;
 use vellum_base::prng::Prng;
 use vellum_base::{BLOCK_SIZE, BlockRange, Epoch, Ino, Key, KeyRange, SegmentId, ShardId};
 use vellum_format::SegmentMeta;
+use vellum_nvme::Queue;
 use vellum_nvme::memory::MemoryDevice;
-use vellum_nvme::{Device, Queue};
-use vellum_rt::PollerHandle;
 
 use crate::holders::Holders;
+use crate::polled::PolledQueue;
 use crate::space::RangeSet;
 
 use super::{BlockCache, Edit, ItemWrite, LocalFuture, LsmConfig, LsmError, Shard, ShardEnv};
@@ -114,7 +114,7 @@ struct Lab {
     /// The oldest epoch that is open.
     epoch: Epoch,
     copies: u8,
-    _poller: PollerHandle,
+    _queue: PolledQueue,
 }
 
 /// For each key every write, oldest first.
@@ -162,11 +162,9 @@ impl Lab {
     }
 
     fn with_copies(seed: u64, device: &MemoryDevice, copies: u8) -> Lab {
-        let queue = device.open_queue(64).unwrap();
-        let polled = queue.clone();
-        let _poller = vellum_rt::add_poller("test device", move || polled.process_completions());
+        let queue = PolledQueue::open(device, 64, "test device").unwrap();
         let env = Rc::new(TestEnv {
-            queue,
+            queue: queue.clone(),
             next_id: Cell::new(0),
             next_block: Cell::new(1),
             oldest: Cell::new(Epoch(0)),
@@ -177,7 +175,7 @@ impl Lab {
             random: RefCell::new(Prng::new(seed)),
         });
         let shard = open(&env, Vec::new(), Epoch::NONE, copies);
-        Lab { env, shard, levels: Vec::new(), model: Model::default(), epoch: Epoch(1), copies, _poller }
+        Lab { env, shard, levels: Vec::new(), model: Model::default(), epoch: Epoch(1), copies, _queue: queue }
     }
 
     fn apply(&mut self, epoch: Epoch, op: ItemWrite) {
