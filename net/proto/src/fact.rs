@@ -22,12 +22,20 @@ pub enum LockFact {
         name: LockName,
         mode: LockMode,
     },
+    /// An invalidation goes to the client.
+    Asked {
+        term: Term,
+        rid: Rid,
+        name: LockName,
+    },
     /// The client holds no more than this from now on.
     Weakened {
         term: Term,
         rid: Rid,
         name: LockName,
         mode: LockMode,
+        /// No invalidation of it is under way any more.
+        answered: bool,
     },
 }
 

@@ -284,6 +284,7 @@ impl LockTable {
                 None => {
                     holder.invalidating = Some(allowed);
                     self.invalidations += 1;
+                    probe::tell(|| LockFact::Asked { term: self.term, rid: *other, name });
                     self.outputs.push_back(LockOutput::Invalidate { rid: *other, name, mode: allowed });
                 }
                 // Asked for less, for a waiter that is gone: asked again after its answer.
@@ -319,7 +320,7 @@ impl LockTable {
         }
         let (mode, open) = (holder.mode.min(mode), holder.invalidating.is_some());
         lock.set_mode(rid, mode, self.now);
-        probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode });
+        probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode, answered });
         // An unanswered invalidation is remembered even when nothing is held any more.
         if mode == LockMode::Null && !open {
             lock.holders.remove(&rid);
@@ -368,7 +369,8 @@ impl LockTable {
             if let Some(lock) = self.locks.get_mut(&name) {
                 lock.remove(rid);
             }
-            probe::tell(|| LockFact::Weakened { term: self.term, rid, name, mode: LockMode::Null });
+            let (term, mode) = (self.term, LockMode::Null);
+            probe::tell(|| LockFact::Weakened { term, rid, name, mode, answered: true });
             self.advance(name);
         }
         if self.reclaiming.get(&rid).is_some_and(BTreeMap::is_empty) {

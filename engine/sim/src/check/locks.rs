@@ -39,6 +39,8 @@ pub struct Locks {
     views: Modes,
     /// As each term's tables do.
     tables: BTreeMap<Term, Modes>,
+    /// Invalidations that their clients have not answered.
+    asked: BTreeSet<(Term, LockName, Rid)>,
     /// Their views count no more: dead, reclaimed, or gone.
     void: BTreeSet<Rid>,
     /// The newest grant of each: its term and write sequence.
@@ -105,6 +107,14 @@ impl Locks {
                     let (to, missing) = (out.name(*rid), out.name(*first));
                     out.violate("L7", format!("term {term} grants {:?} to {to} before {missing} is back", grant.name));
                 }
+                // Its client would take the answer for one of the new grant, which it still uses.
+                if self.asked.contains(&(*term, grant.name, *rid)) {
+                    let to = out.name(*rid);
+                    out.violate(
+                        "L1",
+                        format!("{:?} is granted to {to}, which has an invalidation to answer", grant.name),
+                    );
+                }
                 self.table_compatible(*term, *rid, grant.name, grant.mode, out);
                 set(self.tables.entry(*term).or_default(), grant.name, *rid, grant.mode);
             }
@@ -112,7 +122,13 @@ impl Locks {
                 self.table_compatible(*term, *rid, *name, *mode, out);
                 set(self.tables.entry(*term).or_default(), *name, *rid, *mode);
             }
-            LockFact::Weakened { term, rid, name, mode } => {
+            LockFact::Asked { term, rid, name } => {
+                self.asked.insert((*term, *name, *rid));
+            }
+            LockFact::Weakened { term, rid, name, mode, answered } => {
+                if *answered {
+                    self.asked.remove(&(*term, *name, *rid));
+                }
                 out.story.detail(|s| format!("term {term} has {name:?} back to {mode:?} from {}", s.name(*rid)));
                 let table = self.tables.entry(*term).or_default();
                 let now = get(table, *name, *rid).min(*mode);
