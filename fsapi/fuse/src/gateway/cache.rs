@@ -1,6 +1,7 @@
 //! The gateway's object, and what the kernel may keep.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -23,8 +24,10 @@ const GENERATION: u64 = 1;
 /// Of extended attributes.
 const NAMESPACES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.", b"vellum."];
 
-/// How long a lock that is given away waits for pages.
+/// How long a lock that is given away waits for pages while content is read or written: those requests may wait for that lock.
 const PAGES_WITHIN: Duration = Duration::from_millis(5);
+/// The same while none is, so that nothing keeps the kernel from letting the pages go: it, or this process, had no core.
+const PAGES_AT_MOST: Duration = Duration::from_millis(200);
 
 /// How long the kernel may trust an answer given now: the rest of the lease, when whoever gives locks away calls
 /// [`Gateway::let_go`] first; zero without that.
@@ -39,8 +42,18 @@ pub struct Gateway {
     pub(super) stale: Stale,
     lease_left: RefCell<Option<LeaseLeft>>,
     session: RefCell<Option<(SessionInfo, Notifier)>>,
+    /// READs and WRITEs under way: the kernel holds on to their pages.
+    transfers: Cell<usize>,
     /// The kernel is being asked to forget inodes.
     pruning: Rc<Cell<bool>>,
+}
+
+pub(super) struct Transfer<'a>(&'a Cell<usize>);
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
 }
 
 impl Gateway {
@@ -54,6 +67,7 @@ impl Gateway {
             stale: Stale::default(),
             lease_left: RefCell::default(),
             session: RefCell::default(),
+            transfers: Cell::new(0),
             pruning: Rc::default(),
         })
     }
@@ -92,10 +106,22 @@ impl Gateway {
     async fn let_pages_go(&self, notifier: &Notifier, inos: Vec<Ino>) {
         let (open, closed): (Vec<Ino>, Vec<Ino>) = inos.into_iter().partition(|ino| self.vfs.is_open(*ino));
         closed.into_iter().for_each(|ino| self.known.pages_are_stale(ino));
-        let all = notifier.inval_pages_of(open.iter().map(|ino| self.node(*ino)));
-        if let Ok(Err(error)) = timeout(PAGES_WITHIN, all).await {
-            tracing::warn!(%error, "mapped pages stay in the kernel's cache");
+        let mut all = pin!(notifier.inval_pages_of(open.iter().map(|ino| self.node(*ino))));
+        let began = rt::now();
+        loop {
+            match timeout(PAGES_WITHIN, all.as_mut()).await {
+                Ok(Err(error)) => return tracing::warn!(%error, "mapped pages stay in the kernel's cache"),
+                Ok(Ok(())) => return,
+                Err(_) if self.transfers.get() > 0 || rt::now() - began >= PAGES_AT_MOST => return,
+                Err(_) => {}
+            }
         }
+    }
+
+    /// A READ or WRITE is under way as long as this lives.
+    pub(super) fn transfer(&self) -> Transfer<'_> {
+        self.transfers.set(self.transfers.get() + 1);
+        Transfer(&self.transfers)
     }
 
     /// Inodes that the kernel holds. It is asked to forget what is too much; where it cannot be, its memory is the bound.

@@ -121,13 +121,14 @@ impl Filesystem for Gateway {
     }
 
     async fn read(&self, _ctx: &Context, _ino: u64, request: &ReadRequest) -> Result<Payload> {
+        let _transfer = self.transfer();
         let data = self.vfs.read(FileHandle(request.fh), request.offset, request.size as usize).await?;
         Ok(Payload::Slices(data))
     }
 
     async fn write(&self, _ctx: &Context, _ino: u64, request: WriteRequest) -> Result<u32> {
         // A kernel without HANDLE_KILLPRIV_V2 changes the mode itself, before it writes.
-        let handle = FileHandle(request.fh);
+        let (handle, _transfer) = (FileHandle(request.fh), self.transfer());
         let written = self.vfs.write(handle, request.offset, &request.data, request.kill_suidgid).await?;
         u32::try_from(written).map_err(|_| Errno::EIO)
     }
