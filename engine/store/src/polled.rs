@@ -11,7 +11,7 @@ use vellum_rt::{FdWatch, PollerHandle, add_poller, watch_fd};
 pub struct PolledQueue {
     // Dropped in this order: the descriptor is watched no longer than the queue has it.
     _watch: Option<FdWatch>,
-    _poller: PollerHandle,
+    poller: PollerHandle,
     queue: Rc<dyn Queue>,
 }
 
@@ -21,7 +21,7 @@ impl PolledQueue {
         let queue = device.open_queue(depth)?;
         let polled = queue.clone();
         let poller = add_poller(name, move || polled.process_completions());
-        Ok(PolledQueue { _watch: queue.wake_fd().map(watch_fd), _poller: poller, queue })
+        Ok(PolledQueue { _watch: queue.wake_fd().map(watch_fd), poller, queue })
     }
 }
 
@@ -35,6 +35,6 @@ impl Deref for PolledQueue {
 
 impl fmt::Debug for PolledQueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PolledQueue").field("poller", &self._poller).finish_non_exhaustive()
+        f.debug_struct("PolledQueue").field("poller", &self.poller).finish_non_exhaustive()
     }
 }

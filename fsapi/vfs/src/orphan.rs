@@ -125,7 +125,7 @@ impl Vfs {
         rt::spawn(Class::Request, "last close", async move {
             let result = vfs.delete_if_forsaken(ino, unlinked, told).await;
             if let Err(error) = result {
-                tracing::debug!(%ino, %error, "an orphan stays for the cleaner");
+                tracing::info!(%ino, %error, "an orphan stays for the cleaner");
             }
         })
         .detach();
@@ -156,7 +156,7 @@ impl Vfs {
         let Some(vfs) = self.rc() else { return };
         rt::spawn(Class::Request, "reap", async move {
             if let Err(error) = restarted(async || vfs.reap(ino).await).await {
-                tracing::debug!(%ino, %error, "an orphan stays for the cleaner");
+                tracing::info!(%ino, %error, "an orphan stays for the cleaner");
             }
         })
         .detach();

@@ -25,7 +25,7 @@ pub fn memory(bytes: u64) -> Arc<dyn Device> {
     Arc::new(MemoryDevice::new(bytes))
 }
 
-/// A queue that is polled as long as the handle lives.
+/// A queue that is polled as long as it lives.
 pub fn queue(device: &Arc<dyn Device>) -> PolledQueue {
     PolledQueue::open(&**device, 64, "test").unwrap()
 }

@@ -2,8 +2,8 @@
 //!
 //! What the kernel caches of it (names, attributes, pages) it may use only while this client holds the locks: answers
 //! carry the rest of the lease as their timeout, and when a lock group is given away, [`Gateway::let_go`] takes
-//! the timeouts back before the engine is answered. Pages need no such wait: the kernel compares mtime and size when it
-//! asks for attributes again, and drops pages of what changed (`AUTO_INVAL_DATA`).
+//! the timeouts back before the engine is answered. Pages of files that are not open need no such wait: the kernel compares
+//! mtime and size when it asks for attributes again, and drops pages of what changed (`AUTO_INVAL_DATA`).
 //!
 //! Advisory locks (fcntl, open file descriptions, flock) are the engine's, over all gateways: see `locks` for how they end.
 //! Permissions are the kernel's business (`default_permissions`).
